@@ -1,0 +1,126 @@
+"""Settings of one-shot tuning, as data: the paper's table of rates and steps (method.md §4), and prompt templates."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class TuningSettings:
+    """Everything that decides a tuning besides photo, base, domain and seed.
+
+    Attributes:
+        steps: optimiser steps; 0 leaves the encoder's first answer as it is.
+        learning_rate: of AdamW; every step moves every trained weight by about this much.
+        regularization: λ, the weight of ``mean ‖E‖²``.
+        batch: noise levels of the photo(s) per optimiser step.
+        micro_batch: how many of them pass the UNet at once; changes memory and time, not the result.
+        train_encoder: tune the concept encoder.
+        train_offsets: tune the weight offsets.
+        train_unet: tune all UNet weights.
+        use_mask: weight the diffusion loss by the mask, where there is one.
+        refine: predict the word anew at every denoising evaluation when sampling.
+        end_percent: share of the sampling schedule, 0-1, after which the word is frozen.
+        stop_feature_gradient: no gradients through the UNet's feature pass (an ablation).
+        weight_decay, betas, eps: of AdamW.
+
+    Raises:
+        ValueError: a value is out of range; the message names it.
+    """
+
+    steps: int = 15
+    learning_rate: float = 1.6e-5
+    regularization: float = 0.1
+    batch: int = 16
+    micro_batch: int = 4
+    train_encoder: bool = True
+    train_offsets: bool = True
+    train_unet: bool = True
+    use_mask: bool = True
+    refine: bool = True
+    end_percent: float = 1.0
+    stop_feature_gradient: bool = False
+    weight_decay: float = 0.01
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch", "micro_batch"):
+            value, least = getattr(self, name), 0 if name == "steps" else 1
+            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+                raise ValueError(f"Tuning setting {name} = {value!r} must be a whole number of at least {least}.")
+        for name in ("train_encoder", "train_offsets", "train_unet", "use_mask", "refine", "stop_feature_gradient"):
+            if not isinstance(getattr(self, name), bool):
+                raise ValueError(f"Tuning setting {name} = {getattr(self, name)!r} must be true or false.")
+        for name in ("learning_rate", "regularization", "weight_decay", "eps", "end_percent"):
+            _check_number(name, getattr(self, name))
+        if self.learning_rate == 0 and self.steps > 0:
+            raise ValueError("Tuning setting learning_rate = 0 would train nothing: raise it, or set steps to 0.")
+        if self.end_percent > 1:
+            raise ValueError(f"Tuning setting end_percent = {self.end_percent!r} must lie between 0 and 1.")
+        if not isinstance(self.betas, tuple) or len(self.betas) != 2:
+            raise ValueError(f"Tuning setting betas = {self.betas!r} must be two numbers.")
+        for beta in self.betas:
+            _check_number("betas", beta)
+            if beta >= 1:
+                raise ValueError(f"Tuning setting betas = {self.betas!r} must lie in [0, 1).")
+        if self.micro_batch > self.batch:
+            raise ValueError(
+                f"Tuning setting micro_batch = {self.micro_batch} is larger than batch = {self.batch}: lower it."
+            )
+        if self.steps > 0 and not (self.train_encoder or self.train_offsets or self.train_unet):
+            raise ValueError(
+                f"Tuning with steps = {self.steps} would train nothing: switch on train_encoder, train_offsets or"
+                " train_unet, or set steps to 0."
+            )
+
+
+def _check_number(name: str, value: object) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or value < 0:
+        raise ValueError(f"Tuning setting {name} = {value!r} must be a finite number of at least 0.")
+
+
+FACE = TuningSettings(steps=15, learning_rate=1.6e-5, regularization=0.1)
+CAT = TuningSettings(steps=5, learning_rate=4.8e-5, regularization=1e-4, use_mask=False)
+ART = CAT
+# The mini world's base is small and trained from scratch: an Adam step moves every weight by the rate, so it needs more.
+MINI = TuningSettings(steps=15, learning_rate=1e-4, regularization=0.01, micro_batch=16)
+
+PRESETS: dict[str, TuningSettings] = {"face": FACE, "cat": CAT, "art": ART, "mini": MINI}
+
+TEMPLATES: dict[str, tuple[str, ...]] = {
+    "neutral": (
+        "a photo of {}",
+        "a picture of {}",
+        "an image of {}",
+        "a photograph of {}",
+        "a close-up photo of {}",
+        "a good photo of {}",
+        "a rendering of {}",
+        "a depiction of {}",
+    ),
+    "style": (
+        "a painting in the style of {}",
+        "a picture in the style of {}",
+        "a drawing in the style of {}",
+        "an artwork in the style of {}",
+        "a rendering in the style of {}",
+        "an illustration in the style of {}",
+        "a close-up painting in the style of {}",
+        "a good painting in the style of {}",
+    ),
+    # The mini world's captions begin "{style} of a {word}"; its concept photos are in the photo style.
+    "mini": ("photo of a {}",),
+}
+
+
+def templates_of(name: str) -> tuple[str, ...]:
+    """The prompt templates of a set; each holds "{}" once.
+
+    Raises:
+        ValueError: no such set; the message lists the sets there are.
+    """
+    if name not in TEMPLATES:
+        raise ValueError(f"Template set {name!r} is unknown: it must be one of {', '.join(sorted(TEMPLATES))}.")
+    return TEMPLATES[name]

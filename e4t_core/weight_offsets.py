@@ -1,0 +1,129 @@
+"""Weight offsets of the attention projections, in the exact rank-3 form (method.md §3, the paper's section 4.2).
+
+A matrix ``W0`` of M outputs and N inputs becomes ``W = W0 * (1 + Δ)``. The paper's network gives Δ from a constant
+``v0`` by four linear layers: two make ``y ∈ R^M`` and ``u ∈ R^N``, whose outer product passes a linear over the rows
+(``B``, ``b``) and one over the columns (``A``, ``a``). Written out, that is exactly
+
+    Δ = (B y)(A u)ᵀ + (B 1) aᵀ + b 1ᵀ = P Qᵀ,   P = [B y, B 1, b] (M, 3),   Q = [A u, a, 1] (N, 3)
+
+so no M×M×N product is ever built. The four-layer form is what is trained (it is the paper's prior: Adam on P and Q
+directly would move Δ hundreds of times less at the same rate); P and Q are what a finished domain or concept needs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+import torch
+from torch import Tensor, nn
+
+from .seeded_linear import seeded_linear
+
+WEIGHT = ".weight"
+
+
+class MatrixOffset(nn.Module):
+    """The four-layer offset of one matrix; Δ = 0 at the start, because ``B`` (row.weight) and ``b`` are zero."""
+
+    def __init__(
+        self, shape: tuple[int, int], v_size: int, generator: torch.Generator, device: torch.device | str | None
+    ) -> None:
+        super().__init__()
+        rows, columns = shape
+        self.v0 = nn.Parameter(torch.ones(v_size, device=device))
+        self.y = seeded_linear(v_size, rows, generator, device)
+        self.u = seeded_linear(v_size, columns, generator, device)
+        self.column = seeded_linear(columns, columns, generator, device)
+        self.row = nn.Linear(rows, rows, device="meta")
+        if self.v0.device.type != "meta":
+            self.row.to_empty(device=self.v0.device)
+            nn.init.zeros_(self.row.weight)
+            nn.init.zeros_(self.row.bias)
+
+    def forward(self) -> tuple[Tensor, Tensor]:
+        """P ``(M, 3)`` and Q ``(N, 3)``."""
+        y, u = self.y(self.v0), self.u(self.v0)
+        a, b = self.column.bias, self.row.bias
+        p = torch.stack([self.row.weight @ y, self.row.weight.sum(dim=1), b], dim=1)
+        q = torch.stack([self.column.weight @ u, a, torch.ones_like(a)], dim=1)
+        return p, q
+
+
+class WeightOffsets(nn.Module):
+    """One :class:`MatrixOffset` per attention projection.
+
+    State keys are the canonical name without ".weight", then ``v0`` or ``{y,u,column,row}.{weight,bias}``:
+    "down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q.column.bias".
+
+    Args:
+        shapes: canonical names (ending in ".weight") -> (M out, N in), as ``UNet.attention_projections()`` gives.
+        v_size: length of the learned constant ``v0``; more than 1 does not enlarge what can be expressed.
+        generator: random stream of the start; a fixed one by default. The global one is never touched.
+        device: where the parameters live; "meta" for shapes only.
+
+    Raises:
+        ValueError: a name does not end in ".weight".
+    """
+
+    def __init__(
+        self,
+        shapes: Mapping[str, tuple[int, int]],
+        v_size: int = 1,
+        generator: torch.Generator | None = None,
+        device: torch.device | str | None = None,
+    ) -> None:
+        super().__init__()
+        generator = generator or torch.Generator().manual_seed(0)
+        self.shapes = {name: (int(m), int(n)) for name, (m, n) in shapes.items()}
+        self.v_size = v_size
+        for name, shape in self.shapes.items():
+            if not name.endswith(WEIGHT):
+                raise ValueError(
+                    f"Projection {name!r} must be named after its weight: the name has to end in '.weight'."
+                )
+            *folders, leaf = name.removesuffix(WEIGHT).split(".")
+            parent: nn.Module = self
+            for folder in folders:
+                # Nested modules make the state keys read like the canonical names.
+                if folder not in parent._modules:
+                    parent.add_module(folder, nn.Module())
+                parent = parent.get_submodule(folder)
+            parent.add_module(leaf, MatrixOffset(shape, v_size, generator, device))
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Canonical names of the offset matrices, in the order given."""
+        return tuple(self.shapes)
+
+    def factors(self, name: str) -> tuple[Tensor, Tensor]:
+        """P ``(M, 3)`` and Q ``(N, 3)`` of one matrix, differentiable; Δ = P Qᵀ.
+
+        Raises:
+            KeyError: no such matrix.
+        """
+        if name not in self.shapes:
+            raise KeyError(f"There is no weight offset for {name!r}.")
+        p, q = self.get_submodule(name.removesuffix(WEIGHT))()
+        return p, q
+
+    def apply(self, name: str, weight: Tensor) -> Tensor:  # type: ignore[override]
+        """``W0 * (1 + Δ)`` of one matrix ``(M, N)``."""
+        return offset_weight(weight, *self.factors(name))
+
+    def apply_all(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """``W0 * (1 + Δ)`` of every offset matrix; ``weights`` may hold more names, which are left out."""
+        return {name: self.apply(name, weights[name]) for name in self.shapes}
+
+    def collapse(self) -> dict[str, tuple[Tensor, Tensor]]:
+        """All P and Q, detached: what is needed once training is over (SD 1.5: 448,128 numbers)."""
+        with torch.no_grad():
+            return {name: (p.detach(), q.detach()) for name, (p, q) in self._all_factors()}
+
+    def _all_factors(self) -> Iterator[tuple[str, tuple[Tensor, Tensor]]]:
+        for name in self.shapes:
+            yield name, self.factors(name)
+
+
+def offset_weight(weight: Tensor, p: Tensor, q: Tensor) -> Tensor:
+    """``W0 * (1 + P Qᵀ)``: weight ``(M, N)``, p ``(M, 3)``, q ``(N, 3)``. With Δ = 0 it is ``W0``, bit for bit."""
+    return weight * (1.0 + p @ q.T)
