@@ -1,0 +1,1 @@
+"""Every figure that the README shows is printed by a command here."""

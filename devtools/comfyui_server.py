@@ -1,0 +1,148 @@
+"""Starts a real ComfyUI on the loopback interface with its own base directory, database and port, and stops it."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+from pathlib import Path
+from types import TracebackType
+from typing import final
+
+from .comfyui_client import Client
+from .console import Failure, reason
+from .places import PACK_NAME, REPOSITORY, venv_python
+
+HOST = "127.0.0.1"
+START_SECONDS = 300.0
+STOP_SECONDS = 15.0
+FOLDERS = (
+    "custom_nodes",
+    "input",
+    "output",
+    "temp",
+    "user/default/workflows",
+    "models/checkpoints",
+    "models/e4t_domains",
+)
+
+
+def prepare_base(base: Path, pack: Path = REPOSITORY) -> None:
+    """Makes the folders of a ComfyUI base directory and links `pack` into its custom_nodes."""
+    for folder in FOLDERS:
+        (base / folder).mkdir(parents=True, exist_ok=True)
+    link = base / "custom_nodes" / PACK_NAME
+    if link.exists() and link.samefile(pack):
+        return
+    if link.is_symlink():
+        link.unlink()
+    if os.name == "nt":
+        # A junction needs no administrator's rights, a symbolic link does.
+        made = subprocess.run(["cmd", "/c", "mklink", "/J", str(link), str(pack)], capture_output=True, check=False)
+        if made.returncode != 0:
+            raise Failure(f"The pack could not be linked to {link}; remove what is there and run this again.")
+    else:
+        link.symlink_to(pack, target_is_directory=True)
+
+
+def has_gpu() -> bool:
+    """True if torch in `.venv` finds an accelerator; without one ComfyUI has to be told `--cpu`."""
+    look = "import sys, torch; sys.exit(0 if torch.accelerator.is_available() else 3)"
+    return subprocess.run([str(venv_python()), "-c", look], capture_output=True, check=False).returncode == 0
+
+
+def free_port() -> int:
+    """A port on the loopback interface that nothing listens on now."""
+    with socket.socket() as probe:
+        probe.bind((HOST, 0))
+        return probe.getsockname()[1]
+
+
+@final
+class Server:
+    """A ComfyUI process; as a context manager it is ready inside the block and gone after it.
+
+    `base` is its base directory (see `prepare_base`), `log` the file that takes what it says.
+    """
+
+    def __init__(self, comfyui: Path, base: Path, log: Path, port: int | None = None, cpu: bool = True) -> None:
+        self.comfyui, self.base, self.log = comfyui, base, log
+        self.client = Client(HOST, port or free_port())
+        self._cpu = cpu
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> Server:
+        """Starts the process and waits until it answers.
+
+        Raises: Failure with ComfyUI's own last word if it ends, or does not answer within START_SECONDS.
+        """
+        command = [
+            *(str(venv_python()), "main.py", "--listen", HOST, "--port", str(self.client.port)),
+            *("--base-directory", str(self.base), "--database-url", "sqlite:///:memory:"),
+            # Packs that a shared extra_model_paths.yaml may name are none of ours.
+            *("--disable-all-custom-nodes", "--whitelist-custom-nodes", PACK_NAME, "--disable-auto-launch"),
+            *(["--cpu"] if self._cpu else []),
+        ]
+        self.log.parent.mkdir(parents=True, exist_ok=True)
+        # A group of its own: Ctrl-C in the terminal then reaches dev.py alone, which ends ComfyUI in order.
+        own_group = (
+            {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP}
+            if sys.platform == "win32"
+            else {"start_new_session": True}
+        )
+        with self.log.open("wb") as output:
+            self._process = subprocess.Popen(
+                command,
+                cwd=self.comfyui,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                stdin=subprocess.DEVNULL,
+                **own_group,
+            )
+        try:
+            self._wait_until_it_answers()
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def _wait_until_it_answers(self) -> None:
+        deadline = time.monotonic() + START_SECONDS
+        while time.monotonic() < deadline:
+            if not self.running():
+                raise Failure(f"ComfyUI ended while it started: {reason(self.said())} (all of it: {self.log}).")
+            try:
+                self.client.get("/system_stats", timeout=5.0)
+                return
+            except (urllib.error.URLError, OSError):
+                time.sleep(0.2)
+        raise Failure(f"ComfyUI did not answer within {START_SECONDS:.0f} s of its start (what it said: {self.log}).")
+
+    def running(self) -> bool:
+        """True while the process lives."""
+        return self._process is not None and self._process.poll() is None
+
+    def said(self) -> str:
+        """What ComfyUI has written so far."""
+        return self.log.read_text(encoding="utf-8", errors="replace")
+
+    def stop(self) -> None:
+        """Ends the process and waits for its end."""
+        if self._process is None:
+            return
+        self._process.terminate()
+        try:
+            self._process.wait(STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        self._process = None
+
+    def __enter__(self) -> Server:
+        return self.start()
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.stop()

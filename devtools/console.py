@@ -1,0 +1,81 @@
+"""What a person sees: each step, what it does, how long it took, and one sentence when it cannot go on."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+TICK_SECONDS = 1.0
+"""How often the seconds of a running step are redrawn on a terminal."""
+
+
+class Failure(Exception):
+    """A step that cannot go on; its text is the one sentence the person reads."""
+
+
+def say(text: str) -> None:
+    """One line, at once (the output may be a pipe)."""
+    print(text, flush=True)
+
+
+@contextlib.contextmanager
+def step(title: str) -> Iterator[None]:
+    """Announces `title`, then the seconds it took. On a terminal the seconds count up while it runs.
+
+    Raises: Failure with one sentence if the disk is full; any other exception as it came.
+    """
+    start = time.monotonic()
+    on_terminal = sys.stdout.isatty()
+    done = threading.Event()
+
+    def tick() -> None:
+        while not done.wait(TICK_SECONDS):
+            print(f"\r· {title} … {time.monotonic() - start:.0f} s", end="", flush=True)
+
+    ticker = threading.Thread(target=tick, daemon=True)
+    print(f"· {title} …", end="" if on_terminal else "\n", flush=True)
+    if on_terminal:
+        ticker.start()
+    outcome = "stopped after"
+    try:
+        yield
+        outcome = "done in"
+    except OSError as error:
+        if error.errno == errno.ENOSPC:
+            raise Failure(f"The disk is full ({title}); free some space and run the same command again.") from error
+        raise
+    finally:
+        done.set()
+        if on_terminal:
+            ticker.join()
+        say(f"{chr(13) if on_terminal else ''}· {title}: {outcome} {time.monotonic() - start:.1f} s")
+
+
+def run_quietly(command: list[str], log: Path, failed: str, cwd: Path | None = None) -> None:
+    """Runs `command`, its output going to the file `log`.
+
+    Raises: Failure that begins with `failed` and names the reason and the log, when the command does not succeed.
+    """
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("w", encoding="utf-8") as output:
+        status = subprocess.run(command, cwd=cwd, stdout=output, stderr=subprocess.STDOUT, check=False).returncode
+    if status != 0:
+        raise Failure(f"{failed}: {reason(log.read_text(encoding='utf-8', errors='replace'))} (all of it: {log}).")
+
+
+def reason(output: str) -> str:
+    """The line of a program's output that tells a person what went wrong, or a plainer wording of it."""
+    lowered = output.lower()
+    if "no space left on device" in lowered or "not enough space on the disk" in lowered or "errno 28" in lowered:
+        return "the disk is full; free some space and run the same command again"
+    if any(sign in lowered for sign in ("name resolution", "getaddrinfo", "network is unreachable", "newconnection")):
+        return "the package registry could not be reached; check the network and run the same command again"
+    lines = [line.strip() for line in output.splitlines() if line.strip()]
+    errors = [line for line in lines if line.startswith(("ERROR", "error:", "Error"))]
+    return (errors or lines or ["it said nothing"])[-1].rstrip(".")
