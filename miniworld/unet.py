@@ -1,8 +1,8 @@
 """The mini world's UNet: Stable Diffusion 1.x's building blocks, fewer of them.
 
-Parameter names and shapes are those of the original latent-diffusion UNet, so the weights load into any
-implementation that reads an SD 1.x checkpoint. This module is only for TRAINING; pictures are sampled by the host's
-own UNet.
+Parameter names are those of the original latent-diffusion UNet, so the weights load into any implementation that reads
+an SD 1.x checkpoint, once ``widen.py`` has made them 320 channels wide. This module is only for TRAINING; pictures are
+sampled by the host's own UNet.
 """
 
 from __future__ import annotations
@@ -15,18 +15,22 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 
+STOCK_WIDTH = 320
+TIME_WIDTH = 4 * STOCK_WIDTH
+
+
 @dataclass(frozen=True)
 class UNetShape:
-    """How many blocks of what kind. Stock loaders accept any of these as SD 1.5 as long as the width is 320.
+    """How many blocks of what kind. Stock loaders accept any of these as SD 1.5 once the width is 320.
 
     Attributes:
-        width: channels everywhere.
+        width: channels everywhere; 160 trains in half the time and widens exactly to 320.
         input_depths: transformer blocks behind each input-side residual block, per level.
         output_depths: likewise on the output side, which has one more residual block a level (top level first).
         middle_depth: transformer blocks in the middle; -1: one residual block only.
     """
 
-    width: int = 320
+    width: int = 160
     input_depths: tuple[tuple[int, ...], ...] = ((0,), (1,))
     output_depths: tuple[tuple[int, ...], ...] = ((0, 0), (1, 1))
     middle_depth: int = 1
@@ -73,10 +77,10 @@ class Attention(nn.Module):
         def split(y: Tensor) -> Tensor:
             return y.view(y.shape[0], y.shape[1], self.heads, -1).transpose(1, 2)
 
-        y = F.scaled_dot_product_attention(
-            split(self.to_q(x)), split(self.to_k(context)), split(self.to_v(context))
-        )
-        return self.to_out(y.transpose(1, 2).reshape(x.shape))
+        q, k, v = split(self.to_q(x)), split(self.to_k(context)), split(self.to_v(context))
+        # Spelled out: on a CPU the backward pass of the fused attention costs ten times as much at these sizes.
+        weights = (q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5).softmax(dim=-1)
+        return self.to_out((weights.to(v.dtype) @ v).transpose(1, 2).reshape(x.shape))
 
 
 class GEGLU(nn.Module):
@@ -166,12 +170,14 @@ class UNetModel(nn.Module):
     def __init__(self, shape: UNetShape = UNetShape()) -> None:
         super().__init__()
         self.shape = shape
-        width, embedding = shape.width, 4 * shape.width
+        width, embedding = shape.width, TIME_WIDTH
 
         def transformers(depth: int) -> list[nn.Module]:
             return [SpatialTransformer(width, shape.context, shape.heads, depth)] if depth > 0 else []
 
-        self.time_embed = nn.Sequential(nn.Linear(width, embedding), nn.SiLU(), nn.Linear(embedding, embedding))
+        self.time_embed = nn.Sequential(
+            nn.Linear(STOCK_WIDTH, embedding), nn.SiLU(), nn.Linear(embedding, embedding)
+        )
         self.input_blocks = nn.ModuleList([Stage(nn.Conv2d(shape.latent_channels, width, 3, padding=1))])
         for level, depths in enumerate(shape.input_depths):
             for depth in depths:
@@ -196,7 +202,7 @@ class UNetModel(nn.Module):
 
     def encode(self, x: Tensor, timesteps: Tensor, context: Tensor) -> tuple[list[Tensor], Tensor]:
         """The down half and the middle: every down-block output and the time embedding; the middle comes last."""
-        embedding = self.time_embed(timestep_embedding(timesteps, self.shape.width).to(x.dtype))
+        embedding = self.time_embed(timestep_embedding(timesteps, STOCK_WIDTH).to(x.dtype))
         outputs = []
         for stage in (*self.input_blocks, self.middle_block):
             x = stage(x, embedding, context)
