@@ -19,6 +19,8 @@ from .places import PACK_NAME, REPOSITORY, venv_python
 HOST = "127.0.0.1"
 START_SECONDS = 300.0
 STOP_SECONDS = 15.0
+IMPORT_FAILED = "Cannot import "
+"""What ComfyUI writes before the path of a pack and the reason; only this pack is ever loaded here."""
 FOLDERS = (
     "custom_nodes",
     "input",
@@ -77,7 +79,7 @@ class Server:
     def start(self) -> Server:
         """Starts the process and waits until it answers.
 
-        Raises: Failure with ComfyUI's own last word if it ends, or does not answer within START_SECONDS.
+        Raises: Failure with ComfyUI's own last word if it ends, cannot load the pack, or does not answer in time.
         """
         command = [
             *(str(venv_python()), "main.py", "--listen", HOST, "--port", str(self.client.port)),
@@ -116,10 +118,14 @@ class Server:
                 raise Failure(f"ComfyUI ended while it started: {reason(self.said())} (all of it: {self.log}).")
             try:
                 self.client.get("/system_stats", timeout=5.0)
-                return
+                break
             except (urllib.error.URLError, OSError):
                 time.sleep(0.2)
-        raise Failure(f"ComfyUI did not answer within {START_SECONDS:.0f} s of its start (what it said: {self.log}).")
+        else:
+            raise Failure(f"ComfyUI did not answer within {START_SECONDS:.0f} s (what it said: {self.log}).")
+        for line in self.said().splitlines():
+            if IMPORT_FAILED in line:
+                raise Failure(f"ComfyUI could not load this pack: {line.partition(IMPORT_FAILED)[2]} (see {self.log}).")
 
     def running(self) -> bool:
         """True while the process lives."""

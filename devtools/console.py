@@ -14,6 +14,9 @@ from pathlib import Path
 TICK_SECONDS = 1.0
 """How often the seconds of a running step are redrawn on a terminal."""
 
+UNREACHABLE = ("name resolution", "getaddrinfo", "network is unreachable", "newconnection", "(from versions: none)")
+"""What pip writes, in lower case, when no registry answers."""
+
 
 class Failure(Exception):
     """A step that cannot go on; its text is the one sentence the person reads."""
@@ -74,8 +77,8 @@ def reason(output: str) -> str:
     lowered = output.lower()
     if "no space left on device" in lowered or "not enough space on the disk" in lowered or "errno 28" in lowered:
         return "the disk is full; free some space and run the same command again"
-    if any(sign in lowered for sign in ("name resolution", "getaddrinfo", "network is unreachable", "newconnection")):
+    if any(sign in lowered for sign in UNREACHABLE):
         return "the package registry could not be reached; check the network and run the same command again"
     lines = [line.strip() for line in output.splitlines() if line.strip()]
     errors = [line for line in lines if line.startswith(("ERROR", "error:", "Error"))]
-    return (errors or lines or ["it said nothing"])[-1].rstrip(".")
+    return (errors or lines or ["it said nothing"])[-1].removeprefix("ERROR: ").rstrip(".")

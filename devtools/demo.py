@@ -19,10 +19,10 @@ from .places import BASE, DEMO_OUTPUT, LOGS, REPOSITORY, WORKFLOWS, venv_python
 WORD = "S*"
 DOMAIN_WORD = "face"
 PROMPTS = (
-    "photo of a {}, green background",
-    "watercolor of a {}",
-    "pencil sketch of a {}",
-    "photo of a {}, crown, purple background",
+    "a photo of {}, green background",
+    "a watercolor of {}",
+    "a pencil sketch of {}",
+    "a photo of {}, wearing a crown, purple background",
 )
 """What is asked for; "{}" is the word in one row and the domain's word in the other."""
 FIRST_SEED = 1

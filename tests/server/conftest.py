@@ -1,0 +1,125 @@
+"""A real ComfyUI server with this pack and a base model, domain and photo of random values: small, and soon loaded."""
+
+from __future__ import annotations
+
+import copy
+import importlib.util
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from safetensors import safe_open
+
+from devtools.comfyui_client import Client, Run, Workflow
+from devtools.comfyui_server import Server, prepare_base
+from devtools.comfyui_source import find_or_fetch
+from devtools.miniworld_setup import CHECKPOINT, DOMAIN, PHOTO
+from devtools.places import REPOSITORY, WORKFLOWS
+from e4t_core.clip_backbone import build_vision_tower
+from e4t_core.concept_encoder import ConceptEncoder
+from e4t_core.domain import Domain, save_domain
+from e4t_core.domain_info import BackboneInfo, DomainInfo
+from e4t_core.presets import TuningSettings
+from e4t_core.weight_offsets import WeightOffsets
+from miniworld.checkpoint import write_random_checkpoint
+
+UNET_PREFIX = "model.diffusion_model."
+STEPS = 2
+"""Tuning steps of the random domain's preset: enough for a progress bar, too few to wait for."""
+
+
+def write_random_domain(path: Path, checkpoint: Path) -> None:
+    """A domain of random weights that fits the base model in `checkpoint`."""
+    source = REPOSITORY / "nodes" / "host" / "canonical_names.py"
+    spec = importlib.util.spec_from_file_location("canonical_names", source)
+    assert spec is not None and spec.loader is not None
+    # By its path: the package around it needs a running ComfyUI.
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    with safe_open(checkpoint, framework="pt") as file:
+        keys = [key for key in file.keys() if key.startswith(UNET_PREFIX)]  # noqa: SIM118
+        shapes = {key.removeprefix(UNET_PREFIX): tuple(file.get_slice(key).get_shape()) for key in keys}
+    canonical = module.canonical_names(shapes)
+    projections = {
+        canonical[name]: (shape[0], shape[1])
+        for name, shape in shapes.items()
+        if name.endswith((".to_q.weight", ".to_k.weight", ".to_v.weight"))
+    }
+    # One mean per channel of conv_in, of every input-side block and of the middle block; all are equally wide here.
+    width = shapes["input_blocks.0.0.weight"][0]
+    feature_width = width * (2 + max(int(name.split(".")[1]) for name in shapes if name.startswith("input_blocks.")))
+    vision = {"image_size": 32, "layers": 2, "width": 64, "head_width": 32, "patch_size": 16}
+    backbone = BackboneInfo(
+        kind="open_clip",
+        architecture=json.dumps({"embed_dim": 32, "vision_cfg": vision}),
+        layers=(1, 2),
+        width=64,
+        image_size=32,
+        weights_inside=True,
+    )
+    info = DomainInfo(
+        name="mini_faces",
+        word="face",
+        base_family="sd1",
+        prediction="epsilon",
+        context_width=768,
+        feature_width=feature_width,
+        projections=projections,
+        backbone=backbone,
+        scale=0.1,
+        templates="mini",
+        preset=TuningSettings(steps=STEPS, learning_rate=1e-4, regularization=0.01, batch=2, micro_batch=1),
+        image_size=128,
+    )
+    torch.manual_seed(0)
+    tower = build_vision_tower(backbone)
+    encoder = ConceptEncoder(len(backbone.layers), backbone.width, feature_width, info.context_width)
+    save_domain(path, Domain(encoder, WeightOffsets(projections), info, dict(tower.state_dict())))
+
+
+def write_random_photo(path: Path) -> None:
+    """160×128 coloured noise."""
+    pixels = torch.randint(0, 256, (128, 160, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    Image.fromarray(pixels.numpy()).save(path)
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """The running server; one for all tests here, because it takes a while to start."""
+    base = tmp_path_factory.mktemp("comfyui")
+    prepare_base(base)
+    write_random_checkpoint(base / CHECKPOINT, seed=0)
+    write_random_domain(base / DOMAIN, base / CHECKPOINT)
+    write_random_photo(base / PHOTO)
+    with Server(find_or_fetch(), base, base / "comfyui.log") as running:
+        yield running
+
+
+@pytest.fixture
+def client(server: Server) -> Client:
+    """A client of the server, with an identity of its own."""
+    return Client(server.client.host, server.client.port)
+
+
+@pytest.fixture
+def workflow() -> Callable[..., Workflow]:
+    """Makes the shipped API workflow, quick to sample, with inputs changed: `workflow(E4TPersonalize={"seed": 3})`."""
+    shipped: Workflow = json.loads((WORKFLOWS / "api" / "one_photo.json").read_text(encoding="utf-8"))
+
+    def make(**changes: dict[str, object]) -> Workflow:
+        made = copy.deepcopy(shipped)
+        for node in made.values():
+            node["inputs"] |= {"steps": 2} if node["class_type"] == "KSampler" else {}
+            node["inputs"] |= changes.get(node["class_type"], {})
+        return made
+
+    return make
+
+
+def tuned_steps(run: Run, workflow: Workflow) -> int:
+    """How many tuning steps E4TPersonalize reported; 0 if it was cached or found its result in the store."""
+    node = next(name for name, content in workflow.items() if content["class_type"] == "E4TPersonalize")
+    return len(run.progress.get(node, []))
