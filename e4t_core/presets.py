@@ -110,8 +110,8 @@ TEMPLATES: dict[str, tuple[str, ...]] = {
         "a close-up painting in the style of {}",
         "a good painting in the style of {}",
     ),
-    # The mini world's captions begin "{style} of a {word}"; its concept photos are in the photo style.
-    "mini": ("photo of a {}",),
+    # The mini world's captions begin "a {style} of {word}"; its concept photos are in the photo style.
+    "mini": ("a photo of {}",),
 }
 
 

@@ -1,0 +1,179 @@
+"""The frozen image backbone: [CLS] vectors of a CLIP vision transformer after several of its blocks (method.md §2).
+
+It is built by open_clip, which is imported only when a tower is built: inside ComfyUI a stock CLIP_VISION model can
+take its place, and then open_clip need not be installed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from .domain_info import BackboneInfo
+
+
+class BackboneError(ValueError):
+    """An image backbone that cannot be built or loaded; the message says why and what to do."""
+
+
+def build_vision_tower(info: BackboneInfo) -> nn.Module:
+    """The open_clip vision transformer of ``info.architecture``, freshly initialised, for training or loading.
+
+    The architecture is an open_clip name ("ViT-H-14") or a JSON object with "embed_dim", "vision_cfg" (the fields
+    of open_clip's ``CLIPVisionCfg``) and optionally "quick_gelu". Called on normalised images ``(B, 3, H, W)`` it
+    gives embeddings ``(B, embed_dim)``. Its first weights come from torch's global stream (open_clip draws there).
+
+    Raises:
+        BackboneError: open_clip is not installed, the architecture is unknown or malformed, or is no plain vision
+            transformer with the blocks and width that ``info`` names.
+    """
+    try:
+        import open_clip
+        from open_clip.model import CLIPVisionCfg, _build_vision_tower
+    except ImportError as error:
+        raise BackboneError(
+            "This domain's image backbone needs the package open_clip_torch, which is not installed: run"
+            " 'pip install open_clip_torch' in ComfyUI's Python, or use a domain that reads a stock CLIP_VISION model."
+        ) from error
+    config = _config(info.architecture, open_clip.get_model_config)
+    try:
+        vision = dict(config["vision_cfg"])
+        tower = _build_vision_tower(int(config["embed_dim"]), CLIPVisionCfg(**vision), config.get("quick_gelu", False))
+    except (KeyError, TypeError, ValueError) as error:
+        raise BackboneError(
+            f"The image backbone {info.architecture!r} could not be built ({type(error).__name__}: {error}): its"
+            " description must hold 'embed_dim' and 'vision_cfg' as open_clip knows them."
+        ) from error
+    blocks = _blocks(tower, info)
+    if info.layers[-1] > len(blocks):
+        raise BackboneError(
+            f"Block {info.layers[-1]} of the image backbone {info.architecture!r} is to be read, but it has only"
+            f" {len(blocks)}: correct the layers in the domain's description."
+        )
+    if tower.conv1.out_channels != info.width:
+        raise BackboneError(
+            f"The image backbone {info.architecture!r} has width {tower.conv1.out_channels}, but width {info.width} is"
+            " expected: correct the domain's description."
+        )
+    return tower
+
+
+def _config(architecture: str, known: Any) -> dict[str, Any]:
+    if architecture.lstrip().startswith("{"):
+        try:
+            return json.loads(architecture)
+        except ValueError as error:
+            raise BackboneError(
+                f"The description of the image backbone is no JSON ({error}): make the domain file again."
+            ) from error
+    config = known(architecture)
+    if config is None:
+        raise BackboneError(
+            f"The image backbone {architecture!r} is unknown to the installed open_clip: update open_clip_torch."
+        )
+    return config
+
+
+def _blocks(tower: nn.Module, info: BackboneInfo) -> nn.ModuleList:
+    blocks = getattr(getattr(tower, "transformer", None), "resblocks", None)
+    if not isinstance(blocks, nn.ModuleList) or not isinstance(getattr(tower, "conv1", None), nn.Conv2d):
+        raise BackboneError(
+            f"The image backbone {info.architecture!r} is no plain vision transformer, so it has no [CLS] vector per"
+            " block: choose a ViT of open_clip."
+        )
+    return blocks
+
+
+def read_backbone_weights(path: str | os.PathLike[str]) -> dict[str, Tensor]:
+    """A vision tower's weights from a local safetensors file, of the tower alone or of a whole open_clip model.
+
+    Raises:
+        BackboneError: the file is missing or no safetensors file.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise BackboneError(f"Image backbone file {path.name} was not found in {path.parent}: put it there.")
+    try:
+        tensors = load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise BackboneError(
+            f"Image backbone file {path} could not be read as safetensors ({error}): download or convert it again."
+        ) from error
+    visual = {key.removeprefix("visual."): value for key, value in tensors.items() if key.startswith("visual.")}
+    return visual or tensors
+
+
+class ClipBackbone:
+    """A frozen vision tower, read after the blocks that ``info`` lists.
+
+    Args:
+        info: which network, and how it is read.
+        state: the tower's weights, e.g. ``Domain.backbone_state`` or :func:`read_backbone_weights`.
+        device: where it runs.
+
+    Raises:
+        BackboneError: it cannot be built, or the weights do not fit.
+    """
+
+    def __init__(self, info: BackboneInfo, state: Mapping[str, Tensor], device: torch.device | str = "cpu") -> None:
+        self.info = info
+        # open_clip draws first weights from the global stream: leave that as it was found.
+        with torch.random.fork_rng(devices=[]):
+            tower = build_vision_tower(info)
+        try:
+            tower.load_state_dict({key: value.float() for key, value in state.items()})
+        except RuntimeError as error:
+            raise BackboneError(
+                f"The weights given for the image backbone {info.architecture!r} do not fit it"
+                f" ({' '.join(str(error).split())[:300]}): use the file this domain names."
+            ) from error
+        self.tower = tower.to(device).eval().requires_grad_(False)
+
+    def cls_features(self, images: Tensor) -> Tensor:
+        """[CLS] vectors ``(B, L, C)`` after the listed blocks, before ``ln_post``, of images ``(B, 3, H, W)`` in [0, 1].
+
+        Images are resized to the backbone's square (squashed, if they are not square) and normalised here.
+        """
+        return cls_features(self.tower, self.info, images)
+
+
+def normalise(images: Tensor, info: BackboneInfo) -> Tensor:
+    """Images ``(B, 3, H, W)`` in [0, 1] as the backbone wants them: its size, its mean and standard deviation."""
+    size = (info.image_size, info.image_size)
+    if images.shape[-2:] != size:
+        images = F.interpolate(images, size=size, mode="bicubic", antialias=True).clamp(0, 1)
+    mean = torch.tensor(info.mean, device=images.device).view(1, 3, 1, 1)
+    std = torch.tensor(info.std, device=images.device).view(1, 3, 1, 1)
+    return (images - mean) / std
+
+
+@torch.no_grad()
+def cls_features(tower: nn.Module, info: BackboneInfo, images: Tensor) -> Tensor:
+    """As :meth:`ClipBackbone.cls_features`, of a tower made by :func:`build_vision_tower`; it must be in eval mode."""
+    blocks = _blocks(tower, info)
+    parameter = next(tower.parameters())
+    outputs: dict[int, Tensor] = {}
+
+    def keep(number: int) -> Any:
+        def hook(module: nn.Module, inputs: Any, output: Tensor) -> None:
+            outputs[number] = output
+
+        return hook
+
+    handles = [blocks[number - 1].register_forward_hook(keep(number)) for number in info.layers]
+    try:
+        tower(normalise(images.to(parameter.device, torch.float32), info).to(parameter.dtype))
+    finally:
+        for handle in handles:
+            handle.remove()
+    token_axis = 1 if getattr(tower.transformer, "batch_first", True) else 0
+    return torch.stack([outputs[number].select(token_axis, 0) for number in info.layers], dim=1).float()

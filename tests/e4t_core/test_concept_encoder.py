@@ -1,0 +1,44 @@
+import pytest
+import torch
+import torch.nn.functional as F
+from tiny import TinyUNet, tiny_domain
+
+from e4t_core.concept import Concept
+from e4t_core.concept_encoder import ConceptEncoder
+from e4t_core.presets import TuningSettings
+
+
+def test_it_has_the_papers_size_for_stable_diffusion_and_vit_h() -> None:
+    encoder = ConceptEncoder(16, 1280, 10880, 768, device="meta")
+    assert sum(parameter.numel() for parameter in encoder.parameters()) == 35_574_528
+    assert encoder.final.in_features == 12160
+
+
+def test_its_output_is_the_formula() -> None:
+    encoder = ConceptEncoder(2, 3, 4, 5)
+    clip, unet = torch.randn(2, 2, 3), torch.randn(2, 4)
+    mean = (encoder.first[0](clip[:, 0]) + encoder.first[1](clip[:, 1])) / 2
+    expected = encoder.final(torch.cat([F.leaky_relu(mean), F.leaky_relu(unet)], dim=1))
+    assert torch.allclose(encoder(clip, unet), expected, atol=1e-6)
+
+
+def test_one_photo_serves_many_noise_levels() -> None:
+    encoder = ConceptEncoder(2, 3, 4, 5)
+    clip, unet = torch.randn(1, 2, 3), torch.randn(6, 4)
+    assert torch.allclose(encoder(clip, unet), encoder(clip.repeat(6, 1, 1), unet), atol=1e-6)
+
+
+@pytest.mark.parametrize("clip, unet", [((1, 3, 3), (1, 4)), ((1, 2, 2), (1, 4)), ((1, 2, 3), (1, 5))])
+def test_other_widths_are_refused(clip: tuple[int, ...], unet: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match="do not fit this encoder"):
+        ConceptEncoder(2, 3, 4, 5)(torch.zeros(clip), torch.zeros(unet))
+
+
+def test_a_concepts_word_is_the_domain_word_plus_the_scaled_offset() -> None:
+    unet = TinyUNet()
+    encoder = tiny_domain(unet).encoder
+    clip, word, features = torch.randn(1, 2, 5), torch.randn(6), torch.randn(3, unet.feature_width)
+    concept = Concept("S*", "tiny", "", "", "", word, 0.25, encoder, clip, word, {}, {}, TuningSettings(), 0)
+    expected = word + 0.25 * encoder(clip, features)
+    assert torch.equal(concept.word_embedding(features), expected)
+    assert not torch.allclose(expected[0], expected[1])

@@ -1,0 +1,132 @@
+import pytest
+import torch
+from tiny import CLIP_WIDTH, LAYERS, TinyText, TinyUNet, tiny_domain
+
+from e4t_core.objective import DiffusionSample, LossParts, diffusion_losses, draw_samples, mask_weights
+
+
+def draw(indices: range, seed: int = 1, **changes: object) -> DiffusionSample:
+    options: dict[str, object] = {"latent_shape": (4, 2, 2), "batch": 16, "photos": 3, "templates": 8}
+    return draw_samples(seed, indices, **(options | changes))  # type: ignore[arg-type]
+
+
+def test_a_sample_is_the_same_whatever_it_is_drawn_together_with() -> None:
+    whole = draw(range(32))
+    for size in (1, 4, 5):
+        for start in range(0, 32, size):
+            part = draw(range(start, min(start + size, 32)))
+            where = slice(start, min(start + size, 32))
+            assert torch.equal(part.noise, whole.noise[where])
+            assert torch.equal(part.timesteps, whole.timesteps[where])
+            assert torch.equal(part.photos, whole.photos[where])
+            assert part.templates == whole.templates[where]
+
+
+def test_seed_index_and_stream_all_matter() -> None:
+    sample = draw(range(2))
+    assert not torch.equal(sample.noise[0], sample.noise[1])
+    assert not torch.equal(sample.noise, draw(range(2), seed=2).noise)
+    assert not torch.equal(sample.noise, draw(range(2), stream="other").noise)
+
+
+def test_drawing_leaves_the_global_stream_alone_and_takes_any_seed() -> None:
+    before = torch.random.get_rng_state()
+    draw(range(4), seed=2**64 - 1)
+    draw(range(4), seed=-1)
+    assert torch.equal(torch.random.get_rng_state(), before)
+
+
+def test_a_batch_covers_the_schedule() -> None:
+    for step in range(3):
+        timesteps = draw(range(step * 16, step * 16 + 16)).timesteps
+        assert [int(t) * 16 // 1000 for t in timesteps] == list(range(16))
+
+
+def test_photos_take_turns_and_large_sets_are_drawn_from() -> None:
+    assert draw(range(16)).photos.bincount().tolist() == [6, 5, 5]
+    many = draw(range(64), photos=1000).photos
+    assert many.unique().numel() > 50 and int(many.max()) < 1000 and int(many.max()) > 500
+
+
+def test_all_templates_are_used() -> None:
+    assert set(draw(range(200)).templates) == set(range(8))
+
+
+def losses(unet: TinyUNet, **changes: object) -> LossParts:
+    domain, text = tiny_domain(unet), TinyText()
+    generator = torch.Generator().manual_seed(0)
+    options: dict[str, object] = {
+        "latents": torch.randn(3, 4, 8, 8, generator=generator),
+        "clip_features": torch.randn(3, LAYERS, CLIP_WIDTH, generator=generator),
+        "timesteps": torch.tensor([10, 400, 900]),
+        "noise": torch.randn(3, 4, 8, 8, generator=generator),
+        "templates": ["a photo of {}", "a picture of {}", "a photo of {}"],
+        "domain_word_embedding": text.word("face"),
+        "scale": 0.5,
+        "empty": text.empty(),
+    } | changes
+    weights = options.pop("weights", {})
+    with unet.using(weights):  # type: ignore[arg-type]
+        return diffusion_losses(unet, text, options.pop("encoder", domain.encoder), **options)  # type: ignore[arg-type]
+
+
+def test_the_loss_is_prediction_error_plus_the_mean_squared_length_of_the_offset() -> None:
+    unet, text = TinyUNet(), TinyText()
+    encoder = tiny_domain(unet).encoder
+    encoder.final.weight.zero_()
+    encoder.final.bias.copy_(torch.arange(6.0))
+    latent, noise, t = torch.randn(3, 4, 8, 8), torch.randn(3, 4, 8, 8), torch.tensor([10, 400, 900])
+    parts = losses(unet, encoder=encoder, latents=latent, noise=noise)
+    # With a zeroed last layer E is its bias whatever the photo: 0² + 1² + … + 5² = 55.
+    assert parts.offset.tolist() == pytest.approx([55.0] * 3)
+    words = (text.word("face") + 0.5 * torch.arange(6.0)).expand(3, -1)
+    context = text.encode(["a photo of {}", "a picture of {}", "a photo of {}"], words)
+    predicted = unet.network(unet.schedule.add_noise(latent, noise, t), t, context)
+    expected = (predicted - noise).square().mean(dim=(1, 2, 3))
+    assert torch.allclose(parts.diffusion, expected, atol=1e-6)
+    assert float(parts.total(0.1)) == pytest.approx(float(expected.mean()) + 5.5, rel=1e-6)
+
+
+def test_a_v_prediction_base_has_the_v_target() -> None:
+    latent = torch.randn(3, 4, 8, 8)
+    epsilon, v = losses(TinyUNet(), latents=latent), losses(TinyUNet(prediction="v"), latents=latent)
+    assert not torch.allclose(epsilon.diffusion, v.diffusion)
+
+
+def test_the_feature_pass_sees_the_empty_prompt() -> None:
+    unet = TinyUNet()
+    losses(unet)
+    assert unet.calls == ["features", "denoise"]
+    assert torch.equal(unet.contexts[0], TinyText().empty().expand(3, -1, -1))
+
+
+@pytest.mark.parametrize("stop", [False, True])
+def test_gradients_flow_through_the_feature_pass_unless_stopped(stop: bool) -> None:
+    unet = TinyUNet()
+    weight = unet.parameters()["mid_block.weight"].clone().requires_grad_()
+    parts = losses(unet, weights={"mid_block.weight": weight}, stop_feature_gradient=stop)
+    # ‖E‖² depends on the weights through F alone.
+    (grad,) = torch.autograd.grad(parts.offset.sum() + 0 * parts.diffusion.sum(), [weight])
+    assert (grad.abs().max() == 0) == stop
+
+
+def test_a_mask_selects_where_the_error_counts() -> None:
+    unet = TinyUNet()
+    half = torch.zeros(3, 1, 8, 8)
+    half[..., :4] = 1
+    left, right = losses(unet, masks=half).diffusion, losses(unet, masks=1 - half).diffusion
+    # Two halves of equal area: their means average to the whole.
+    assert torch.allclose((left + right) / 2, losses(unet).diffusion, atol=1e-6)
+    assert not torch.allclose(left, right)
+
+
+def test_mask_weights_have_mean_one_per_sample_at_any_size() -> None:
+    masks = torch.zeros(3, 1, 64, 64)
+    masks[0, :, 8:24, 8:24] = 1
+    masks[1] = 0.3
+    weights = mask_weights(masks, (8, 8))
+    assert weights.shape == (3, 1, 8, 8)
+    assert torch.allclose(weights.mean(dim=(1, 2, 3)), torch.ones(3), atol=1e-6)
+    assert weights[0, 0, 2, 2] > 10 and weights[0, 0, 6, 6] == 0
+    # A constant mask, and an all-zero one, weight nothing.
+    assert torch.allclose(weights[1], torch.ones(1, 8, 8), atol=1e-5) and torch.equal(weights[2], torch.ones(1, 8, 8))

@@ -1,0 +1,215 @@
+"""A base model of a few thousand numbers that keeps the core's two protocols, and a domain and photos for it."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from e4t_core.concept_encoder import ConceptEncoder
+from e4t_core.domain import BackboneInfo, Domain, DomainInfo
+from e4t_core.noise_schedule import NoiseSchedule, Prediction
+from e4t_core.presets import TuningSettings
+from e4t_core.tuning import ConceptPhotos
+from e4t_core.unet import WordError
+from e4t_core.weight_offsets import WeightOffsets
+
+CONTEXT = 6
+WIDTH = 12
+LAYERS = 2
+CLIP_WIDTH = 5
+
+
+class Attention(nn.Module):
+    def __init__(self, width: int, context: int) -> None:
+        super().__init__()
+        self.to_q = nn.Linear(width, width, bias=False)
+        self.to_k = nn.Linear(context, width, bias=False)
+        self.to_v = nn.Linear(context, width, bias=False)
+
+    def forward(self, x: Tensor, context: Tensor) -> Tensor:
+        return F.scaled_dot_product_attention(self.to_q(x), self.to_k(context), self.to_v(context))
+
+
+class TransformerBlock(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.attn1 = Attention(WIDTH, WIDTH)
+        self.attn2 = Attention(WIDTH, CONTEXT)
+
+    def forward(self, x: Tensor, context: Tensor) -> Tensor:
+        x = x + self.attn1(x, x)
+        return x + self.attn2(x, context)
+
+
+class Transformer(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.transformer_blocks = nn.ModuleList([TransformerBlock()])
+
+    def forward(self, x: Tensor, context: Tensor) -> Tensor:
+        flat = self.transformer_blocks[0](x.flatten(2).transpose(1, 2), context)
+        return flat.transpose(1, 2).reshape(x.shape)
+
+
+class DownBlock(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(8, WIDTH, 3, stride=2, padding=1)
+        self.attentions = nn.ModuleList([Transformer()])
+
+    def forward(self, x: Tensor, context: Tensor) -> Tensor:
+        return self.attentions[0](F.silu(self.conv(x)), context)
+
+
+class Network(nn.Module):
+    """Its parameter names are canonical already."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.time_embedding = nn.Linear(2, 8)
+        self.conv_in = nn.Conv2d(4, 8, 3, padding=1)
+        self.down_blocks = nn.ModuleList([DownBlock()])
+        self.mid_block = nn.Conv2d(WIDTH, WIDTH, 3, padding=1)
+        self.conv_out = nn.Conv2d(WIDTH, 16, 1)
+
+    def encode(self, z: Tensor, t: Tensor, context: Tensor) -> list[Tensor]:
+        angle = t.float()[:, None] / 1000 * torch.tensor([1.0, 5.0])
+        time = self.time_embedding(torch.cos(angle))[:, :, None, None]
+        outputs = [self.conv_in(z) + time]
+        outputs.append(self.down_blocks[0](outputs[-1], context))
+        outputs.append(F.silu(self.mid_block(outputs[-1])))
+        return outputs
+
+    def forward(self, z: Tensor, t: Tensor, context: Tensor) -> Tensor:
+        return F.pixel_shuffle(self.conv_out(self.encode(z, t, context)[-1]), 2)
+
+
+class TinyUNet:
+    """Implements ``e4t_core.unet.UNet``; ``depth`` counts the contexts that are open, ``calls`` the passes."""
+
+    def __init__(self, seed: int = 0, prediction: Prediction = "epsilon") -> None:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.network = Network().requires_grad_(False)
+        self.prediction: Prediction = prediction
+        self.schedule = NoiseSchedule.scaled_linear()
+        self.feature_width = 8 + WIDTH + WIDTH
+        self.depth = 0
+        self.calls: list[str] = []
+        self.contexts: list[Tensor] = []
+
+    def parameters(self) -> dict[str, Tensor]:
+        return {name: parameter.detach() for name, parameter in self.network.named_parameters()}
+
+    def attention_projections(self) -> dict[str, tuple[int, int]]:
+        return {
+            name: (weight.shape[0], weight.shape[1])
+            for name, weight in self.network.named_parameters()
+            if ".attn" in name
+        }
+
+    @contextlib.contextmanager
+    def using(self, weights: Mapping[str, Tensor]) -> Iterator[None]:
+        self.depth += 1
+        try:
+            with torch.nn.utils.stateless._reparametrize_module(self.network, dict(weights)):
+                yield
+        finally:
+            self.depth -= 1
+
+    def denoise(self, z: Tensor, t: Tensor, context: Tensor) -> Tensor:
+        assert self.depth > 0, "a pass outside using()"
+        self.calls.append("denoise")
+        return self.network(z, t, context)
+
+    def features(self, z: Tensor, t: Tensor, context: Tensor) -> Tensor:
+        assert self.depth > 0, "a pass outside using()"
+        self.calls.append("features")
+        self.contexts.append(context.detach().clone())
+        return torch.cat([output.mean(dim=(2, 3)) for output in self.network.encode(z, t, context)], dim=1)
+
+
+class TinyText:
+    """Implements ``e4t_core.unet.TextEncoder``: three context rows from template, word and both."""
+
+    def __init__(self) -> None:
+        self.width = CONTEXT
+        self._mix = torch.randn(CONTEXT, CONTEXT, generator=torch.Generator().manual_seed(5)) / CONTEXT**0.5
+        self.templates: list[str] = []
+
+    def word(self, word: str) -> Tensor:
+        if word != "face":
+            raise WordError(f"The word {word!r} is not one token but {list(word)}: choose another domain.")
+        return self._row(word)
+
+    def encode(self, templates: Sequence[str], words: Tensor) -> Tensor:
+        self.templates.extend(templates)
+        rows = torch.stack([self._row(template) for template in templates])
+        # The clone is what a host whose weights are inference tensors has to do as well.
+        return torch.tanh(torch.stack([rows, words, rows + words], dim=1) @ self._mix.clone())
+
+    def empty(self) -> Tensor:
+        return torch.tanh(self._row("")[None, None].repeat(1, 3, 1) @ self._mix)
+
+    def _row(self, text: str) -> Tensor:
+        seed = int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "little")
+        return 0.5 * torch.randn(CONTEXT, generator=torch.Generator().manual_seed(seed))
+
+
+def tiny_info(unet: TinyUNet, **changes: object) -> DomainInfo:
+    values: dict[str, object] = {
+        "name": "tiny",
+        "word": "face",
+        "base_family": "sd1",
+        "prediction": unet.prediction,
+        "context_width": CONTEXT,
+        "feature_width": unet.feature_width,
+        "projections": unet.attention_projections(),
+        "backbone": BackboneInfo("open_clip", "ViT-tiny", tuple(range(1, LAYERS + 1)), CLIP_WIDTH, 32),
+        "scale": 0.5,
+        "templates": "neutral",
+        "preset": TuningSettings(),
+        "image_size": 64,
+        "training": {"data": "drawn", "steps": 3},
+        "licence": "Apache-2.0",
+    }
+    return DomainInfo(**(values | changes))  # type: ignore[arg-type]
+
+
+def tiny_domain(unet: TinyUNet, seed: int = 3, **changes: object) -> Domain:
+    """A domain whose offsets are NOT zero, as if pre-trained."""
+    info = tiny_info(unet, **changes)
+    generator = torch.Generator().manual_seed(seed)
+    encoder = ConceptEncoder(LAYERS, CLIP_WIDTH, info.feature_width, info.context_width, generator)
+    offsets = WeightOffsets(info.projections, info.v_size, generator)
+    for parameter in offsets.parameters():
+        parameter.data += 0.1 * torch.randn(parameter.shape, generator=generator)
+    encoder.eval().requires_grad_(False)
+    offsets.eval().requires_grad_(False)
+    return Domain(encoder, offsets, info)
+
+
+def tiny_photos(count: int = 1, seed: int = 11, masks: bool = False) -> ConceptPhotos:
+    generator = torch.Generator().manual_seed(seed)
+    latents = torch.randn(count, 4, 8, 8, generator=generator)
+    clip_features = torch.randn(count, LAYERS, CLIP_WIDTH, generator=generator)
+    drawn = (torch.rand(count, 1, 8, 8, generator=generator) > 0.5).float()
+    return ConceptPhotos(latents, clip_features, drawn if masks else None)
+
+
+def stable_diffusion_projections() -> dict[str, tuple[int, int]]:
+    """Shapes of SD 1.5's 96 projections: 16 transformers of 320, 640 and 1280 channels, context 768."""
+    places = [(f"down_blocks.{b}.attentions.{a}", 320 * 2**b) for b in range(3) for a in range(2)]
+    places += [(f"up_blocks.{b}.attentions.{a}", 1280 // 2 ** (b - 1)) for b in range(1, 4) for a in range(3)]
+    places.append(("mid_block.attentions.0", 1280))
+    shapes = {}
+    for place, width in places:
+        for attention, context in (("attn1", width), ("attn2", 768)):
+            for matrix, inputs in (("to_q", width), ("to_k", context), ("to_v", context)):
+                shapes[f"{place}.transformer_blocks.0.{attention}.{matrix}.weight"] = (width, inputs)
+    return shapes
