@@ -12,7 +12,7 @@ from torch import Tensor
 from . import autoencoder, text_encoder
 from .autoencoder import Autoencoder
 from .text_encoder import TextEncoder
-from .unet import UNetModel, UNetShape
+from .unet import UNetModel
 from .widen import widen_unet
 
 
@@ -35,8 +35,8 @@ def write_checkpoint(
     part.replace(path)
 
 
-def write_random_checkpoint(path: Path, seed: int = 0, shape: UNetShape = UNetShape()) -> None:
+def write_random_checkpoint(path: Path, seed: int = 0) -> None:
     """A checkpoint of the mini world's shapes with random weights: what tests load when quality does not matter."""
     torch.manual_seed(seed)
-    unet = UNetModel(shape)
+    unet = UNetModel()
     write_checkpoint(path, unet.state_dict(), TextEncoder(), Autoencoder())

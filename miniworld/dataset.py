@@ -1,4 +1,4 @@
-"""The training pictures: drawn once from a seed into a memory-mapped file, in chunks, so that drawing can resume."""
+"""The training pictures: drawn once from a seed into a file, in chunks, so that drawing can resume."""
 
 from __future__ import annotations
 
@@ -50,11 +50,13 @@ class Pictures:
         done = int(done_path.read_text()) if done_path.exists() else 0
         with open(path, "ab") as file:  # grows the file where an earlier run drew fewer
             file.truncate(max(path.stat().st_size, int(np.prod(shape))))
-        self.data = np.memmap(path, dtype=np.uint8, mode="r+", shape=shape)
+        data = np.memmap(path, dtype=np.uint8, mode="r+", shape=shape)
         for chunk in tqdm(range(done, self.count // CHUNK), desc="drawing pictures", disable=None):
             identities, scenes = zip(*chunk_contents(seed, chunk), strict=True)
-            self.data[chunk * CHUNK : (chunk + 1) * CHUNK] = (render(identities, scenes) * 255).round().byte().numpy()
+            data[chunk * CHUNK : (chunk + 1) * CHUNK] = (render(identities, scenes) * 255).round().byte().numpy()
+            data.flush()
             done_path.write_text(str(chunk + 1))
+        self.data = np.array(data)
 
     def __getitem__(self, indices: Tensor | list[int]) -> Tensor:
         return torch.from_numpy(self.data[np.asarray(indices)]).float().div_(255)

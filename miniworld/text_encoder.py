@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -21,7 +22,7 @@ ROW_NORM = 0.38  # of CLIP-L's word rows, on which the method's scale s = 0.1 re
 
 
 @cache
-def tokenizer():  # noqa: ANN201 - open_clip's class is imported only where captions are encoded
+def tokenizer() -> Any:
     from open_clip.tokenizer import SimpleTokenizer
 
     return SimpleTokenizer()
@@ -62,7 +63,9 @@ class _Layer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         h = self.layer_norm1(x)
-        q, k, v = (p(h).view(*h.shape[:2], self.heads, 64).transpose(1, 2) for p in (self.q_proj, self.k_proj, self.v_proj))
+        q, k, v = (
+            p(h).view(*h.shape[:2], self.heads, 64).transpose(1, 2) for p in (self.q_proj, self.k_proj, self.v_proj)
+        )
         y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
         x = x + self.out_proj(y.transpose(1, 2).flatten(2))
         h = self.fc1(self.layer_norm2(x))

@@ -105,7 +105,9 @@ def evaluate(model: TextTraining, count: int = 512) -> float:
             [model.encoder(pad_tokens([c.text for c in captions[i : i + 64]])) for i in range(0, count, 64)]
         )
     ends = torch.tensor([1 + len(tokenize(c.text)) for c in captions])
-    logits = model.read_out.classify(states[torch.arange(count), ends]).split(list(model.read_out.questions.values()), 1)
+    logits = model.read_out.classify(states[torch.arange(count), ends]).split(
+        list(model.read_out.questions.values()), 1
+    )
     right, asked = 0, 0
     for row, caption in enumerate(captions):
         answers, _ = _answers(caption, model.read_out.questions)

@@ -79,9 +79,12 @@ class Run:
     def train(self, loss: Callable[[int], Loss], on_checkpoint: Callable[[int], None] | None = None) -> None:
         """Runs ``loss(step)`` -> (scalar, parts to log) until ``schedule.steps``; checkpoints and logs on the way."""
         started, window = time.monotonic(), []
-        with open(self.folder / "log.jsonl", "a") as file, tqdm(
-            total=self.schedule.steps, initial=self.step, desc=self.folder.name, mininterval=5, disable=None
-        ) as bar:
+        with (
+            open(self.folder / "log.jsonl", "a") as file,
+            tqdm(
+                total=self.schedule.steps, initial=self.step, desc=self.folder.name, mininterval=5, disable=None
+            ) as bar,
+        ):
             while self.step < self.schedule.steps:
                 for group in self.optimizer.param_groups:
                     group["lr"] = self.schedule.rate(self.step)

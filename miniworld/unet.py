@@ -14,7 +14,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-
 STOCK_WIDTH = 320
 TIME_WIDTH = 4 * STOCK_WIDTH
 
@@ -175,9 +174,7 @@ class UNetModel(nn.Module):
         def transformers(depth: int) -> list[nn.Module]:
             return [SpatialTransformer(width, shape.context, shape.heads, depth)] if depth > 0 else []
 
-        self.time_embed = nn.Sequential(
-            nn.Linear(STOCK_WIDTH, embedding), nn.SiLU(), nn.Linear(embedding, embedding)
-        )
+        self.time_embed = nn.Sequential(nn.Linear(STOCK_WIDTH, embedding), nn.SiLU(), nn.Linear(embedding, embedding))
         self.input_blocks = nn.ModuleList([Stage(nn.Conv2d(shape.latent_channels, width, 3, padding=1))])
         for level, depths in enumerate(shape.input_depths):
             for depth in depths:

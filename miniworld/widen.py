@@ -33,9 +33,7 @@ def widen_unet(state: Mapping[str, Tensor], tie_break: float = TIE_BREAK) -> dic
             wide[name] = tensor.clone()
         elif name.startswith("out.2."):
             wide[name] = double(tensor, 1) / 2 if tensor.ndim > 1 else tensor.clone()
-        elif tensor.ndim == 1:
-            wide[name] = double(tensor, 0)
-        elif any(part in name for part in _FULL_WIDTH_INPUTS):
+        elif tensor.ndim == 1 or any(part in name for part in _FULL_WIDTH_INPUTS):
             wide[name] = double(tensor, 0)
         else:
             wide[name] = double(double(tensor, 0), 1) / 2

@@ -1,0 +1,60 @@
+"""The mini world's trained models, loaded from its shipped weights."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from .autoencoder import Autoencoder
+from .text_encoder import TextEncoder
+from .unet import UNetModel
+from .weights import FOLDER, load_weights
+
+
+class MissingWeightsError(FileNotFoundError):
+    """Weights that have not been trained yet; the message names the command that trains them."""
+
+
+def weights_path(name: str) -> Path:
+    return FOLDER / f"{name}.safetensors"
+
+
+def read(name: str) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    """A shipped state dict and its metadata.
+
+    Raises:
+        MissingWeightsError: there is no such file.
+    """
+    path = weights_path(name)
+    if not path.is_file():
+        raise MissingWeightsError(f"{path.name} is missing in {path.parent}: make it by 'python3 dev.py train {name}'.")
+    return load_weights(path)
+
+
+def _filled(model: nn.Module, name: str) -> nn.Module:
+    model.load_state_dict(read(name)[0])
+    return model.eval().requires_grad_(False)
+
+
+def load_vae() -> Autoencoder:
+    return _filled(Autoencoder(), "vae")  # type: ignore[return-value]
+
+
+def load_text() -> TextEncoder:
+    return _filled(TextEncoder(), "text")  # type: ignore[return-value]
+
+
+def load_unet() -> UNetModel:
+    return _filled(UNetModel().to(memory_format=torch.channels_last), "base")  # type: ignore[return-value]
+
+
+def gates() -> dict[str, dict[str, float]]:
+    """What each model's training command measured when its weights were written."""
+    found = {}
+    for path in sorted(FOLDER.glob("*.safetensors")):
+        metadata = load_weights(path)[1]
+        found[path.stem] = json.loads(metadata.get("gate", "{}"))
+    return found

@@ -1,0 +1,103 @@
+"""``python -m miniworld.train WHAT``: every model of the mini world, seeded, resumable, with its gate.
+
+WHAT, in the order in which they need each other: vae, text, backbone, base, faces. Checkpoints, loss logs and sample
+sheets go to ``runs/WHAT``; finished weights, with what the gate measured, to ``miniworld/weights``. An interrupted command goes
+on where it stopped; a finished one goes on if ``--steps`` is raised.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from . import train_autoencoder, train_backbone, train_base, train_domain, train_text_encoder
+from .dataset import Pictures
+from .models import load_text, load_unet, load_vae, weights_path
+from .training import Schedule
+from .weights import save_weights
+
+log = logging.getLogger(__name__)
+RUNS = Path(__file__).parent.parent / "runs"
+PICTURES = 16384
+
+
+def _pictures() -> Pictures:
+    return Pictures(RUNS / "data", PICTURES)
+
+
+def _ship(name: str, model: nn.Module, step: int, gate: dict[str, float]) -> None:
+    path = weights_path(name)
+    save_weights(path, model.state_dict(), {"gate": json.dumps(gate), "step": str(step)})
+    log.info("%s: %s, written to %s (%.1f MB)", name, gate, path, path.stat().st_size / 1e6)
+
+
+def train_vae(options: argparse.Namespace) -> None:
+    schedule = Schedule(options.steps or 1500, learning_rate=2e-3, weight_decay=0.0, decay=0.4)
+    model = train_autoencoder.train(RUNS / "vae", _pictures(), schedule, 16, options.seed)
+    _ship("vae", model, schedule.steps, {"held-out PSNR dB (at least 30)": round(train_autoencoder.gate(model), 2)})
+    shipped = train_autoencoder.gate(load_vae())
+    log.info("as shipped: %.2f dB", shipped)
+
+
+def train_text(options: argparse.Namespace) -> None:
+    schedule = Schedule(options.steps or 1500, learning_rate=1e-3, decay=0.5)
+    model = train_text_encoder.train(RUNS / "text", schedule, 48, options.seed)
+    right = train_text_encoder.evaluate(model)
+    _ship("text", model.encoder, schedule.steps, {"attributes read out (at least 0.98)": round(right, 4)})
+
+
+def train_image_backbone(options: argparse.Namespace) -> None:
+    schedule = Schedule(options.steps or 1500, learning_rate=1e-3, decay=0.5, betas=(0.9, 0.98))
+    pictures, text = _pictures(), load_text()
+    model = train_backbone.train(RUNS / "backbone", pictures, text, schedule, 96, options.seed)
+    found = train_backbone.gate(model, text)
+    _ship("backbone", model.tower, schedule.steps, {"caption found among 64 (at least 0.5)": round(found, 4)})
+
+
+def train_base_model(options: argparse.Namespace) -> None:
+    schedule = Schedule(options.steps or 20000, learning_rate=8e-4, warmup=200, ema=0.999)
+    text, vae = load_text(), load_vae()
+    model = train_base.train(RUNS / "base", _pictures(), text, vae, schedule, 32, options.seed)
+    _ship("base", model, schedule.steps, {})
+
+
+def train_faces(options: argparse.Namespace) -> None:
+    schedule = Schedule(options.steps or 4000, learning_rate=options.rate or 3e-4, warmup=200)
+    backbone = train_domain.load_backbone()
+    concepts = train_domain.Concepts("face", 4096, load_vae(), backbone, seed=11)
+    encoder, offsets = train_domain.train(
+        RUNS / "faces", "face", load_unet(), load_text(), concepts, schedule, 16, options.seed
+    )
+    _ship("faces", nn.ModuleDict({"encoder": encoder, "offsets": offsets}), schedule.steps, {})
+
+
+COMMANDS: dict[str, Callable[[argparse.Namespace], None]] = {
+    "vae": train_vae,
+    "text": train_text,
+    "backbone": train_image_backbone,
+    "base": train_base_model,
+    "faces": train_faces,
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="train", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("what", choices=COMMANDS)
+    parser.add_argument("--steps", type=int, help="optimiser steps in all (default: the model's own)")
+    parser.add_argument("--rate", type=float, help="learning rate of a domain (default 3e-4)")
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="CPU threads")
+    options = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    torch.set_num_threads(options.threads)
+    COMMANDS[options.what](options)
+
+
+if __name__ == "__main__":
+    main()

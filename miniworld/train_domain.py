@@ -1,0 +1,200 @@
+"""``train faces``: pre-trains the face domain (encoder and weight offsets; base, VAE and backbone frozen).
+
+It is the paper's pre-training (section 3.3) on photos of training identities, with the core that the nodes use. It runs on the
+160-channel networks; ``widen_domain`` makes the result fit the 320-channel base, exactly but for that base's tie-break.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from e4t_core.clip_backbone import ClipBackbone
+from e4t_core.concept_encoder import ConceptEncoder
+from e4t_core.domain import Domain
+from e4t_core.domain_info import DomainInfo
+from e4t_core.objective import diffusion_losses, draw_samples
+from e4t_core.presets import MINI, templates_of
+from e4t_core.weight_offsets import WeightOffsets
+
+from .attributes import DOMAINS, Identity, Scene, random_identity, random_scene
+from .autoencoder import Autoencoder
+from .models import read
+from .renderer import SIZE, render
+from .text_encoder import TextEncoder
+from .train_backbone import INFO as BACKBONE
+from .training import Run, Schedule
+from .training_unet import TrainingText, TrainingUNet
+from .unet import STOCK_WIDTH, UNetModel
+from .widen import double
+
+log = logging.getLogger(__name__)
+SCALE = 0.1  # the text encoder's word rows have CLIP's norm
+REGULARIZATION = 1e-3
+STYLE_PHOTO, ZOOM_PORTRAIT = 0, 0
+
+
+def concept_scene(rng: np.random.Generator) -> Scene:
+    """Concept pictures are photos in portrait; half of them with an accessory."""
+    accessory = int(rng.integers(1, 5)) if rng.random() < 0.5 else 0
+    return random_scene(rng, style=STYLE_PHOTO, zoom=ZOOM_PORTRAIT, accessory=accessory)
+
+
+def load_backbone() -> ClipBackbone:
+    """The shipped image backbone."""
+    return ClipBackbone(BACKBONE, read("backbone")[0])
+
+
+class Concepts:
+    """Latents and CLIP features of ``count`` training identities, one photo each, computed once."""
+
+    def __init__(self, domain: str, count: int, vae: Autoencoder, backbone: ClipBackbone, seed: int) -> None:
+        latents, features = [], []
+        for start in range(0, count, 64):
+            rng = np.random.default_rng([seed, start])
+            identities: list[Identity] = [random_identity(rng, domain, "train") for _ in range(64)]
+            pictures = render(identities, [concept_scene(rng) for _ in identities])
+            with torch.no_grad():
+                latents.append(vae.to_unet(vae.encode(pictures)))
+                features.append(backbone.cls_features(pictures))
+        self.latents, self.features = torch.cat(latents), torch.cat(features)
+
+
+class _Trained(nn.Module):
+    def __init__(self, encoder: ConceptEncoder, offsets: WeightOffsets) -> None:
+        super().__init__()
+        self.encoder, self.offsets = encoder, offsets
+
+
+def train(
+    folder: Path,
+    domain: str,
+    model: UNetModel,
+    text_model: TextEncoder,
+    concepts: Concepts,
+    schedule: Schedule,
+    batch: int,
+    seed: int,
+    regularization: float = REGULARIZATION,
+) -> tuple[ConceptEncoder, WeightOffsets]:
+    unet, text = TrainingUNet(model), TrainingText(text_model)
+    encoder = ConceptEncoder(len(BACKBONE.layers), BACKBONE.width, unet.feature_width, text.width)
+    with torch.no_grad():  # an untrained offset should not drown the domain word
+        encoder.final.weight.mul_(0.1)
+        encoder.final.bias.zero_()
+    trained = _Trained(encoder, WeightOffsets(unet.attention_projections()))
+    run = Run(folder, trained, schedule)
+    base, word, empty = unet.parameters(), text.word(DOMAINS[domain].word), text.empty()
+    templates = templates_of("mini")
+
+    def loss(step: int) -> tuple[Tensor, dict[str, float]]:
+        indices = range(step * batch, (step + 1) * batch)
+        sample = draw_samples(
+            seed,
+            indices,
+            latent_shape=concepts.latents.shape[1:],
+            batch=batch,
+            photos=len(concepts.latents),
+            templates=len(templates),
+            stream="pre-training",
+        )
+        with unet.using(trained.offsets.apply_all(base)):
+            parts = diffusion_losses(
+                unet,
+                text,
+                trained.encoder,
+                latents=concepts.latents[sample.photos],
+                clip_features=concepts.features[sample.photos],
+                timesteps=sample.timesteps,
+                noise=sample.noise,
+                templates=[templates[t] for t in sample.templates],
+                domain_word_embedding=word,
+                scale=SCALE,
+                empty=empty,
+            )
+        ratio = SCALE * parts.offset.detach().sqrt().median() / word.norm()
+        measured = {"diffusion": float(parts.diffusion.detach().mean()), "ratio": float(ratio)}
+        return parts.total(regularization), measured
+
+    run.train(loss)
+    run.finish()
+    return trained.encoder, trained.offsets
+
+
+def widen_domain(encoder: ConceptEncoder, offsets: WeightOffsets) -> tuple[ConceptEncoder, WeightOffsets]:
+    """The domain of a 160-channel base -> the domain of the base that ``widen.widen_unet`` makes of it."""
+    narrow = encoder.feature_width
+    wide_encoder = ConceptEncoder(encoder.layers, encoder.clip_width, 2 * narrow, encoder.word_width)
+    state = dict(encoder.state_dict())
+    image, features = state["final.weight"].split([encoder.clip_width, narrow], dim=1)
+    state["final.weight"] = torch.cat([image, double(features, 1) / 2], dim=1)
+    wide_encoder.load_state_dict(state)
+
+    def widened(size: int) -> int:
+        return 2 * size if 2 * size == STOCK_WIDTH else size
+
+    shapes = {name: (widened(m), widened(n)) for name, (m, n) in offsets.shapes.items()}
+    wide_offsets = WeightOffsets(shapes, offsets.v_size)
+    wide_offsets.load_state_dict(_widen_offsets(offsets.state_dict(), offsets.shapes))
+    return wide_encoder, wide_offsets
+
+
+def _widen_offsets(state: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, int]]) -> dict[str, Tensor]:
+    wide: dict[str, Tensor] = {}
+    for name, (rows, columns) in shapes.items():
+        prefix = name.removesuffix(".weight")
+        for layer, size in (("y", rows), ("row", rows), ("u", columns), ("column", columns)):
+            weight, bias = state[f"{prefix}.{layer}.weight"], state[f"{prefix}.{layer}.bias"]
+            if 2 * size == STOCK_WIDTH:
+                weight = double(weight, 0) if layer in "yu" else double(double(weight, 0), 1) / 2
+                bias = double(bias, 0)
+            wide[f"{prefix}.{layer}.weight"], wide[f"{prefix}.{layer}.bias"] = weight, bias
+        wide[f"{prefix}.v0"] = state[f"{prefix}.v0"]
+    return wide
+
+
+def build_domain(
+    name: str, domain: str, state: Mapping[str, Tensor], backbone: Mapping[str, Tensor], step: int
+) -> Domain:
+    """The domain checkpoint for the 320-channel base, from shipped narrow weights (``encoder.*``, ``offsets.*``)."""
+    encoder_state = {k.removeprefix("encoder."): v for k, v in state.items() if k.startswith("encoder.")}
+    offset_state = {k.removeprefix("offsets."): v for k, v in state.items() if k.startswith("offsets.")}
+    word_width, inputs = encoder_state["final.weight"].shape
+    encoder = ConceptEncoder(len(BACKBONE.layers), BACKBONE.width, inputs - BACKBONE.width, word_width)
+    encoder.load_state_dict(encoder_state)
+    shapes = {
+        f"{key.removesuffix('.y.weight')}.weight": (
+            offset_state[key].shape[0],
+            offset_state[key.replace(".y.weight", ".u.weight")].shape[0],
+        )
+        for key in offset_state
+        if key.endswith(".y.weight")
+    }
+    offsets = WeightOffsets(shapes)
+    offsets.load_state_dict(offset_state)
+    wide_encoder, wide_offsets = widen_domain(encoder, offsets)
+    info = DomainInfo(
+        name=name,
+        word=DOMAINS[domain].word,
+        base_family="sd1",
+        prediction="epsilon",
+        context_width=word_width,
+        feature_width=wide_encoder.feature_width,
+        projections=wide_offsets.shapes,
+        backbone=replace(BACKBONE),
+        scale=SCALE,
+        templates="mini",
+        preset=MINI,
+        image_size=SIZE,
+        crop_margin=0.25,
+        training={"data": f"rendered photos of training {domain}s of the mini world", "regularization": REGULARIZATION},
+        licence="Apache-2.0",
+        step=step,
+    )
+    return Domain(wide_encoder, wide_offsets, info, {k: v.half() for k, v in backbone.items()})

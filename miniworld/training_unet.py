@@ -1,0 +1,83 @@
+"""The mini world's own networks as the method's base model: what a domain is pre-trained with, outside ComfyUI."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+
+import torch
+from torch import Tensor
+from torch.nn.utils.stateless import _reparametrize_module
+
+from e4t_core.canonical_names import canonical_names
+from e4t_core.noise_schedule import NoiseSchedule, Prediction
+from e4t_core.unet import WordError
+
+from .sampling import alphas_cumprod
+from .text_encoder import TextEncoder, pad_tokens, tokenize
+from .unet import UNetModel
+
+PLACEHOLDER = "face"  # any single known token marks the slot
+
+
+class TrainingUNet:
+    """``e4t_core.unet.UNet`` over a :class:`UNetModel` of any width."""
+
+    prediction: Prediction = "epsilon"
+
+    def __init__(self, model: UNetModel) -> None:
+        self.model = model.eval().requires_grad_(False)
+        self.schedule = NoiseSchedule(alphas_cumprod())
+        self._native = {canonical: native for native, canonical in canonical_names(model.state_dict()).items()}
+
+    @property
+    def feature_width(self) -> int:
+        return self.model.shape.width * (len(self.model.input_blocks) + 1)
+
+    def parameters(self) -> dict[str, Tensor]:
+        own = dict(self.model.named_parameters())
+        return {canonical: own[native].detach() for canonical, native in self._native.items()}
+
+    def attention_projections(self) -> dict[str, tuple[int, int]]:
+        return {
+            name: (weight.shape[0], weight.shape[1])
+            for name, weight in self.parameters().items()
+            if name.rsplit(".", 2)[-2] in ("to_q", "to_k", "to_v")
+        }
+
+    def using(self, weights: Mapping[str, Tensor]) -> AbstractContextManager[object]:
+        return _reparametrize_module(self.model, {self._native[name]: weight for name, weight in weights.items()})
+
+    def denoise(self, z: Tensor, t: Tensor, context: Tensor) -> Tensor:
+        return self.model(z.contiguous(memory_format=torch.channels_last), t, context)
+
+    def features(self, z: Tensor, t: Tensor, context: Tensor) -> Tensor:
+        outputs, _ = self.model.encode(z.contiguous(memory_format=torch.channels_last), t, context)
+        return torch.cat([output.mean(dim=(2, 3)) for output in outputs], dim=1)
+
+
+class TrainingText:
+    """``e4t_core.unet.TextEncoder`` over the mini world's :class:`TextEncoder`."""
+
+    width = 768
+
+    def __init__(self, model: TextEncoder) -> None:
+        self.model = model.eval().requires_grad_(False)
+
+    def word(self, word: str) -> Tensor:
+        tokens = tokenize(word)
+        if len(tokens) != 1:
+            raise WordError(f"{word!r} is {len(tokens)} tokens in this text encoder, not one: choose another word.")
+        return self.model.embed(torch.tensor([tokens]))[0, 0].detach()
+
+    def encode(self, templates: Sequence[str], words: Tensor) -> Tensor:
+        slots = [1 + len(tokenize(template[: template.index("{}")])) for template in templates]
+        tokens = pad_tokens([template.format(PLACEHOLDER) for template in templates])
+        rows = self.model.embed(tokens)
+        chosen = torch.zeros(rows.shape[:2], dtype=torch.bool)
+        chosen[torch.arange(len(slots)), torch.tensor(slots)] = True
+        return self.model.transform(torch.where(chosen[..., None], words[:, None].to(rows.dtype), rows))
+
+    def empty(self) -> Tensor:
+        with torch.no_grad():
+            return self.model(pad_tokens([""]))
