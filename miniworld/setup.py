@@ -1,0 +1,52 @@
+"""``python -m miniworld.setup --base-directory DIR``: makes the files that a ComfyUI needs to use the mini world.
+
+Expands the shipped weights to ``models/checkpoints/miniworld.safetensors`` (a Stable Diffusion 1.5 checkpoint, as far as stock
+nodes can tell) and ``models/e4t_domains/mini_faces.safetensors``, and draws ``input/mini_photo.png``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+from pathlib import Path
+
+import torch
+from torchvision.utils import save_image
+
+from e4t_core.domain import save_domain
+
+from .checkpoint import write_checkpoint
+from .heldout import concept_photo, held_out
+from .models import load_text, load_unet, load_vae, read
+from .train_domain import build_domain
+
+log = logging.getLogger(__name__)
+
+
+def set_up(base: Path) -> None:
+    """Writes the three files below ``base``, each whole or not at all.
+
+    Raises:
+        MissingWeightsError: weights have not been trained.
+    """
+    models = base / "models"
+    write_checkpoint(
+        models / "checkpoints" / "miniworld.safetensors", load_unet().state_dict(), load_text(), load_vae()
+    )
+    state, metadata = read("faces")
+    domain = build_domain("mini_faces", "face", state, read("backbone")[0], int(metadata.get("step", 0)))
+    (models / "e4t_domains").mkdir(parents=True, exist_ok=True)
+    save_domain(models / "e4t_domains" / "mini_faces.safetensors", domain, torch.float16)
+    (base / "input").mkdir(parents=True, exist_ok=True)
+    save_image(concept_photo(held_out()[0])[1], base / "input" / "mini_photo.png")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="miniworld.setup", description=__doc__)
+    parser.add_argument("--base-directory", type=Path, required=True, help="ComfyUI's base directory")
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    set_up(parser.parse_args().base_directory)
+
+
+if __name__ == "__main__":
+    main()
