@@ -90,7 +90,7 @@ class Network(nn.Module):
 
 
 class TinyUNet:
-    """Implements ``e4t_core.unet.UNet``; ``depth`` counts the contexts that are open, ``calls`` the passes."""
+    """Implements ``e4t_core.unet.UNet``; ``depth`` counts the contexts that are open, ``calls`` lists the passes."""
 
     def __init__(self, seed: int = 0, prediction: Prediction = "epsilon") -> None:
         with torch.random.fork_rng(devices=[]):
@@ -102,6 +102,7 @@ class TinyUNet:
         self.depth = 0
         self.calls: list[str] = []
         self.contexts: list[Tensor] = []
+        self.backward_depths: list[int] = []
 
     def parameters(self) -> dict[str, Tensor]:
         return {name: parameter.detach() for name, parameter in self.network.named_parameters()}
@@ -125,7 +126,10 @@ class TinyUNet:
     def denoise(self, z: Tensor, t: Tensor, context: Tensor) -> Tensor:
         assert self.depth > 0, "a pass outside using()"
         self.calls.append("denoise")
-        return self.network(z, t, context)
+        prediction = self.network(z, t, context)
+        if prediction.requires_grad:
+            prediction.register_hook(lambda gradient: self.backward_depths.append(self.depth))
+        return prediction
 
     def features(self, z: Tensor, t: Tensor, context: Tensor) -> Tensor:
         assert self.depth > 0, "a pass outside using()"

@@ -1,0 +1,403 @@
+import dataclasses
+from collections.abc import Callable
+
+import pytest
+import torch
+from tiny import TinyText, TinyUNet, tiny_domain, tiny_info, tiny_photos
+from torch import Tensor
+
+from e4t_core import tuning as tuning_module
+from e4t_core.concept import Concept
+from e4t_core.concept_encoder import ConceptEncoder
+from e4t_core.domain import Domain, DomainMismatchError
+from e4t_core.objective import draw_samples
+from e4t_core.presets import TEMPLATES, TuningSettings
+from e4t_core.tuning import ConceptPhotos, StepReport, TuningError, tune
+from e4t_core.unet import WordError
+from e4t_core.weight_offsets import WeightOffsets
+
+# A large eps makes Adam's step smooth in the gradient; with 1e-8 its first step is the gradient's SIGN, and rounding
+# decides it wherever a gradient is near zero.
+SMOOTH = TuningSettings(steps=2, learning_rate=1e-2, batch=8, micro_batch=4, eps=1e-2)
+
+
+def run(
+    settings: TuningSettings = SMOOTH, unet: TinyUNet | None = None, photos: ConceptPhotos | None = None, seed: int = 1
+) -> Concept:
+    unet = unet or TinyUNet()
+    return tune(unet, TinyText(), tiny_domain(unet), photos or tiny_photos(), settings, seed)
+
+
+def tensors_of(concept: Concept) -> dict[str, Tensor]:
+    tensors = {f"encoder.{key}": value for key, value in concept.encoder.state_dict().items()}
+    tensors |= {f"difference.{key}": value for key, value in concept.weight_differences.items()}
+    return tensors | {"static": concept.static_embedding, "clip": concept.clip_features}
+
+
+def identical(one: Concept, other: Concept) -> bool:
+    a, b = tensors_of(one), tensors_of(other)
+    return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a) and one.losses == other.losses
+
+
+def close(one: Concept, other: Concept, atol: float) -> bool:
+    a, b = tensors_of(one), tensors_of(other)
+    return a.keys() == b.keys() and all(torch.allclose(a[key], b[key], rtol=0, atol=atol) for key in a)
+
+
+def tuned_weights(unet: TinyUNet, concept: Concept) -> dict[str, Tensor]:
+    """As a host builds them: base, the domain's offset once, the concept's own difference."""
+    weights = dict(unet.parameters())
+    for name, (p, q) in concept.domain_factors.items():
+        weights[name] = weights[name] * (1 + p @ q.T)
+    return {name: weight + concept.weight_differences.get(name, 0) for name, weight in weights.items()}
+
+
+def test_a_written_out_training_loop_gives_the_same_concept() -> None:
+    """The reference: whole batches, the paper's naive four-layer offsets, ordinary trainable weights."""
+    unet, text, photos = TinyUNet(), TinyText(), tiny_photos(2, masks=True)
+    domain = tiny_domain(unet)
+    concept = tune(unet, text, domain, photos, SMOOTH, 7)
+
+    encoder, offsets = tiny_domain(unet).encoder, tiny_domain(unet).offsets
+    weights = {name: value.clone().requires_grad_() for name, value in unet.parameters().items()}
+    encoder.requires_grad_(True)
+    offsets.requires_grad_(True)
+    optimizer = torch.optim.AdamW(
+        [*weights.values(), *offsets.parameters(), *encoder.parameters()], lr=1e-2, eps=1e-2, weight_decay=0.01
+    )
+
+    def effective() -> dict[str, Tensor]:
+        result: dict[str, Tensor] = dict(weights)
+        for name in offsets.names:
+            layers = offsets.get_submodule(name.removesuffix(".weight"))
+            delta = layers.row(layers.column(torch.outer(layers.y(layers.v0), layers.u(layers.v0))).T).T
+            result[name] = weights[name] * (1 + delta)
+        return result
+
+    losses = []
+    for step in range(2):
+        shape, names = (4, 8, 8), TEMPLATES["neutral"]
+        sample = draw_samples(
+            7, range(step * 8, step * 8 + 8), latent_shape=shape, batch=8, photos=2, templates=len(names)
+        )
+        t = sample.timesteps
+        kept = unet.schedule.alphas_cumprod[t].view(-1, 1, 1, 1)
+        z = kept.sqrt() * photos.latents[sample.photos] + (1 - kept).sqrt() * sample.noise
+        with unet.using(effective()):
+            offset = encoder(photos.clip_features[sample.photos], unet.features(z, t, text.empty().repeat(8, 1, 1)))
+            prompts = [names[number] for number in sample.templates]
+            error = unet.denoise(z, t, text.encode(prompts, text.word("face") + 0.5 * offset)) - sample.noise
+            assert photos.masks is not None
+            mask = photos.masks[sample.photos]
+            weighted = error.square() * mask / mask.mean(dim=(1, 2, 3), keepdim=True)
+            loss = weighted.mean() + SMOOTH.regularization * offset.square().sum(dim=1).mean()
+            loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(float(loss.detach()))
+
+    # float32 sums in another order, through two steps: a few units in the sixth digit.
+    assert concept.losses == pytest.approx(losses, rel=1e-5)
+    ours = tuned_weights(unet, concept)
+    for name, value in effective().items():
+        assert torch.allclose(ours[name], value, rtol=0, atol=2e-6), name
+        assert not torch.equal(value, unet.parameters()[name]), name
+    for key, value in encoder.state_dict().items():
+        assert torch.allclose(concept.encoder.state_dict()[key], value, rtol=0, atol=2e-6), key
+
+
+def test_zero_steps_are_the_encoders_first_answer_on_base_plus_domain_offset() -> None:
+    unet, text, photos = TinyUNet(), TinyText(), tiny_photos()
+    domain = tiny_domain(unet)
+    concept = tune(unet, text, domain, photos, TuningSettings(steps=0), 3)
+    assert concept.weight_differences == {} and concept.losses == ()
+    assert (concept.encoder.final.weight == domain.encoder.final.weight).all()
+    assert unet.calls.count("denoise") == 0
+    for name, (p, q) in concept.domain_factors.items():
+        expected = domain.offsets.factors(name)
+        assert torch.equal(p, expected[0]) and torch.equal(q, expected[1])
+
+
+@pytest.mark.parametrize("steps", [0, 2])
+def test_the_static_embedding_is_the_mean_word_over_noise_levels_with_the_tuned_weights(steps: int) -> None:
+    unet, text, photos = TinyUNet(), TinyText(), tiny_photos(3)
+    concept = tune(unet, text, tiny_domain(unet), photos, dataclasses.replace(SMOOTH, steps=steps), 3)
+    sample = draw_samples(3, range(18), latent_shape=(4, 8, 8), batch=18, photos=3, stream="static")
+    z = unet.schedule.add_noise(photos.latents[sample.photos], sample.noise, sample.timesteps)
+    with unet.using(tuned_weights(unet, concept)):
+        features = unet.features(z, sample.timesteps, text.empty().repeat(18, 1, 1))
+    expected = concept.word_embedding(features).mean(dim=0)
+    assert torch.allclose(concept.static_embedding, expected, atol=1e-5)
+    assert torch.equal(concept.clip_features, photos.clip_features.mean(dim=0, keepdim=True))
+
+
+def test_micro_batches_of_any_size_give_the_same_concept_up_to_accumulation_order() -> None:
+    reference = run(dataclasses.replace(SMOOTH, batch=16, micro_batch=16))
+    for micro_batch in (4, 1, 5):
+        other = run(dataclasses.replace(SMOOTH, batch=16, micro_batch=micro_batch))
+        # Smooth steps of 1e-2: float32 rounding of gradients moves a weight by about 1e-8 to 1e-7.
+        assert close(reference, other, atol=1e-6)
+        assert other.losses == pytest.approx(reference.losses, rel=1e-5)
+    assert not close(reference, run(dataclasses.replace(SMOOTH, batch=15, micro_batch=15)), atol=1e-6)
+
+
+def test_equal_inputs_and_seed_give_the_same_concept_bit_for_bit() -> None:
+    one = run()
+    torch.rand(3)
+    other = run()
+    assert identical(one, other) and one.fingerprint == other.fingerprint
+    changed = [run(seed=2), run(unet=TinyUNet(seed=5)), run(photos=tiny_photos(seed=12))]
+    assert len({one.fingerprint, *(concept.fingerprint for concept in changed)}) == 4
+    assert not any(identical(one, concept) for concept in changed)
+
+
+def test_the_word_does_not_change_what_is_learned() -> None:
+    unet = TinyUNet()
+    concepts = [
+        tune(unet, TinyText(), tiny_domain(unet), tiny_photos(), SMOOTH, 1, word=word, base_fingerprint="known")
+        for word in ("S*", "T*")
+    ]
+    assert concepts[0].fingerprint == concepts[1].fingerprint and identical(*concepts)
+    assert [concept.word for concept in concepts] == ["S*", "T*"]
+    assert concepts[0].base_fingerprint == "known"
+
+
+def test_the_global_random_stream_is_left_alone() -> None:
+    before = torch.random.get_rng_state()
+    run()
+    assert torch.equal(torch.random.get_rng_state(), before)
+
+
+def test_it_works_inside_inference_mode_on_inference_tensors_with_the_same_result() -> None:
+    normal = run(photos=tiny_photos(2, masks=True))
+    for changes in ({}, {"train_unet": False}, {"train_offsets": False, "train_unet": False}):
+        settings = dataclasses.replace(SMOOTH, **changes)
+        with torch.inference_mode():
+            unet = TinyUNet()
+            domain, text, photos = tiny_domain(unet), TinyText(), tiny_photos(2, masks=True)
+            assert unet.network.conv_in.weight.is_inference() and photos.latents.is_inference()
+            concept = tune(unet, text, domain, photos, settings, 1)
+            assert torch.is_inference_mode_enabled()
+        if not changes:
+            assert identical(normal, concept)
+        assert not any(tensor.is_inference() for tensor in tensors_of(concept).values())
+        assert concept.losses[0] == pytest.approx(normal.losses[0])
+
+
+def test_tuning_learns_the_photo() -> None:
+    concept = run(TuningSettings(steps=25, learning_rate=1e-2, batch=8, micro_batch=8))
+    assert sum(concept.losses[-5:]) < 0.95 * sum(concept.losses[:5])
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"train_offsets": False, "train_unet": False},
+        {"train_encoder": False, "train_unet": False},
+        {"train_encoder": False, "train_offsets": False},
+        {"train_encoder": False},
+    ],
+)
+def test_only_what_is_switched_on_trains(changes: dict[str, bool]) -> None:
+    unet = TinyUNet()
+    settings = dataclasses.replace(SMOOTH, **changes)
+    concept = run(settings, unet)
+    first = tiny_domain(unet).encoder.state_dict()
+    state = concept.encoder.state_dict()
+    assert any(not torch.equal(state[key], first[key]) for key in first) == settings.train_encoder
+    changed = concept.weight_differences.keys()
+    projections = unet.attention_projections().keys()
+    if settings.train_unet:
+        assert changed == unet.parameters().keys()
+    else:
+        assert changed == (projections if settings.train_offsets else set())
+
+
+def test_the_mask_counts_unless_switched_off() -> None:
+    masked, plain = tiny_photos(masks=True), tiny_photos()
+    off = dataclasses.replace(SMOOTH, use_mask=False)
+    assert not identical(run(photos=masked), run(photos=plain))
+    assert identical(run(off, photos=masked), run(off, photos=plain))
+
+
+def test_every_photo_counts() -> None:
+    pair = tiny_photos(2)
+    replaced = ConceptPhotos(pair.latents.clone(), pair.clip_features)
+    replaced.latents[1] += 1
+    assert not identical(run(photos=pair), run(photos=replaced))
+
+
+def test_the_context_is_open_over_forward_and_backward_of_every_micro_batch() -> None:
+    unet = TinyUNet()
+    run(unet=unet)
+    assert unet.backward_depths == [1] * 4 and unet.depth == 0
+
+
+def test_all_passes_of_the_features_see_the_empty_prompt() -> None:
+    unet = TinyUNet()
+    run(unet=unet)
+    assert unet.contexts and all(torch.equal(c, TinyText().empty().expand_as(c)) for c in unet.contexts)
+
+
+def test_every_micro_batch_is_reported() -> None:
+    reports: list[StepReport] = []
+    unet = TinyUNet()
+    settings = dataclasses.replace(SMOOTH, micro_batch=3)
+    concept = tune(unet, TinyText(), tiny_domain(unet), tiny_photos(), settings, 1, on_step=reports.append)
+    assert [report.phase for report in reports] == ["tuning"] * 6 + ["word"] * 6
+    assert [(report.step, report.micro) for report in reports[:6]] == [(s, m) for s in (1, 2) for m in (1, 2, 3)]
+    assert [report.done for report in reports] == list(range(1, 13))
+    assert {(report.total, report.steps) for report in reports} == {(12, 2)}
+    assert [len(report.losses) for report in reports[:6]] == [0, 0, 1, 1, 1, 2]
+    assert reports[-1].losses == concept.losses
+
+
+class Interrupt(BaseException):
+    """As ComfyUI's: not an Exception."""
+
+
+def snapshot(unet: TinyUNet, domain: Domain, photos: ConceptPhotos) -> dict[str, Tensor]:
+    given = {f"unet.{key}": value for key, value in unet.network.state_dict().items()}
+    given |= {f"encoder.{key}": value for key, value in domain.encoder.state_dict().items()}
+    given |= {f"offsets.{key}": value for key, value in domain.offsets.state_dict().items()}
+    assert photos.masks is not None
+    given |= {"latents": photos.latents, "clip": photos.clip_features, "masks": photos.masks}
+    return {key: value.clone() for key, value in given.items()}
+
+
+@pytest.mark.parametrize("cancel_at", [1, 2, 3, 4, 5, 6, 7, None])
+@pytest.mark.parametrize("error", [Interrupt, RuntimeError])
+def test_nothing_given_is_changed_by_a_run_a_cancel_or_a_fault(
+    cancel_at: int | None, error: type[BaseException]
+) -> None:
+    unet = TinyUNet()
+    domain, photos = tiny_domain(unet), tiny_photos(masks=True)
+    before = snapshot(unet, domain, photos)
+    identities = {name: id(parameter) for name, parameter in unet.network.named_parameters()}
+
+    def on_step(report: StepReport) -> None:
+        if report.done == cancel_at:
+            raise error("stop")
+
+    def go() -> None:
+        tune(unet, TinyText(), domain, photos, SMOOTH, 1, on_step=on_step)
+
+    if cancel_at is None:
+        go()
+    else:
+        with pytest.raises(error, match="stop"):
+            go()
+    after = snapshot(unet, domain, photos)
+    assert all(torch.equal(after[key], value) for key, value in before.items())
+    assert identities == {name: id(parameter) for name, parameter in unet.network.named_parameters()}
+    assert unet.depth == 0
+    for module in (unet.network, domain.encoder, domain.offsets):
+        assert not any(p.requires_grad or p.grad is not None for p in module.parameters())
+
+
+def test_running_out_of_memory_in_a_pass_passes_through_and_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    unet = TinyUNet()
+    before = {name: value.clone() for name, value in unet.parameters().items()}
+    original: Callable[..., Tensor] = unet.denoise
+
+    def denoise(z: Tensor, t: Tensor, context: Tensor) -> Tensor:
+        if unet.calls.count("denoise") == 2:
+            raise torch.OutOfMemoryError("no room")
+        return original(z, t, context)
+
+    monkeypatch.setattr(unet, "denoise", denoise)
+    with pytest.raises(torch.OutOfMemoryError):
+        run(unet=unet)
+    assert unet.depth == 0 and all(torch.equal(unet.parameters()[name], value) for name, value in before.items())
+
+
+def test_the_concept_shares_no_memory_with_what_was_given() -> None:
+    unet = TinyUNet()
+    domain, photos = tiny_domain(unet), tiny_photos()
+    concept = tune(unet, TinyText(), domain, photos, SMOOTH, 1)
+    given = {tensor.untyped_storage().data_ptr() for tensor in [*domain.encoder.state_dict().values()]}
+    given |= {tensor.untyped_storage().data_ptr() for tensor in (photos.latents, photos.clip_features)}
+    mine = [*tensors_of(concept).values(), *(t for pair in concept.domain_factors.values() for t in pair)]
+    assert not given & {tensor.untyped_storage().data_ptr() for tensor in mine}
+    assert not any(tensor.requires_grad for tensor in mine) and not concept.encoder.training
+
+
+def test_a_half_precision_base_is_tuned_in_float32() -> None:
+    unet = TinyUNet()
+    unet.network.half()
+    concept = run(dataclasses.replace(SMOOTH, steps=1, learning_rate=1e-6), unet)
+    # 1e-6 is below the last place of most half precision weights: masters in half precision would not move.
+    changes = concept.weight_differences["conv_in.weight"]
+    assert changes.dtype == torch.float32 and (changes != 0).float().mean() > 0.9
+
+
+def test_a_domain_without_offsets_worth_is_the_base_itself() -> None:
+    """Δ = 0 and 0 steps: the weights a host builds are the untouched base's, bit for bit."""
+    unet = TinyUNet()
+    domain = dataclasses.replace(tiny_domain(unet), offsets=WeightOffsets(unet.attention_projections()))
+    concept = tune(unet, TinyText(), domain, tiny_photos(), TuningSettings(steps=0), 1)
+    base = unet.parameters()
+    assert all(torch.equal(weight, base[name]) for name, weight in tuned_weights(unet, concept).items())
+
+
+def test_another_base_is_refused_before_anything_runs() -> None:
+    unet = TinyUNet(prediction="v")
+    with pytest.raises(DomainMismatchError, match="'epsilon'"):
+        tune(unet, TinyText(), tiny_domain(TinyUNet()), tiny_photos(), SMOOTH, 1)
+    assert unet.calls == []
+
+
+def test_a_domain_word_of_several_tokens_is_named() -> None:
+    unet = TinyUNet()
+    with pytest.raises(WordError, match="'noses'"):
+        tune(unet, TinyText(), tiny_domain(unet, word="noses"), tiny_photos(), SMOOTH, 1)
+
+
+def test_features_of_another_backbone_are_refused() -> None:
+    unet = TinyUNet()
+    photos = ConceptPhotos(torch.zeros(1, 4, 8, 8), torch.zeros(1, 3, 5))
+    with pytest.raises(TuningError, match=r"\(3, 5\) .* reads \(2, 5\): use the image backbone 'ViT-tiny'"):
+        tune(unet, TinyText(), tiny_domain(unet), photos, SMOOTH, 1)
+
+
+@pytest.mark.parametrize(
+    "latents, clip, masks, told",
+    [
+        (torch.zeros(0, 4, 8, 8), torch.zeros(0, 2, 5), None, "no photo"),
+        (torch.zeros(4, 8, 8), torch.zeros(1, 2, 5), None, "no photo"),
+        (torch.zeros(2, 4, 8, 8), torch.zeros(1, 2, 5), None, "CLIP features .* 2 photos"),
+        (torch.zeros(1, 4, 8, 8), torch.zeros(1, 2, 5), torch.zeros(2, 1, 8, 8), "Masks .* 1 photos"),
+        (torch.zeros(1, 4, 8, 8), torch.zeros(1, 2, 5), torch.zeros(1, 3, 8, 8), "Masks"),
+        (torch.full((1, 4, 8, 8), float("nan")), torch.zeros(1, 2, 5), None, "latents hold NaN"),
+        (torch.zeros(1, 4, 8, 8), torch.full((1, 2, 5), float("inf")), None, "clip_features hold NaN"),
+    ],
+)
+def test_photos_that_do_not_belong_together_are_refused(
+    latents: Tensor, clip: Tensor, masks: Tensor | None, told: str
+) -> None:
+    with pytest.raises(TuningError, match=told):
+        ConceptPhotos(latents, clip, masks)
+
+
+def test_a_loss_that_is_no_longer_finite_ends_with_advice(monkeypatch: pytest.MonkeyPatch) -> None:
+    unet = TinyUNet()
+    original: Callable[..., Tensor] = unet.denoise
+    monkeypatch.setattr(unet, "denoise", lambda z, t, context: original(z, t, context) * float("inf"))
+    with pytest.raises(TuningError, match=r"step 1 of 2: lower the learning rate \(0\.01\)"):
+        run(unet=unet)
+
+
+def test_a_word_that_is_no_longer_finite_ends_with_advice(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*arguments: object, **options: object) -> Tensor:
+        return torch.full((1, 6), float("nan"))
+
+    monkeypatch.setattr(tuning_module, "predict_offset", broken)
+    with pytest.raises(TuningError, match="word embedding became NaN"):
+        run(TuningSettings(steps=0))
+
+
+def test_a_larger_offset_constant_survives_the_copy() -> None:
+    unet = TinyUNet()
+    info = tiny_info(unet, v_size=3)
+    domain = Domain(ConceptEncoder(2, 5, 32, 6), WeightOffsets(info.projections, 3), info)
+    assert tune(unet, TinyText(), domain, tiny_photos(), SMOOTH, 1).weight_differences
