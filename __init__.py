@@ -1,0 +1,8 @@
+"""ComfyUI's door to the pack. Without ComfyUI (tests, command line) it is an importable empty package."""
+
+from importlib.util import find_spec
+
+if __package__ and find_spec("comfy_api") is not None:
+    from .nodes import comfy_entrypoint
+
+    __all__ = ["comfy_entrypoint"]

@@ -1,0 +1,34 @@
+"""The nodes an artist sees, one file per step: load a domain, personalise, settings."""
+
+from __future__ import annotations
+
+try:
+    from comfy_api.latest import ComfyExtension, io
+except ImportError as error:
+    raise ImportError(
+        "comfyui-e4t needs a ComfyUI with the V3 node API (comfy_api.latest, ComfyUI 0.30 or newer): update ComfyUI."
+    ) from error
+
+from .host.compatibility import check_comfyui
+from .host.model_folders import register_folders
+
+check_comfyui()
+
+from .load_domain import LoadDomain  # noqa: E402 - only after the check, so that an old ComfyUI gets one readable line
+from .personalize import Personalize  # noqa: E402
+from .settings import Settings  # noqa: E402
+
+
+class E4TExtension(ComfyExtension):
+    """Tells ComfyUI which nodes there are."""
+
+    async def on_load(self) -> None:
+        register_folders()
+
+    async def get_node_list(self) -> list[type[io.ComfyNode]]:
+        return [LoadDomain, Personalize, Settings]
+
+
+async def comfy_entrypoint() -> E4TExtension:
+    """What ComfyUI calls after importing the pack."""
+    return E4TExtension()

@@ -1,0 +1,58 @@
+"""[CLS] features of the photo: from the domain file's own backbone (open_clip), or from a stock CLIP_VISION model."""
+
+from __future__ import annotations
+
+import comfy.clip_vision
+import comfy.model_management
+import torch
+from torch import Tensor
+
+from ...e4t_core.clip_backbone import BackboneError, ClipBackbone, normalise
+from ...e4t_core.domain import Domain
+from ...e4t_core.domain_info import BackboneInfo
+
+
+def image_features(domain: Domain, clip_vision: comfy.clip_vision.ClipVisionModel | None, images: Tensor) -> Tensor:
+    """[CLS] vectors ``(n, L, C)`` float32 on the CPU, after the blocks that the domain reads.
+
+    Args:
+        domain: says which backbone, and may hold its weights.
+        clip_vision: the stock model; needed where the domain file holds no weights, ignored where it does.
+        images: ``(n, S, S, 3)`` in [0, 1].
+
+    Raises:
+        BackboneError: there is no backbone, or it is not the one that the domain was trained with.
+    """
+    info = domain.info.backbone
+    pictures = images.movedim(-1, 1)
+    with torch.inference_mode(False), torch.no_grad():
+        if domain.backbone_state is not None:
+            return ClipBackbone(info, domain.backbone_state).cls_features(pictures.clone())
+    if clip_vision is None:
+        raise BackboneError(
+            f"Domain {domain.info.name!r} reads the image backbone {info.architecture} {info.pretrained}, which is not in"
+            " its file: wire a CLIP_VISION model (Load CLIP Vision, e.g. CLIP-ViT-H-14-laion2B-s32B-b79K.safetensors in"
+            " models/clip_vision) into E4T Load Domain."
+        )
+    _check_fits(domain.info.name, info, clip_vision)
+    return _stock_features(info, clip_vision, pictures)
+
+
+def _check_fits(domain: str, info: BackboneInfo, clip_vision: comfy.clip_vision.ClipVisionModel) -> None:
+    config = clip_vision.config
+    width, layers = config.get("hidden_size"), config.get("num_hidden_layers", 0)
+    if clip_vision.model_type != "clip_vision_model" or width != info.width or layers < info.layers[-1]:
+        raise BackboneError(
+            f"Domain {domain!r} reads the image backbone {info.architecture} ({info.layers[-1]} blocks or more, width"
+            f" {info.width}), but the CLIP_VISION wired in is a {clip_vision.model_type} with {layers} blocks of width"
+            f" {width}: load the one that the domain names."
+        )
+
+
+def _stock_features(info: BackboneInfo, clip_vision: comfy.clip_vision.ClipVisionModel, pictures: Tensor) -> Tensor:
+    comfy.model_management.load_model_gpu(clip_vision.patcher)
+    pixels = normalise(pictures.to(clip_vision.load_device).float(), info)
+    with torch.no_grad():
+        # Every block's output, before the final norm: (n, blocks, tokens, width).
+        blocks = clip_vision.model.vision_model(pixel_values=pixels, intermediate_output="all")[1]
+    return torch.stack([blocks[:, number - 1, 0] for number in info.layers], dim=1).float().cpu()

@@ -1,0 +1,223 @@
+"""ComfyUI's UNet as the core's UNet: effective weights, lent weights, noise prediction, features.
+
+The model that an artist wires in is shared by the whole workflow, so nothing here writes to it: other weights are lent
+to its module for the length of a ``with`` block and taken back, whatever happens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+
+import comfy.lora
+import comfy.model_sampling
+import torch
+from comfy.ldm.modules.attention import attention_pytorch
+from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
+from comfy.ldm.modules.diffusionmodules.util import timestep_embedding
+from comfy.model_patcher import ModelPatcher
+from torch import Tensor
+from torch.nn.utils.stateless import _reparametrize_module
+
+from ...e4t_core.noise_schedule import NoiseSchedule, Prediction
+from .canonical_names import canonical_names
+
+PREFIX = "diffusion_model."
+FAMILIES = {768: "sd1", 1024: "sd2"}
+SUPPORTED = "E4T works with Stable Diffusion 1.x and 2.x base models (4 latent channels, float weights)"
+
+
+class UnsupportedModelError(ValueError):
+    """A MODEL that E4T cannot tune; the message says what works and what was found."""
+
+
+class ConceptPatch(tuple):
+    """A weight patch of ours, as ComfyUI's ``("diff", (difference,))``: recognisable among LoRAs on a MODEL."""
+
+    __slots__ = ()
+
+
+def check_supported(model: ModelPatcher) -> None:
+    """Check that a MODEL is a Stable Diffusion 1.x or 2.x UNet with float weights.
+
+    Raises:
+        UnsupportedModelError: it is an inpaint, SDXL, Flux, … or quantised model; one sentence says which.
+    """
+    base = model.model
+    network = getattr(base, "diffusion_model", None)
+    found = type(base).__name__
+    if not isinstance(network, UNetModel):
+        raise UnsupportedModelError(f"{SUPPORTED}, but this MODEL is a {found} model: load an SD 1.5 checkpoint.")
+    config = base.model_config.unet_config
+    if config.get("in_channels") != 4:
+        raise UnsupportedModelError(
+            f"{SUPPORTED}, but this MODEL reads {config.get('in_channels')} channels, as inpaint and edit models do:"
+            " load the plain checkpoint of the same family."
+        )
+    if network.num_classes is not None or config.get("context_dim") not in FAMILIES:
+        raise UnsupportedModelError(
+            f"{SUPPORTED}, but this MODEL is a {found} model with context width {config.get('context_dim')}"
+            " (SDXL and its relatives): load an SD 1.5 checkpoint."
+        )
+    for name, weight in network.named_parameters():
+        # Sub-byte and 8-bit types and ComfyUI's quantised tensors cannot be trained and lose small differences.
+        if type(weight.data).__name__ == "QuantizedTensor" or not weight.is_floating_point() or weight.itemsize < 2:
+            raise UnsupportedModelError(
+                f"{SUPPORTED}, but this MODEL is quantised ({name} is {weight.dtype}): load it in fp16, bf16 or fp32."
+            )
+    if not isinstance(model.get_model_object("model_sampling"), comfy.model_sampling.EPS):
+        sampling = type(model.get_model_object("model_sampling")).__mro__[2].__name__
+        raise UnsupportedModelError(
+            f"{SUPPORTED}, but this MODEL's prediction type is {sampling}: load one that predicts epsilon or v."
+        )
+
+
+def effective_weights(patcher: ModelPatcher, prefix: str) -> dict[str, Tensor]:
+    """A model's weights with all patches but ours, by native name without ``prefix``; float32, never to be written.
+
+    They are what stock nodes sample with, LoRAs included, whether or not any clone is loaded at the moment. All are
+    ordinary tensors on the load device (not inference tensors), so that autograd may keep them.
+    """
+    weights = {}
+    with torch.inference_mode(False), torch.no_grad():
+        for key, (original, *patches) in patcher.get_key_patches(prefix).items():
+            raw, convert = original
+            foreign = [patch for patch in patches if not isinstance(patch[1], ConceptPatch)]
+            if foreign:
+                # Computed and rounded as ComfyUI does when it loads the model.
+                patched = convert(raw.detach().to(device=patcher.load_device, dtype=torch.float32, copy=True))
+                weight = comfy.lora.calculate_weight(foreign, patched, key).to(raw.dtype).float()
+            else:
+                weight = convert(raw.detach()).to(device=patcher.load_device, dtype=torch.float32)
+                weight = weight.clone() if weight.is_inference() else weight
+            weights[key.removeprefix(prefix)] = weight
+    return weights
+
+
+def spatial_features(
+    network: UNetModel, z: Tensor, t: Tensor, context: Tensor, transformer_options: dict[str, object]
+) -> Tensor:
+    """Spatial means of conv_in's and every down block's output and of the mid block, ``(B, width)`` float32.
+
+    Args:
+        network: ComfyUI's UNet module, with whatever weights it holds now.
+        z: model input ``(B, 4, h, w)`` in the network's type: ``sqrt(a_t) z_0 + sqrt(1 - a_t) eps``.
+        t: timesteps ``(B,)``.
+        context: ``(B, L, D)``.
+        transformer_options: attention override only; other packs' patches must not leak in.
+    """
+    embedding = network.time_embed(timestep_embedding(t, network.model_channels).to(z.dtype))
+    means = []
+    for block in (*network.input_blocks, network.middle_block):
+        if block is not None:
+            z = block(z, embedding, context, transformer_options)
+            means.append(z.mean(dim=(2, 3)))
+    return torch.cat(means, dim=1).float()
+
+
+def pytorch_attention(_stock: object, *args: object, **kwargs: object) -> Tensor:
+    """Attention with a backward pass: sage and flash have none."""
+    return attention_pytorch(*args, **kwargs)
+
+
+class ComfyUNet:
+    """The core's ``UNet`` over a MODEL. Its module may hold other weights, or none on this device: ours are lent.
+
+    Args:
+        model: a supported MODEL (see :func:`check_supported`); unload it first, so that no weight is held twice.
+    """
+
+    def __init__(self, model: ModelPatcher) -> None:
+        check_supported(model)
+        self._network: UNetModel = model.model.diffusion_model
+        sampling = model.get_model_object("model_sampling")
+        self._prediction: Prediction = "v" if isinstance(sampling, comfy.model_sampling.V_PREDICTION) else "epsilon"
+        self._schedule = NoiseSchedule((1.0 / (1.0 + sampling.sigmas.detach().double() ** 2)).float().cpu().clone())
+        native = effective_weights(model, PREFIX)
+        self._native = {canonical: name for name, canonical in canonical_names(native).items()}
+        self._weights = {canonical: native[name] for canonical, name in self._native.items()}
+        self._lent = False
+
+    @property
+    def family(self) -> str:
+        """ "sd1" or "sd2"."""
+        return FAMILIES[self.context_width]
+
+    @property
+    def context_width(self) -> int:
+        """D, the width of a context (SD 1.x: 768)."""
+        return next(
+            weight.shape[1] for name, weight in self._weights.items() if name.endswith("attn2.to_k.weight")
+        )
+
+    @property
+    def device(self) -> torch.device:
+        """Where it computes."""
+        return next(iter(self._weights.values())).device
+
+    @property
+    def prediction(self) -> Prediction:
+        """What the network predicts."""
+        return self._prediction
+
+    @property
+    def schedule(self) -> NoiseSchedule:
+        """The noise schedule."""
+        return self._schedule
+
+    @property
+    def feature_width(self) -> int:
+        """Width of :meth:`features`, read off the blocks."""
+        blocks = [block for block in (*self._network.input_blocks, self._network.middle_block) if block is not None]
+        return sum(int(getattr(block[-1], "out_channels", 0) or block[-1].in_channels) for block in blocks)
+
+    def parameters(self) -> dict[str, Tensor]:
+        """The effective base weights by canonical name: with LoRAs, without E4T concepts; float32, read only."""
+        return dict(self._weights)
+
+    def attention_projections(self) -> dict[str, tuple[int, int]]:
+        """Canonical names of all ``attn{1,2}.to_{q,k,v}.weight`` with their shapes (M out, N in)."""
+        ends = tuple(f"attn{number}.to_{part}.weight" for number in (1, 2) for part in "qkv")
+        return {
+            name: (weight.shape[0], weight.shape[1]) for name, weight in self._weights.items() if name.endswith(ends)
+        }
+
+    def using(self, weights: Mapping[str, Tensor]) -> AbstractContextManager[object]:
+        """Lend weights to the network, differentiably; see the core's protocol.
+
+        Raises:
+            KeyError: a name that the network has not.
+        """
+        unknown = sorted(weights.keys() - self._weights.keys())
+        if unknown:
+            raise KeyError(f"The UNet has no parameter {unknown[0]!r}.")
+        return self._lend({**self._weights, **weights})
+
+    @contextmanager
+    def _lend(self, weights: Mapping[str, Tensor]) -> Iterator[None]:
+        tensors = {self._native[name]: weight.to(self.device, torch.float32) for name, weight in weights.items()}
+        before, self._lent = self._lent, True
+        try:
+            # functional_call would take the weights back before the backward pass, which breaks checkpointing.
+            with _reparametrize_module(self._network, tensors):
+                yield
+        finally:
+            self._lent = before
+
+    def denoise(self, z: Tensor, t: Tensor, context: Tensor) -> Tensor:
+        """The network's prediction ``(B, 4, h, w)``."""
+        if not self._lent:
+            with self.using({}):
+                return self.denoise(z, t, context)
+        options = {"optimized_attention_override": pytorch_attention}
+        z, context = z.to(self.device, torch.float32), context.to(self.device, torch.float32)
+        return self._network(z, t.to(self.device).float(), context=context, transformer_options=options)
+
+    def features(self, z: Tensor, t: Tensor, context: Tensor) -> Tensor:
+        """Spatial means of the down half and the middle, ``(B, feature_width)``."""
+        if not self._lent:
+            with self.using({}):
+                return self.features(z, t, context)
+        options: dict[str, object] = {"optimized_attention_override": pytorch_attention}
+        z, context = z.to(self.device, torch.float32), context.to(self.device, torch.float32)
+        return spatial_features(self._network, z, t.to(self.device).float(), context, options)

@@ -1,0 +1,189 @@
+"""A CLIP that knows concepts: their words in prompts, and how to encode a prompt again with other word embeddings.
+
+It is ComfyUI's own CLIP in every other respect: LoRA loaders, clip skip and every text-encode node keep working, and
+what it gives them is ordinary conditioning with the static embedding in the word's place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import comfy.model_management
+import comfy.sd
+import torch
+from torch import Tensor
+
+from .prompt_memory import EncodedPrompt, PromptMemory
+from .prompt_words import check_alias, rewrite_aliases, tokenizer_with_words
+
+# Key under which a conditioning names the remembered prompts it was made from; it is a hint, content decides.
+MARK = "e4t_prompts"
+
+
+class AliasTakenError(ValueError):
+    """A word that already stands for another concept in this CLIP."""
+
+
+@dataclass(frozen=True, eq=False)
+class Word:
+    """A concept's word as a CLIP knows it.
+
+    Attributes:
+        alias: how it is written in prompts.
+        fingerprint: content hash of the concept.
+        token: static embedding ``(D,)``; this very tensor stands in token lists.
+    """
+
+    alias: str
+    fingerprint: str
+    token: Tensor
+
+
+class ConceptCLIP(comfy.sd.CLIP):
+    """ComfyUI's CLIP plus concept words. Made by :func:`with_concept`; never changes the CLIP it was made from."""
+
+    words: dict[str, Word]
+    memory: PromptMemory
+    stock_tokenizer: object
+
+    @classmethod
+    def of(cls, clip: comfy.sd.CLIP, memory: PromptMemory) -> ConceptCLIP:
+        """A clone of a CLIP, with its words if it has any."""
+        new = cls(no_init=True)
+        plain = comfy.sd.CLIP.clone(clip)
+        for name, value in vars(plain).items():
+            setattr(new, name, value)
+        new.memory = memory
+        new.words = dict(getattr(clip, "words", {}))
+        new.stock_tokenizer = getattr(clip, "stock_tokenizer", clip.tokenizer)
+        return new
+
+    def clone(self, disable_dynamic: bool = False) -> ConceptCLIP:
+        """As the stock one; the words come along."""
+        new = ConceptCLIP(no_init=True)
+        for name, value in vars(super().clone(disable_dynamic=disable_dynamic)).items():
+            setattr(new, name, value)
+        new.words, new.memory, new.stock_tokenizer = self.words, self.memory, self.stock_tokenizer
+        return new
+
+    def tokenize(self, text: str, return_word_ids: bool = False, **kwargs: Any) -> Any:
+        """As the stock one; aliases are rewritten to ``embedding:e4t/<alias>`` first."""
+        return super().tokenize(rewrite_aliases(text, self.words), return_word_ids, **kwargs)
+
+    def encode_from_tokens(self, tokens: Any, return_pooled: Any = False, return_dict: bool = False) -> Any:
+        """As the stock one; what comes out is remembered, and a dictionary is marked with it."""
+        result = super().encode_from_tokens(tokens, return_pooled=return_pooled, return_dict=True)
+        marks = self._remember(tokens, result["cond"])
+        if return_dict:
+            return {**result, **marks}
+        return (result["cond"], result["pooled_output"]) if return_pooled else result["cond"]
+
+    def _remember(self, tokens: Any, static: Tensor) -> dict[str, Any]:
+        """Remember a prompt; what to add to its conditioning."""
+        sections = tokens.get(self.tokenizer.clip_name) if isinstance(tokens, dict) else None
+        if sections is None or static.ndim != 3 or static.shape[0] != 1 or static.shape[1] % max(len(sections), 1):
+            return {}
+        found = {word.fingerprint: word.alias for row in sections for item in row if (word := self._word_of(item[0]))}
+        clip = self.clone() if found else None
+        encode = (lambda words, company: clip.encode_again(sections, words, company)) if clip else None
+        prompt = EncodedPrompt(static.detach().cpu(), len(sections), found, encode, self.cond_stage_model)
+        self.memory.remember(prompt)
+        # The text encoder is needed at every evaluation: it asks to be held in memory together with the UNet.
+        return {MARK: (prompt,), "additional_models": [clip.patcher]} if clip else {}
+
+    def _word_of(self, token: Any) -> Word | None:
+        if not torch.is_tensor(token):
+            return None
+        known = list(self.words.values())
+        same = next((word for word in known if word.token is token), None)
+        # Other packs copy tokens; then the content decides.
+        return same or next(
+            (word for word in known if token.shape == word.token.shape and torch.equal(token.cpu(), word.token)), None
+        )
+
+    def encode_again(
+        self, sections: list[list[Any]], words: dict[str, Tensor], company: Sequence[object]
+    ) -> Tensor:
+        """Encode a prompt with other word embeddings: ``(B, T, D)`` in ONE call of the text encoder.
+
+        Args:
+            sections: its token lists, with weights.
+            words: fingerprint -> embeddings ``(B, D)``; rows that are equal are encoded once, ``(1, T, D)``.
+            company: patchers in use (the UNet's), to be loaded together with the text encoder if that has to be loaded.
+        """
+        rows = max(value.shape[0] for value in words.values())
+        if all(bool((value == value[:1]).all()) for value in words.values()):
+            rows = 1
+        batch = []
+        for index in range(rows):
+            for row in sections:
+                batch.append([self._with_embedding(item, words, index) for item in row])
+        encoder = self.cond_stage_model
+        encoder.reset_clip_options()
+        if self.layer_idx is not None:
+            encoder.set_clip_options({"layer": self.layer_idx})
+        if not self._is_loaded():
+            comfy.model_management.load_models_gpu([*company, self.patcher])
+        device = self.patcher.load_device
+        encoder.set_clip_options({"execution_device": device})
+        with comfy.model_management.cuda_device_context(device):
+            encoded = encoder.encode_token_weights({self.tokenizer.clip_name: batch})[0]
+        return encoded.reshape(rows, -1, encoded.shape[-1])
+
+    def _with_embedding(self, item: Any, words: dict[str, Tensor], index: int) -> tuple[Any, ...]:
+        word = self._word_of(item[0])
+        if word is None or word.fingerprint not in words:
+            return (item[0], item[1])
+        values = words[word.fingerprint]
+        return (values[min(index, values.shape[0] - 1)], item[1])
+
+    def _is_loaded(self) -> bool:
+        """The text encoder is on its device with these patches: loading anything could evict the UNet."""
+        loaded = any(
+            kept.model is not None and kept.model.model is self.patcher.model
+            for kept in comfy.model_management.current_loaded_models
+        )
+        return loaded and self.patcher.model.current_weight_patches_uuid == self.patcher.patches_uuid
+
+
+def check_free(clip: comfy.sd.CLIP, alias: str) -> None:
+    """Check, before any work, that a word does not stand for a concept in this CLIP yet.
+
+    Raises:
+        AliasTakenError: it does.
+    """
+    if alias in getattr(clip, "words", {}):
+        raise AliasTakenError(
+            f"The word {alias!r} already stands for another concept in this CLIP: give this one another word,"
+            " or wire in the CLIP from before."
+        )
+
+
+def with_concept(
+    clip: comfy.sd.CLIP, alias: str, fingerprint: str, static_embedding: Tensor, memory: PromptMemory
+) -> ConceptCLIP:
+    """A CLIP that also knows one more concept.
+
+    Args:
+        clip: stock or with concepts; not changed.
+        alias: the concept's word, see :func:`~.prompt_words.check_alias`.
+        fingerprint: content hash of the concept.
+        static_embedding: ``(D,)``.
+        memory: where its encoded prompts are remembered.
+
+    Raises:
+        AliasError: the alias cannot stand for a concept.
+        AliasTakenError: it already stands for another concept in this CLIP.
+    """
+    check_alias(alias)
+    new = ConceptCLIP.of(clip, memory)
+    other = new.words.get(alias)
+    if other is not None and other.fingerprint != fingerprint:
+        check_free(clip, alias)
+    new.words[alias] = Word(alias, fingerprint, static_embedding.detach().float().cpu().clone())
+    new.tokenizer = tokenizer_with_words(
+        new.stock_tokenizer, {name: word.token for name, word in new.words.items()}
+    )
+    return new

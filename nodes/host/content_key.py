@@ -1,0 +1,62 @@
+"""Content hashes of what is wired into a node: equal content is the same thing, whatever object it lives in."""
+
+from __future__ import annotations
+
+import hashlib
+import weakref
+from typing import Any
+
+import torch
+from comfy.model_patcher import ModelPatcher
+from torch import Tensor
+
+from .base_model import ConceptPatch
+
+# Raw weights are hashed once per module: a few seconds for a full-size model.
+_raw: weakref.WeakKeyDictionary[torch.nn.Module, str] = weakref.WeakKeyDictionary()
+
+
+def weights_key(patcher: ModelPatcher) -> str:
+    """Content hash of a model's effective weights: raw weights and patches, E4T concepts left out."""
+    patches = patcher.get_key_patches()
+    if patcher.model not in _raw:
+        digest = hashlib.sha256()
+        for key in sorted(patches):
+            _feed(digest, key)
+            # The raw weight, also while a patched copy is loaded in its place.
+            _feed(digest, patches[key][0][0])
+        _raw[patcher.model] = digest.hexdigest()
+    digest = hashlib.sha256(_raw[patcher.model].encode())
+    for key in sorted(patches):
+        foreign = [patch for patch in patches[key][1:] if not isinstance(patch[1], ConceptPatch)]
+        if foreign:
+            _feed(digest, [key, *foreign])
+    return digest.hexdigest()
+
+
+def content_key(*parts: Any) -> str:
+    """Content hash of tensors, numbers, texts, and lists and dictionaries of them."""
+    digest = hashlib.sha256()
+    _feed(digest, list(parts))
+    return digest.hexdigest()
+
+
+def _feed(digest: Any, value: Any) -> None:
+    if isinstance(value, Tensor):
+        data = value.detach().to("cpu").contiguous()
+        digest.update(f"tensor {data.dtype} {tuple(data.shape)} ".encode())
+        digest.update(data.reshape(-1).view(torch.uint8).numpy().data)
+    elif isinstance(value, list | tuple):
+        digest.update(f"list {len(value)} ".encode())
+        for part in value:
+            _feed(digest, part)
+    elif isinstance(value, dict):
+        _feed(digest, [[key, value[key]] for key in sorted(value, key=str)])
+    elif hasattr(value, "weights"):
+        # A LoRA adapter of ComfyUI: its class says how its tensors are used.
+        digest.update(type(value).__name__.encode())
+        _feed(digest, value.weights)
+    elif callable(value):
+        digest.update(f"function {getattr(value, '__qualname__', type(value).__name__)} ".encode())
+    else:
+        digest.update(f"{type(value).__name__} {value!r} ".encode())

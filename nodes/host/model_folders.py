@@ -1,0 +1,50 @@
+"""Where the pack's files are: flat folders that ComfyUI knows, also from extra_model_paths.yaml."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import folder_paths
+
+DOMAINS = "e4t_domains"
+EXTENSION = ".safetensors"
+
+
+class ModelFileError(ValueError):
+    """A model file that was not found, or a name that leads out of its folder."""
+
+
+def register_folders() -> None:
+    """Register ``models/e4t_domains``; a folder from extra_model_paths.yaml stays and comes first."""
+    default = os.path.join(folder_paths.models_dir, DOMAINS)
+    folder_paths.add_model_folder_path(DOMAINS, default)
+    # A YAML entry makes the key with an empty set of extensions, which would list every file.
+    paths, _ = folder_paths.folder_names_and_paths[DOMAINS]
+    folder_paths.folder_names_and_paths[DOMAINS] = (paths, {EXTENSION})
+
+
+def domain_names() -> list[str]:
+    """Names of the domain files, for the node's combo."""
+    register_folders()
+    return folder_paths.get_filename_list(DOMAINS)
+
+
+def domain_path(name: str) -> Path:
+    """Path of a domain file by its combo name.
+
+    Raises:
+        ModelFileError: it is not there, or the name leads out of the folder; the message says where it belongs and
+            how to come by one.
+    """
+    register_folders()
+    folders = folder_paths.get_folder_paths(DOMAINS)
+    for folder in folders:
+        path = os.path.join(folder, name)
+        inside = os.path.commonpath([os.path.realpath(folder), os.path.realpath(path)]) == os.path.realpath(folder)
+        if name and inside and name.endswith(EXTENSION) and os.path.isfile(path):
+            return Path(path)
+    raise ModelFileError(
+        f"Domain file {name!r} was not found in {' or '.join(folders)}: put it there (convert a published checkpoint,"
+        " pre-train one, or try the mini world), then press R to refresh."
+    )

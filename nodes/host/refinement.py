@@ -1,0 +1,217 @@
+"""Iterative refinement: at every denoising evaluation the word is predicted anew from the noisy latent (method.md §5).
+
+    F(z_t, t) -> E -> e_c = e_d + s·E -> text encoder -> cross-attention context
+
+One wrapper per MODEL holds all its concepts. It sits where the separate conditionings are still apart (CALC_COND_BATCH),
+before ControlNet, area crop and batching, so it works under every sampler and guider, and it replaces only what it
+recognises by content: never the dictionaries it was given, never a prompt without the word.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...e4t_core.concept import Concept
+from .base_model import spatial_features
+from .concept_clip import MARK
+from .progress import show_text
+from .prompt_memory import EncodedPrompt, PromptMemory, Recipe
+
+logger = logging.getLogger(__name__)
+
+Conds = list[list[dict[str, Any]] | None]
+
+
+@dataclass(frozen=True, eq=False)
+class HeldConcept:
+    """A concept as a MODEL holds it.
+
+    Attributes:
+        concept: word, encoder, features.
+        empty: context ``(1, L, D)`` of the empty prompt, by the text encoder it was tuned with.
+    """
+
+    concept: Concept
+    empty: Tensor
+
+
+@dataclass
+class _Run:
+    """What is remembered within one sampling run; thrown away at its end."""
+
+    announced: bool = False
+    recipes: dict[int, tuple[Tensor, Recipe | None]] = field(default_factory=dict)
+    features: list[tuple[Tensor, Tensor, Tensor, Tensor]] = field(default_factory=list)
+    words: dict[str, Tensor] = field(default_factory=dict)
+    contexts: dict[EncodedPrompt, tuple[dict[str, Tensor], Tensor]] = field(default_factory=dict)
+
+
+class Refinement:
+    """The CALC_COND_BATCH wrapper of one MODEL.
+
+    It must have no attribute ``to``: ComfyUI would replace it by what that returns. Clones of a MODEL share it.
+
+    Args:
+        concepts: all that the MODEL holds.
+        memory: of encoded prompts.
+    """
+
+    def __init__(self, concepts: Sequence[HeldConcept], memory: PromptMemory) -> None:
+        self.concepts = tuple(concepts)
+        self._by_fingerprint = {held.concept.fingerprint: held for held in self.concepts}
+        self._memory = memory
+        self._run = _Run()
+
+    def forget_run(self, _patcher: object = None) -> None:
+        """Called when sampling ends, also by cancel or error."""
+        self._run = _Run()
+
+    def __call__(
+        self, executor: Callable[..., Any], model: Any, conds: Conds, x: Tensor, sigma: Tensor, model_options: dict
+    ) -> Any:
+        """One evaluation: ``x`` ``(B, 4, h, w)`` at noise level ``sigma`` ``(B,)``."""
+        self._announce(conds)
+        refined: Conds = []
+        for group in conds:
+            refined.append(group and [self._refine(cond, model, x, sigma) for cond in group])
+        return executor(model, refined, x, sigma, model_options)
+
+    def _refine(self, cond: dict[str, Any], model: Any, x: Tensor, sigma: Tensor) -> dict[str, Any]:
+        recipe = self._recipe(cond)
+        if recipe is None or not _is_active(cond, sigma):
+            return cond
+        fresh = {}
+        for prompt in recipe.prompts():
+            words = {
+                fingerprint: self._word(self._by_fingerprint[fingerprint], model, x, sigma)
+                for fingerprint in prompt.concepts
+                if fingerprint in self._by_fingerprint and self._by_fingerprint[fingerprint].concept.settings.refine
+            }
+            if words:
+                fresh[prompt] = self._context(prompt, words, model)
+        if not fresh:
+            return cond
+        old = cond["model_conds"]["c_crossattn"]
+        # Others hold these dictionaries too (guiders, clones): a copy gets the new context.
+        new = type(old)(recipe.rebuild(fresh))
+        return {**cond, "model_conds": {**cond["model_conds"], "c_crossattn": new}}
+
+    def _recipe(self, cond: dict[str, Any]) -> Recipe | None:
+        """How this conditioning is made of remembered prompts; looked up once per run and tensor."""
+        attention = cond.get("model_conds", {}).get("c_crossattn")
+        tensor = getattr(attention, "cond", None)
+        if not torch.is_tensor(tensor) or tensor.ndim != 3:
+            return None
+        if id(tensor) not in self._run.recipes:
+            recipe = self._memory.recognise(tensor, cond.get(MARK, ()))
+            # The tensor is kept with its recipe, so that its id cannot be given to another one.
+            self._run.recipes[id(tensor)] = (tensor, recipe)
+        return self._run.recipes[id(tensor)][1]
+
+    def _word(self, held: HeldConcept, model: Any, x: Tensor, sigma: Tensor) -> Tensor:
+        """e_c ``(B, D)`` of a concept at this evaluation; frozen once the schedule has passed ``end_percent``."""
+        fingerprint, settings = held.concept.fingerprint, held.concept.settings
+        end = model.model_sampling.percent_to_sigma(settings.end_percent)
+        last = self._run.words.get(fingerprint)
+        if last is not None and last.shape[0] == x.shape[0] and float(sigma[0]) < end:
+            return last
+        word = held.concept.word_embedding(self._features(held, model, x, sigma))
+        self._run.words[fingerprint] = word
+        return word
+
+    def _features(self, held: HeldConcept, model: Any, x: Tensor, sigma: Tensor) -> Tensor:
+        """F ``(B, width)`` on the encoder's device; several passes over one evaluation cost one feature pass."""
+        for empty, seen, level, features in self._run.features:
+            if empty is held.empty and seen.shape == x.shape and torch.equal(seen, x) and torch.equal(level, sigma):
+                return features
+        network, dtype = model.diffusion_model, model.get_dtype_inference()
+        z = model.model_sampling.calculate_input(sigma, x).to(dtype)
+        t = model.model_sampling.timestep(sigma).float()
+        context = held.empty.to(x.device, dtype).expand(x.shape[0], -1, -1)
+        features = spatial_features(network, z, t, context, {})
+        features = features.to(next(held.concept.encoder.parameters()).device)
+        kept = [entry for entry in self._run.features if torch.equal(entry[1], x) and torch.equal(entry[2], sigma)]
+        # Samplers write into x: compare with a copy.
+        self._run.features = [*kept, (held.empty, x.clone(), sigma.clone(), features)]
+        return features
+
+    def _context(self, prompt: EncodedPrompt, words: dict[str, Tensor], model: Any) -> Tensor:
+        """The prompt encoded with these words ``(B or 1, T, D)``; equal words are not encoded twice."""
+        known = self._run.contexts.get(prompt)
+        if known is not None and known[0].keys() == words.keys():
+            if all(torch.equal(known[0][key], words[key]) for key in words):
+                return known[1]
+        assert prompt.encode is not None
+        company = [model.current_patcher] if getattr(model, "current_patcher", None) is not None else []
+        context = prompt.encode(words, company)
+        self._run.contexts[prompt] = (words, context)
+        return context
+
+    def _announce(self, conds: Conds) -> None:
+        """At a run's first evaluation: say in the log and on the sampler node where each word is."""
+        if self._run.announced:
+            return
+        self._run.announced = True
+        given = [cond for group in conds if group for cond in group]
+        found: dict[str, int] = {held.concept.fingerprint: 0 for held in self.concepts}
+        names = {held.concept.fingerprint: held.concept.word for held in self.concepts}
+        for cond in given:
+            recipe = self._recipe(cond)
+            in_this = {key: word for prompt in (recipe.prompts() if recipe else []) for key, word in prompt.concepts.items()}
+            for key, word in in_this.items():
+                names.setdefault(key, word)
+                found[key] = found.get(key, 0) + 1
+            self._warn_if_changed(cond, given)
+        lines = []
+        for key, count in found.items():
+            word, held = names[key], self._by_fingerprint.get(key)
+            if held is None:
+                lines.append(
+                    f"{word} is in a prompt, but this MODEL does not hold that concept: wire the MODEL output of the"
+                    " E4T Personalize node that made it into the sampler."
+                )
+            elif count == 0:
+                lines.append(
+                    f"{word} is in none of {_prompts(len(given))}: write it into the prompt, and encode that with the"
+                    " CLIP output of E4T Personalize."
+                )
+            else:
+                how = "" if held.concept.settings.refine else " (refinement off)"
+                lines.append(f"{word} in {count} of {_prompts(len(given))}{how}")
+        text = "\n".join(lines)
+        good = all(key in self._by_fingerprint and count for key, count in found.items())
+        logger.log(logging.INFO if good else logging.WARNING, "E4T: %s", text)
+        show_text(text)
+
+    def _warn_if_changed(self, cond: dict[str, Any], given: list[dict[str, Any]]) -> None:
+        """Say so where a conditioning is marked as holding a word, but its tensor matches no remembered prompt."""
+
+        def followed(other: dict[str, Any]) -> bool:
+            recipe = self._recipe(other)
+            return recipe is not None and recipe.complete
+
+        # ComfyUI copies a prompt's dictionary, mark and uuid included, onto a negative with the same area.
+        twins = [other for other in given if other.get("uuid") == cond.get("uuid") and other.get("uuid") is not None]
+        if cond.get(MARK) and not any(followed(other) for other in (cond, *twins)):
+            logger.warning(
+                "E4T: a prompt with a concept's word was changed by a node in a way that cannot be followed (it matches"
+                " no remembered prompt), so the static word embedding is used there."
+            )
+
+
+def _prompts(count: int) -> str:
+    return "1 prompt" if count == 1 else f"{count} prompts"
+
+
+def _is_active(cond: dict[str, Any], sigma: Tensor) -> bool:
+    """Whether this conditioning's timestep range holds now; outside it nothing needs to be encoded."""
+    level = float(sigma[0])
+    if "timestep_start" in cond and level > float(cond["timestep_start"]):
+        return False
+    return not ("timestep_end" in cond and level < float(cond["timestep_end"]))

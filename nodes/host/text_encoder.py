@@ -1,0 +1,107 @@
+"""ComfyUI's CLIP as the core's text encoder: a word embedding in the word's place, with gradients to it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import comfy.model_management
+import comfy.sd
+import comfy.sd1_clip
+import torch
+from torch import Tensor
+from torch.nn.utils.stateless import _reparametrize_module
+
+from ...e4t_core.unet import WordError
+from .base_model import SUPPORTED, effective_weights
+
+
+class UnsupportedCLIPError(ValueError):
+    """A CLIP that E4T cannot use; the message says what works and what was found."""
+
+
+class ComfyTextEncoder:
+    """The core's ``TextEncoder`` over a CLIP with one text encoder (SD 1.x: CLIP-L; SD 2.x: CLIP-H).
+
+    Clip skip and LoRAs of the CLIP count: they are what the sampler's prompts are encoded with. Its weights are lent
+    copies on the load device, float32; the shared module is left as it was.
+
+    Raises:
+        UnsupportedCLIPError: it is a CLIP of another family.
+    """
+
+    def __init__(self, clip: comfy.sd.CLIP) -> None:
+        outer = clip.cond_stage_model
+        if not isinstance(outer, comfy.sd1_clip.SD1ClipModel) or not hasattr(clip.tokenizer, "clip"):
+            raise UnsupportedCLIPError(
+                f"{SUPPORTED}, but this CLIP is a {type(outer).__name__}: wire in the CLIP of the same checkpoint."
+            )
+        self._clip, self._outer = clip, outer
+        self._network: comfy.sd1_clip.SDClipModel = getattr(outer, outer.clip)
+        self._tokenizer = getattr(clip.tokenizer, clip.tokenizer.clip)
+        self._weights = effective_weights(clip.patcher, f"{outer.clip}.")
+        self._device = clip.patcher.load_device
+
+    @property
+    def width(self) -> int:
+        """Width D of word embeddings and of the context."""
+        return int(self._network.transformer.get_input_embeddings().weight.shape[1])
+
+    def word(self, word: str) -> Tensor:
+        """The embedding row ``(D,)`` of a word.
+
+        Raises:
+            WordError: it is not exactly one token; the message lists the pieces.
+        """
+        pieces = self._pieces(word)
+        if len(pieces) != 1:
+            named = ", ".join(repr(self._tokenizer.inv_vocab.get(piece, piece)) for piece in pieces) or "nothing"
+            raise WordError(
+                f"The domain word {word!r} must be one token of this CLIP, but it is {len(pieces)} ({named}): use the"
+                " base model that the domain was made for, or another domain."
+            )
+        rows = self._weights["transformer.text_model.embeddings.token_embedding.weight"]
+        return rows[pieces[0]].detach().clone()
+
+    def encode(self, templates: Sequence[str], words: Tensor) -> Tensor:
+        """Contexts ``(B, L, D)``, differentiable in ``words`` ``(B, D)``.
+
+        Raises:
+            ValueError: a template does not hold "{}" once, or is too long.
+        """
+        return self._encode([self._tokens(template, word) for template, word in zip(templates, words, strict=True)])
+
+    def empty(self) -> Tensor:
+        """Context ``(1, L, D)`` of the empty prompt."""
+        return self._encode([self._tokens("", None)])
+
+    def _pieces(self, text: str) -> list[int]:
+        ids = list(self._tokenizer.tokenizer(text)["input_ids"])
+        return ids[self._tokenizer.tokens_start : -1]
+
+    def _tokens(self, template: str, word: Tensor | None) -> list[int | Tensor]:
+        """One row of tokens, padded as the stock tokenizer pads; ``word`` stands where "{}" does."""
+        before, *after = template.split("{}")
+        if (len(after) != 1) == (word is not None):
+            raise ValueError(f"The prompt template {template!r} must hold '{{}}' once, where the word stands.")
+        row: list[int | Tensor] = [self._tokenizer.start_token, *self._pieces(before)]
+        if word is not None:
+            row += [word, *self._pieces(after[0])]
+        row.append(self._tokenizer.end_token)
+        room = self._tokenizer.max_length - len(row)
+        if room < 0:
+            raise ValueError(f"The prompt template {template!r} is {-room} tokens too long: shorten it.")
+        return [*row, *[self._tokenizer.pad_token] * room]
+
+    def _encode(self, rows: list[list[int | Tensor]]) -> Tensor:
+        self._outer.reset_clip_options()
+        if self._clip.layer_idx is not None:
+            self._outer.set_clip_options({"layer": self._clip.layer_idx})
+        self._outer.set_clip_options({"execution_device": self._device})
+        with _reparametrize_module(self._network, self._weights):
+            return self._network.encode(rows)[0]
+
+
+def unload(*patchers: object) -> None:
+    """Take models off their device: tuning holds its own copies of what it needs, in float32."""
+    for patcher in patchers:
+        comfy.model_management.unload_model_and_clones(patcher, unload_additional_models=False)

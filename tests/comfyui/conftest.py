@@ -1,0 +1,70 @@
+"""Real ComfyUI modules in this process, on the CPU, and a base model as small as stock loaders accept.
+
+The ComfyUI tree is COMFYUI_PATH or .dev/comfyui; without one these tests are skipped. The pack is imported as ComfyUI
+does it, as a package of another name, so that its folder never stands on sys.path.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+COMFYUI = Path(os.environ.get("COMFYUI_PATH") or ROOT / ".dev" / "comfyui")
+PACK = "e4t_pack"
+
+
+def _import_as(name: str, folder: Path) -> None:
+    spec = importlib.util.spec_from_file_location(name, folder / "__init__.py", submodule_search_locations=[str(folder)])
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+
+
+if (COMFYUI / "comfy").is_dir():
+    if str(COMFYUI) not in sys.path:
+        # First, and the repository's own folder not at all: both have a "nodes".
+        sys.path[:] = [str(COMFYUI), *(entry for entry in sys.path if Path(entry or ".").resolve() != ROOT)]
+    import comfy.cli_args
+
+    comfy.cli_args.args.cpu = True
+    import torch
+
+    torch.set_num_threads(1)
+    if PACK not in sys.modules:
+        _import_as(PACK, ROOT)
+    sys.path.append(str(Path(__file__).parent))  # for world.py
+else:
+    collect_ignore_glob = ["test_*.py"]
+
+
+@pytest.fixture(scope="session")
+def base():
+    """(MODEL, CLIP, VAE) of a random base: one level, few blocks, a two-layer text encoder."""
+    from world import make_base
+
+    return make_base()
+
+
+@pytest.fixture(scope="session")
+def domain(base):
+    """A random domain for it, whose offsets and encoder do something."""
+    from world import ComfyUNet, make_domain
+
+    return make_domain(ComfyUNet(base[0]))
+
+
+@pytest.fixture(autouse=True)
+def clean_store():
+    """Every test starts with an empty store and nothing loaded."""
+    import comfy.model_management
+    from e4t_pack.nodes.host.result_store import STORE
+
+    STORE.clear()
+    yield
+    STORE.clear()
+    comfy.model_management.interrupt_current_processing(False)

@@ -1,0 +1,151 @@
+"""The small world that the tests share: a random base, a random domain, photos, and how to sample with stock nodes."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import json
+import sys
+from pathlib import Path
+
+import comfy.clip_model
+import comfy.ops
+import comfy.samplers
+import comfy.sd
+import comfy.sd1_clip
+import comfy.taesd.taesd
+import comfy.utils
+import torch
+from e4t_pack.e4t_core.clip_backbone import build_vision_tower
+from e4t_pack.e4t_core.concept import Concept
+from e4t_pack.e4t_core.concept_encoder import ConceptEncoder
+from e4t_pack.e4t_core.domain import BackboneInfo, Domain, DomainInfo
+from e4t_pack.e4t_core.presets import TuningSettings
+from e4t_pack.e4t_core.weight_offsets import WeightOffsets
+from e4t_pack.nodes.host import concept_clip, patched_model
+from e4t_pack.nodes.host.base_model import ComfyUNet
+from e4t_pack.nodes.host.result_store import STORE
+from e4t_pack.nodes.host.text_encoder import ComfyTextEncoder
+
+ROOT = Path(__file__).resolve().parents[2]
+LATENT = 8  # side of a latent in the tests
+TEXT_CONFIG = {"num_hidden_layers": 2, "intermediate_size": 256}
+QUICK = TuningSettings(steps=1, learning_rate=1e-4, regularization=0.01, batch=2, micro_batch=2, train_unet=False)
+
+
+def _training_unet():
+    spec = importlib.util.spec_from_file_location("miniworld_unet", ROOT / "miniworld" / "unet.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["miniworld_unet"] = module
+    spec.loader.exec_module(module)
+    shape = module.UNetShape(width=320, input_depths=((1,),), output_depths=((0, 1),), middle_depth=-1)
+    return module.UNetModel(shape)
+
+
+def make_state(seed: int = 0) -> dict[str, torch.Tensor]:
+    """A checkpoint's state dict as Stable Diffusion 1.x has it, with random weights."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(shape, scale):
+        return torch.randn(shape, generator=generator) * scale
+
+    state = {}
+    for name, value in _training_unet().state_dict().items():
+        if value.ndim < 2:
+            state[name] = torch.ones_like(value) if name.endswith("weight") else draw(value.shape, 0.02)
+        else:
+            state[name] = draw(value.shape, value[0].numel() ** -0.5)
+    unet = {f"model.diffusion_model.{name}": value for name, value in state.items()}
+    text = {}
+    shapes = comfy.clip_model.CLIPTextModel(text_config(), torch.float32, "meta", comfy.ops.manual_cast)
+    for name, value in shapes.state_dict().items():
+        scale = 0.014 if "embedding" in name else value.shape[-1] ** -0.5
+        is_norm = "norm" in name and name.endswith("weight")
+        text[f"cond_stage_model.transformer.{name}"] = torch.ones(value.shape) if is_norm else draw(value.shape, scale)
+    vae = {}
+    for name, value in comfy.taesd.taesd.TAESD().state_dict().items():
+        vae[f"first_stage_model.{name}"] = draw(value.shape, 0.05) if value.ndim else torch.ones(())
+    return unet | text | vae
+
+
+def text_config() -> dict:
+    """CLIP-L's shapes, with fewer layers and a narrower MLP."""
+    stock = json.loads((Path(comfy.sd1_clip.__file__).parent / "sd1_clip_config.json").read_text())
+    return stock | TEXT_CONFIG
+
+
+def text_options() -> dict:
+    """A two-layer text encoder, to save time: everything else is stock."""
+    return {"clip_l_model_config": TEXT_CONFIG, "dtype": torch.float32}
+
+
+def make_base(seed: int = 0, **options):
+    """(MODEL, CLIP, VAE) through ComfyUI's own checkpoint loading."""
+    model, clip, vae, _ = comfy.sd.load_state_dict_guess_config(
+        make_state(seed), embedding_directory=[], te_model_options=text_options(), model_options=options
+    )
+    return model, clip, vae
+
+
+def backbone_info() -> BackboneInfo:
+    """A two-block vision transformer of width 32."""
+    architecture = {"embed_dim": 16, "vision_cfg": {"image_size": 32, "layers": 2, "width": 32, "patch_size": 16, "head_width": 16}}
+    return BackboneInfo("open_clip", json.dumps(architecture), (1, 2), 32, 32, weights_inside=True)
+
+
+def make_domain(unet: ComfyUNet, name: str = "faces", seed: int = 0, **changes) -> Domain:
+    """A random domain for a base; its offsets and its encoder do something."""
+    generator = torch.Generator().manual_seed(seed)
+    shapes = unet.attention_projections()
+    offsets = WeightOffsets(shapes, generator=generator)
+    with torch.no_grad():
+        for module in offsets.modules():
+            if hasattr(module, "row"):
+                module.row.bias.copy_(0.1 * torch.randn(module.row.bias.shape, generator=generator))
+    info = DomainInfo(
+        name=name, word="face", base_family="sd1", prediction="epsilon", context_width=768,
+        feature_width=unet.feature_width, projections=shapes, backbone=backbone_info(), scale=0.1, templates="neutral",
+        preset=QUICK, image_size=64,
+    )
+    info = dataclasses.replace(info, **changes)
+    encoder = ConceptEncoder(2, 32, unet.feature_width, info.context_width, generator=generator)
+    with torch.no_grad():
+        # Strong enough that the word moves visibly over the schedule.
+        encoder.final.weight.mul_(3)
+    tower = build_vision_tower(backbone_info())
+    drawn = {key: torch.randn(value.shape, generator=generator) * 0.1 for key, value in tower.state_dict().items()}
+    return Domain(encoder.eval().requires_grad_(False), offsets.eval().requires_grad_(False), info, drawn)
+
+
+def photo(count: int = 1, height: int = 80, width: int = 64, seed: int = 0) -> torch.Tensor:
+    """IMAGE ``(count, height, width, 3)``."""
+    return torch.rand((count, height, width, 3), generator=torch.Generator().manual_seed(seed))
+
+
+def make_concept(domain: Domain, seed: int = 0, word: str = "S*", settings: TuningSettings = QUICK, **changes) -> Concept:
+    """A concept as tuning would make it, without tuning: random differences and features."""
+    generator = torch.Generator().manual_seed(seed)
+    differences = {
+        name: 0.01 * torch.randn(shape, generator=generator) for name, shape in domain.info.projections.items()
+    }
+    word_row = 0.38 / 768**0.5 * torch.randn(768, generator=torch.Generator().manual_seed(99))
+    concept = Concept(
+        word=word, domain_name=domain.info.name, domain_fingerprint=domain.fingerprint, fingerprint=f"concept {seed} {word}",
+        base_fingerprint="", domain_word_embedding=word_row, scale=domain.info.scale, encoder=domain.encoder,
+        clip_features=torch.randn((1, 2, 32), generator=generator),
+        static_embedding=word_row + 0.1 * torch.randn(768, generator=generator) / 768**0.5,
+        domain_factors=domain.offsets.collapse(), weight_differences=differences, settings=settings, seed=seed,
+    )
+    return dataclasses.replace(concept, **changes)
+
+
+def hold(base, concept: Concept, memory=None):
+    """(MODEL, CLIP) that hold a concept, as "E4T Personalize" makes them."""
+    model, clip = base[0], base[1]
+    memory = memory or STORE.prompts
+    unet = ComfyUNet(model)
+    parts = patched_model.ConceptParts(
+        concept, ComfyTextEncoder(base[1]).empty(), patched_model.domain_offset(unet.parameters(), concept.domain_factors)
+    )
+    new_clip = concept_clip.with_concept(clip, concept.word, concept.fingerprint, concept.static_embedding, memory)
+    return patched_model.with_concept(model, parts, memory), new_clip
