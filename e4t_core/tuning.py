@@ -284,21 +284,22 @@ class _Tuning:
         device = self.latents.device
         clip_features = self.clip_features.mean(dim=0, keepdim=True)
         offsets = []
-        with self.unet.using(self.weights.effective()):
-            for micro, indices in enumerate(_chunks(self.static_count, self.settings.micro_batch)):
-                sample = draw_samples(
-                    self.seed,
-                    indices,
-                    latent_shape=self.latents.shape[1:],
-                    batch=self.static_count,
-                    photos=self.latents.shape[0],
-                    timesteps=self.unet.schedule.timesteps,
-                    stream="static",
-                )
-                t = sample.timesteps.to(device)
-                z = self.unet.schedule.add_noise(self.latents[sample.photos.to(device)], sample.noise.to(device), t)
+        weights = self.weights.effective()
+        for micro, indices in enumerate(_chunks(self.static_count, self.settings.micro_batch)):
+            sample = draw_samples(
+                self.seed,
+                indices,
+                latent_shape=self.latents.shape[1:],
+                batch=self.static_count,
+                photos=self.latents.shape[0],
+                timesteps=self.unet.schedule.timesteps,
+                stream="static",
+            )
+            t = sample.timesteps.to(device)
+            z = self.unet.schedule.add_noise(self.latents[sample.photos.to(device)], sample.noise.to(device), t)
+            with self.unet.using(weights):
                 offsets.append(predict_offset(self.unet, self.encoder, z, t, clip_features, self.empty))
-                self._report("word", self.settings.steps, micro + 1, self.static_micros)
+            self._report("word", self.settings.steps, micro + 1, self.static_micros)
         offset = torch.cat(offsets).mean(dim=0)
         static = self.domain_word_embedding + self.domain.info.scale * offset
         if not torch.isfinite(static).all():
