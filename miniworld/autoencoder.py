@@ -121,6 +121,28 @@ def start_from_colours(model: Autoencoder) -> None:
                         layer.bias[:3] = 0
 
 
+@torch.no_grad()
+def whiten(model: Autoencoder, latents: Tensor) -> None:
+    """Folds into the encoder what makes its latents ``(N, 4, h, w)`` uncorrelated, with zero mean and unit variance.
+
+    As they come, three channels are nearly the colours red, green and blue: all carry brightness, and hue is a small
+    difference between them, which a denoiser learns late. The decoder's first layer gets the inverse, which its clamp
+    in front makes inexact: train the decoder on for a while.
+    """
+    samples = latents.movedim(1, -1).flatten(0, -2).double()
+    mean = samples.mean(0)
+    values, vectors = torch.linalg.eigh(torch.cov(samples.T))
+    forward = (vectors / values.sqrt()) @ vectors.T
+    back = (vectors * values.sqrt()) @ vectors.T
+    last, first = model.taesd_encoder[-1], model.taesd_decoder[1]
+    assert isinstance(last, nn.Conv2d) and isinstance(first, nn.Conv2d)
+    assert last.bias is not None and first.bias is not None
+    last.weight.copy_(torch.einsum("ij,jkhw->ikhw", forward, last.weight.double()))
+    last.bias.copy_(forward @ (last.bias.double() - mean))
+    first.bias.add_(torch.einsum("ijhw,j->i", first.weight.double(), mean))
+    first.weight.copy_(torch.einsum("ijhw,jk->ikhw", first.weight.double(), back))
+
+
 def peak_signal_to_noise(pictures: Tensor, reconstructions: Tensor) -> float:
     """Mean over pictures of the PSNR in dB; both in [0, 1]."""
     errors = (pictures - reconstructions.clamp(0, 1)).square().flatten(1).mean(1)

@@ -79,7 +79,7 @@ def word_rows(seed: int = 0) -> Tensor:
 
 
 class TextEncoder(nn.Module):
-    """Token ids ``(B, 77)`` -> hidden states ``(B, 77, 768)`` behind the final norm."""
+    """Token ids ``(B, 77)`` -> hidden states ``(B, 77, 768)`` behind the final norm; shorter rows work as well."""
 
     def __init__(self, shape: TextShape = TextShape()) -> None:
         super().__init__()
@@ -108,7 +108,7 @@ class TextEncoder(nn.Module):
         return torch.where((place >= 0)[..., None], known, self.unknown[tokens])
 
     def transform(self, rows: Tensor) -> Tensor:
-        x = rows + self.position
+        x = rows + self.position[: rows.shape[1]]
         for layer in self.layers:
             x = layer(x)
         return self.final_layer_norm(x)

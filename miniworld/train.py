@@ -31,18 +31,18 @@ def _pictures() -> Pictures:
     return Pictures(RUNS / "data", PICTURES)
 
 
-def _ship(name: str, model: nn.Module, step: int, gate: dict[str, float]) -> None:
+def _ship(name: str, model: nn.Module, step: int, gate: dict[str, float], eight_bit: bool = True) -> None:
     path = weights_path(name)
-    save_weights(path, model.state_dict(), {"gate": json.dumps(gate), "step": str(step)})
+    save_weights(path, model.state_dict(), {"gate": json.dumps(gate), "step": str(step)}, eight_bit)
     log.info("%s: %s, written to %s (%.1f MB)", name, gate, path, path.stat().st_size / 1e6)
 
 
 def train_vae(options: argparse.Namespace) -> None:
     schedule = Schedule(options.steps or 1500, learning_rate=2e-3, weight_decay=0.0, decay=0.4)
-    model = train_autoencoder.train(RUNS / "vae", _pictures(), schedule, 16, options.seed)
-    _ship("vae", model, schedule.steps, {"held-out PSNR dB (at least 30)": round(train_autoencoder.gate(model), 2)})
-    shipped = train_autoencoder.gate(load_vae())
-    log.info("as shipped: %.2f dB", shipped)
+    decoder = Schedule(500, learning_rate=1e-3, weight_decay=0.0, decay=0.7)
+    model = train_autoencoder.train(RUNS / "vae", _pictures(), schedule, decoder, 16, options.seed)
+    gate = {"held-out PSNR dB (at least 30)": round(train_autoencoder.gate(model), 2)}
+    _ship("vae", model, schedule.steps, gate, eight_bit=False)  # 8 bits would cost it more than one dB
 
 
 def train_text(options: argparse.Namespace) -> None:
@@ -53,9 +53,9 @@ def train_text(options: argparse.Namespace) -> None:
 
 
 def train_image_backbone(options: argparse.Namespace) -> None:
-    schedule = Schedule(options.steps or 1500, learning_rate=1e-3, decay=0.5, betas=(0.9, 0.98))
+    schedule = Schedule(options.steps or 1000, learning_rate=1e-3, decay=0.5, betas=(0.9, 0.98))
     pictures, text = _pictures(), load_text()
-    model = train_backbone.train(RUNS / "backbone", pictures, text, schedule, 96, options.seed)
+    model = train_backbone.train(RUNS / "backbone", pictures, text, schedule, 64, options.seed)
     found = train_backbone.gate(model, text)
     _ship("backbone", model.tower, schedule.steps, {"caption found among 64 (at least 0.5)": round(found, 4)})
 

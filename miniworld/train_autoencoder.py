@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .attributes import identities_of, random_scene
-from .autoencoder import Autoencoder, peak_signal_to_noise, start_from_colours
+from .autoencoder import Autoencoder, peak_signal_to_noise, start_from_colours, whiten
 from .dataset import Pictures
 from .renderer import render
 from .training import Run, Schedule
@@ -28,9 +28,14 @@ def held_out_pictures(count: int = 256) -> Tensor:
     return render(identities, [random_scene(rng) for _ in identities])
 
 
-def measure_latents(model: Autoencoder, pictures: Pictures, count: int = 1024) -> None:
+def _latents(model: Autoencoder, pictures: Pictures, count: int = 1024) -> Tensor:
     with torch.no_grad():
-        latents = torch.cat([model.encode(pictures[list(range(i, i + 64))]) for i in range(0, count, 64)])
+        return torch.cat([model.encode(pictures[list(range(i, i + 64))]) for i in range(0, count, 64)])
+
+
+def measure_latents(model: Autoencoder, pictures: Pictures) -> None:
+    """Sets the mean and standard deviation that the UNet's scale is made of."""
+    latents = _latents(model, pictures)
     model.latent_mean.copy_(latents.mean())
     model.latent_std.copy_(latents.std())
     log.info("latent channels: mean %s, std %s", latents.mean((0, 2, 3)), latents.std((0, 2, 3)))
@@ -44,7 +49,10 @@ def gate(model: Autoencoder) -> float:
     return peak_signal_to_noise(pictures, decoded)
 
 
-def train(folder: Path, pictures: Pictures, schedule: Schedule, batch: int, seed: int) -> Autoencoder:
+def train(
+    folder: Path, pictures: Pictures, schedule: Schedule, decoder_schedule: Schedule, batch: int, seed: int
+) -> Autoencoder:
+    """Trains encoder and decoder together, whitens the latents, and lets the decoder get used to that."""
     torch.manual_seed(seed)
     model = Autoencoder()
     start_from_colours(model)
@@ -65,7 +73,16 @@ def train(folder: Path, pictures: Pictures, schedule: Schedule, batch: int, seed
         value = squared + 0.05 * error.abs().mean() + 1e-3 * centred
         return value, {"psnr": float(-10 * squared.detach().log10())}
 
-    run.train(loss, lambda step: log.info("step %d: %.2f dB held-out", step, gate(model)))
-    model = run.finish()
+    def report(step: int) -> None:
+        log.info("step %d: %.2f dB held-out", step, gate(model))
+
+    run.train(loss, report)
+    with torch.no_grad():
+        whiten(model, _latents(model, pictures))
+    model.taesd_encoder.requires_grad_(False)
+    run = Run(folder / "decoder", model, decoder_schedule)
+    batches = pictures.batches(batch, seed + 1, run.step)
+    run.train(loss, report)
+    run.finish()
     measure_latents(model, pictures)
     return model

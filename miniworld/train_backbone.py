@@ -56,9 +56,9 @@ class ContrastiveTraining(nn.Module):
 
 def _end_states(text: TextEncoder, captions: list[str]) -> Tensor:
     """The hidden state ``(B, 768)`` at each caption's end token."""
-    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-        states = text(pad_tokens(captions))
     ends = torch.tensor([1 + len(tokenize(c)) for c in captions])
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        states = text(pad_tokens(captions)[:, : int(ends.max()) + 1])  # what follows the end cannot reach it
     return states[torch.arange(len(captions)), ends].float()
 
 

@@ -46,13 +46,20 @@ def timestep_embedding(timesteps: Tensor, width: int) -> Tensor:
     return torch.cat([angles.cos(), angles.sin()], dim=1)
 
 
+class GroupNorm(nn.GroupNorm):
+    """Normalises in the contiguous layout: on a CPU that is ten times as fast as in channels-last."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.contiguous()).contiguous(memory_format=torch.channels_last)
+
+
 class ResBlock(nn.Module):
     def __init__(self, inputs: int, outputs: int, embedding: int) -> None:
         super().__init__()
-        self.in_layers = nn.Sequential(nn.GroupNorm(32, inputs), nn.SiLU(), nn.Conv2d(inputs, outputs, 3, padding=1))
+        self.in_layers = nn.Sequential(GroupNorm(32, inputs), nn.SiLU(), nn.Conv2d(inputs, outputs, 3, padding=1))
         self.emb_layers = nn.Sequential(nn.SiLU(), nn.Linear(embedding, outputs))
         self.out_layers = nn.Sequential(
-            nn.GroupNorm(32, outputs), nn.SiLU(), nn.Dropout(0.0), nn.Conv2d(outputs, outputs, 3, padding=1)
+            GroupNorm(32, outputs), nn.SiLU(), nn.Dropout(0.0), nn.Conv2d(outputs, outputs, 3, padding=1)
         )
         self.skip_connection = nn.Identity() if inputs == outputs else nn.Conv2d(inputs, outputs, 1)
 
@@ -118,7 +125,7 @@ class TransformerBlock(nn.Module):
 class SpatialTransformer(nn.Module):
     def __init__(self, width: int, context: int, heads: int, depth: int) -> None:
         super().__init__()
-        self.norm = nn.GroupNorm(32, width, eps=1e-6)
+        self.norm = GroupNorm(32, width, eps=1e-6)
         self.proj_in = nn.Conv2d(width, width, 1)
         self.transformer_blocks = nn.ModuleList(TransformerBlock(width, context, heads) for _ in range(depth))
         self.proj_out = nn.Conv2d(width, width, 1)
@@ -194,7 +201,7 @@ class UNetModel(nn.Module):
                     layers.append(Upsample(width))
                 self.output_blocks.append(Stage(*layers))
         self.out = nn.Sequential(
-            nn.GroupNorm(32, width), nn.SiLU(), nn.Conv2d(width, shape.latent_channels, 3, padding=1)
+            GroupNorm(32, width), nn.SiLU(), nn.Conv2d(width, shape.latent_channels, 3, padding=1)
         )
 
     def encode(self, x: Tensor, timesteps: Tensor, context: Tensor) -> tuple[list[Tensor], Tensor]:

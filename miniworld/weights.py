@@ -20,12 +20,14 @@ SMALL = 4096  # numbers; smaller tensors are not worth a scale
 _INT8, _SCALE = "int8:", "scale:"
 
 
-def save_weights(path: Path, state: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
-    """Writes a state dict; whole or not at all."""
+def save_weights(
+    path: Path, state: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None, eight_bit: bool = True
+) -> None:
+    """Writes a state dict; whole or not at all. Without ``eight_bit`` all is float16."""
     packed: dict[str, Tensor] = {}
     for name, tensor in state.items():
         tensor = tensor.detach().cpu()
-        if tensor.ndim < 2 or tensor.numel() < SMALL or not tensor.is_floating_point():
+        if not eight_bit or tensor.ndim < 2 or tensor.numel() < SMALL or not tensor.is_floating_point():
             packed[name] = tensor.half() if tensor.is_floating_point() else tensor
             continue
         rows = tensor.float().flatten(1)
