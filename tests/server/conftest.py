@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import copy
-import importlib.util
 import json
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -13,11 +13,16 @@ import torch
 from PIL import Image
 from safetensors import safe_open
 
-from devtools.comfyui_client import Client, Run, Workflow
+# Last on the path: tests of the same run may hold ComfyUI's own `nodes` in front of ours.
+if str(ROOT := Path(__file__).resolve().parents[2]) not in sys.path:
+    sys.path.append(str(ROOT))
+
+from devtools.comfyui_client import Client, Workflow
 from devtools.comfyui_server import Server, prepare_base
 from devtools.comfyui_source import find_or_fetch
 from devtools.miniworld_setup import CHECKPOINT, DOMAIN, PHOTO
-from devtools.places import REPOSITORY, WORKFLOWS
+from devtools.places import WORKFLOWS
+from e4t_core.canonical_names import canonical_names
 from e4t_core.clip_backbone import build_vision_tower
 from e4t_core.concept_encoder import ConceptEncoder
 from e4t_core.domain import Domain, save_domain
@@ -33,16 +38,10 @@ STEPS = 2
 
 def write_random_domain(path: Path, checkpoint: Path) -> None:
     """A domain of random weights that fits the base model in `checkpoint`."""
-    source = REPOSITORY / "nodes" / "host" / "canonical_names.py"
-    spec = importlib.util.spec_from_file_location("canonical_names", source)
-    assert spec is not None and spec.loader is not None
-    # By its path: the package around it needs a running ComfyUI.
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
     with safe_open(checkpoint, framework="pt") as file:
         keys = [key for key in file.keys() if key.startswith(UNET_PREFIX)]  # noqa: SIM118
         shapes = {key.removeprefix(UNET_PREFIX): tuple(file.get_slice(key).get_shape()) for key in keys}
-    canonical = module.canonical_names(shapes)
+    canonical = canonical_names(shapes)
     projections = {
         canonical[name]: (shape[0], shape[1])
         for name, shape in shapes.items()
@@ -117,9 +116,3 @@ def workflow() -> Callable[..., Workflow]:
         return made
 
     return make
-
-
-def tuned_steps(run: Run, workflow: Workflow) -> int:
-    """How many tuning steps E4TPersonalize reported; 0 if it was cached or found its result in the store."""
-    node = next(name for name, content in workflow.items() if content["class_type"] == "E4TPersonalize")
-    return len(run.progress.get(node, []))

@@ -1,0 +1,128 @@
+"""The shipped API workflow in a real ComfyUI over HTTP: it runs, tunes once, can be cancelled, and says what is wrong."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+
+import pytest
+
+from devtools.comfyui_client import Client, Rejected, Run, Workflow
+
+PERSONALIZE = "4"
+MakeWorkflow = Callable[..., Workflow]
+
+UNRELATED: Workflow = {
+    "1": {"class_type": "EmptyImage", "inputs": {"width": 16, "height": 16, "batch_size": 1, "color": 0}},
+    "2": {"class_type": "PreviewImage", "inputs": {"images": ["1", 0]}},
+}
+
+
+def tuning_steps(run: Run) -> int:
+    """How many steps E4T Personalize reported: 0 if it was cached, or found its result in the pack's own store."""
+    return len(run.progress.get(PERSONALIZE, []))
+
+
+def succeeded(run: Run) -> Run:
+    assert run.status == "success", run.error.get("exception_message", run.status)
+    return run
+
+
+def test_the_shipped_workflow_tunes_and_saves_a_picture(client: Client, workflow: MakeWorkflow) -> None:
+    run = succeeded(client.run(workflow(E4TPersonalize={"seed": 101})))
+    assert tuning_steps(run) > 0
+    picture = run.outputs["10"]["images"][0]
+    assert client.view(picture).startswith(b"\x89PNG")
+
+
+def test_another_prompt_does_not_tune_again(client: Client, workflow: MakeWorkflow) -> None:
+    assert tuning_steps(succeeded(client.run(workflow(E4TPersonalize={"seed": 102})))) > 0
+    changed = workflow(E4TPersonalize={"seed": 102})
+    changed["5"]["inputs"]["text"] = "a watercolor of S*"
+    assert tuning_steps(succeeded(client.run(changed))) == 0
+
+
+def test_an_unrelated_workflow_in_between_does_not_cost_a_tuning(client: Client, workflow: MakeWorkflow) -> None:
+    mine = workflow(E4TPersonalize={"seed": 103})
+    assert tuning_steps(succeeded(client.run(mine))) > 0
+    succeeded(client.run(UNRELATED))
+    assert tuning_steps(succeeded(client.run(mine))) == 0
+
+
+def test_the_same_seed_gives_the_same_picture_and_another_seed_tunes_anew(
+    client: Client, workflow: MakeWorkflow
+) -> None:
+    mine = workflow(E4TPersonalize={"seed": 104})
+    first = client.view(succeeded(client.run(mine)).outputs["10"]["images"][0])
+    other = succeeded(client.run(workflow(E4TPersonalize={"seed": 105})))
+    assert tuning_steps(other) > 0
+    again = client.view(succeeded(client.run({**mine, "10": _preview(mine["10"])})).outputs["10"]["images"][0])
+    assert _pixels(first) == _pixels(again)
+
+
+def test_an_interrupt_ends_a_tuning_soon_and_the_next_run_is_sound(client: Client, workflow: MakeWorkflow) -> None:
+    long = workflow(E4TPersonalize={"seed": 106, "settings": ["11", 0]})
+    values = {"steps": 1000, "learning_rate": 1e-4, "regularization": 0.01, "batch": 2, "micro_batch": 1}
+    switches = {name: True for name in ("train_encoder", "train_offsets", "train_unet", "use_mask", "refine")}
+    long["11"] = {"class_type": "E4TSettings", "inputs": {**values, **switches, "end_percent": 1.0}}
+    cancelled: list[float] = []
+
+    def cancel_at_the_first_step(node: str, value: float, maximum: float) -> None:
+        if node == PERSONALIZE and not cancelled:
+            cancelled.append(time.monotonic())
+            # From a thread of its own: this one has to go on reading messages.
+            threading.Thread(target=client.interrupt).start()
+
+    run = client.run(long, cancel_at_the_first_step)
+    assert run.status == "interrupted"
+    # A micro-batch takes well under a second on an idle machine; the bound is for one that is busy.
+    assert time.monotonic() - cancelled[0] < 30
+    assert len(run.progress[PERSONALIZE]) < 1000
+    assert tuning_steps(succeeded(client.run(workflow(E4TPersonalize={"seed": 106})))) > 0
+
+
+@pytest.mark.parametrize(
+    ("changes", "node", "sentence"),
+    [
+        ({"E4TPersonalize": {"word": "S *"}}, PERSONALIZE, "S *"),
+        ({"E4TPersonalize": {"word": ""}}, PERSONALIZE, "empty"),
+        ({"E4TLoadDomain": {"domain_name": "nobody.safetensors"}}, "3", "e4t_domains"),
+    ],
+)
+def test_bad_input_is_refused_before_anything_runs(
+    client: Client, workflow: MakeWorkflow, changes: dict[str, dict[str, object]], node: str, sentence: str
+) -> None:
+    with pytest.raises(Rejected) as refused:
+        client.run(workflow(**changes))
+    assert refused.value.status == 400
+    details = " ".join(error["details"] for error in refused.value.answer["node_errors"][node]["errors"])
+    assert sentence in details
+
+
+def test_what_only_shows_while_it_runs_is_one_sentence_in_the_execution_error(
+    client: Client, workflow: MakeWorkflow
+) -> None:
+    twice = workflow(E4TPersonalize={"seed": 107})
+    twice["12"] = {
+        "class_type": "E4TPersonalize",
+        "inputs": {**twice[PERSONALIZE]["inputs"], "model": [PERSONALIZE, 0], "clip": [PERSONALIZE, 1]},
+    }
+    twice["5"]["inputs"]["clip"], twice["8"]["inputs"]["model"] = ["12", 1], ["12", 0]
+    run = client.run(twice)
+    assert run.status == "error"
+    assert run.error["node_type"] == "E4TPersonalize"
+    assert "S*" in run.error["exception_message"]
+
+
+def _preview(save: dict[str, object]) -> dict[str, object]:
+    """The same output as a preview: a cached SaveImage would have nothing to show."""
+    return {"class_type": "PreviewImage", "inputs": {"images": save["inputs"]["images"]}}  # type: ignore[index]
+
+
+def _pixels(png: bytes) -> bytes:
+    import io
+
+    from PIL import Image
+
+    return Image.open(io.BytesIO(png)).convert("RGB").tobytes()
