@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import re
 import subprocess
 import sys
 import threading
@@ -16,6 +17,9 @@ TICK_SECONDS = 1.0
 
 UNREACHABLE = ("name resolution", "getaddrinfo", "network is unreachable", "newconnection", "(from versions: none)")
 """What pip writes, in lower case, when no registry answers."""
+
+EXCEPTION_NAME = re.compile(r"^[\w.]+(Error|Exception): ")
+"""How Python begins the last line of a traceback, before the sentence."""
 
 
 class Failure(Exception):
@@ -81,4 +85,4 @@ def reason(output: str) -> str:
         return "the package registry could not be reached; check the network and run the same command again"
     lines = [line.strip() for line in output.splitlines() if line.strip()]
     errors = [line for line in lines if line.startswith(("ERROR", "error:", "Error"))]
-    return (errors or lines or ["it said nothing"])[-1].removeprefix("ERROR: ").rstrip(".")
+    return EXCEPTION_NAME.sub("", (errors or lines or ["it said nothing"])[-1].removeprefix("ERROR: ")).rstrip(".")

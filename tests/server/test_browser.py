@@ -1,0 +1,104 @@
+"""The shipped workflow in ComfyUI's own page: it opens whole, and pressing Run twice tunes once."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from devtools.comfyui_client import Client
+from devtools.comfyui_server import Server
+from devtools.places import WORKFLOWS
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Page
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+FLAGS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+PATIENCE = 300.0
+"""Seconds for anything in the page: a few are enough unless the machine is busy."""
+
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium or Chrome was found on PATH")
+
+# What is not the graph's meaning: how a picture was uploaded, and where a node stands.
+ONLY_IN_THE_PAGE = {"upload", "_meta"}
+
+
+@pytest.fixture
+def page(server: Server, tmp_path: Path) -> Iterator[Page]:
+    """A page of the running ComfyUI in a fresh browser profile."""
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch_persistent_context(
+            tmp_path / "profile", executable_path=CHROMIUM, headless=True, args=FLAGS, timeout=PATIENCE * 1000
+        )
+        page = browser.pages[0] if browser.pages else browser.new_page()
+        page.set_default_timeout(PATIENCE * 1000)
+        page.goto(server.client.url, timeout=PATIENCE * 1000)
+        page.wait_for_function("() => window.app?.graph && window.app?.extensionManager && window.LiteGraph")
+        # A first visit opens the templates.
+        page.keyboard.press("Escape")
+        yield page
+        browser.close()
+
+
+def open_workflow(page: Page, sampling_steps: int | None = None) -> None:
+    """Opens the shipped workflow, as dropping its file onto the page does; fewer sampling steps save time."""
+    workflow = json.loads((WORKFLOWS / "one_photo.json").read_text(encoding="utf-8"))
+    for node in workflow["nodes"]:
+        if node["type"] == "KSampler" and sampling_steps is not None:
+            node["widgets_values"][2] = sampling_steps
+    page.evaluate("workflow => window.app.loadGraphData(workflow, true, true, 'one_photo')", workflow)
+    page.wait_for_function("() => window.app.graph.nodes.some(node => node.type === 'E4TPersonalize')")
+
+
+def test_the_workflow_opens_without_a_missing_node_and_says_what_its_api_twin_says(page: Page) -> None:
+    open_workflow(page)
+    missing = page.evaluate(
+        "() => window.app.graph.nodes.filter(node => !window.LiteGraph.registered_node_types[node.type])"
+        ".map(node => node.type)"
+    )
+    assert missing == []
+    said = page.evaluate("async () => (await window.app.graphToPrompt()).output")
+    twin = json.loads((WORKFLOWS / "api" / "one_photo.json").read_text(encoding="utf-8"))
+    assert meaning(said) == meaning(twin)
+
+
+def test_pressing_run_twice_with_nothing_touched_tunes_once(page: Page, server: Server) -> None:
+    open_workflow(page, sampling_steps=2)
+    client = Client(server.client.host, server.client.port)
+    before, learned = set(json.loads(client.get("/history"))), server.said().count(" learned in ")
+    for presses in (1, 2):
+        page.get_by_test_id("queue-button").click()
+        deadline = time.monotonic() + PATIENCE
+        while len(new := set(json.loads(client.get("/history"))) - before) < presses:
+            assert time.monotonic() < deadline, f"only {len(new)} of {presses} runs ended"
+            time.sleep(0.5)
+    statuses = [client.history(prompt)["status"]["status_str"] for prompt in new]
+    assert statuses == ["success", "success"]
+    assert server.said().count(" learned in ") == learned + 1
+
+
+def meaning(prompt: dict[str, dict]) -> dict[str, dict]:
+    """Nodes, links and values, by node id, in one form."""
+    return {
+        node: {
+            "class_type": content["class_type"],
+            **{name: value for name, value in content["inputs"].items() if name not in ONLY_IN_THE_PAGE},
+        }
+        for node, content in prompt.items()
+    }
