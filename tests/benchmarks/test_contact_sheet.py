@@ -6,7 +6,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from benchmarks.contact_sheet import GAP, LABEL, PICTURE, contact_sheet
+from benchmarks.contact_sheet import CAPTION, GAP, LABEL, PICTURE, contact_sheet
 
 
 def test_every_picture_stands_in_its_row_and_column(tmp_path: Path) -> None:
@@ -24,5 +24,5 @@ def test_every_picture_stands_in_its_row_and_column(tmp_path: Path) -> None:
     for i in range(2):
         for j in range(4):
             left = 2 * GAP + (j + 1) * (PICTURE + GAP)
-            top = GAP + i * (PICTURE + 2 * LABEL + GAP) + LABEL
+            top = GAP + i * (LABEL + PICTURE + CAPTION + GAP) + LABEL
             assert sheet.getpixel((left + half, top + half)) == (40 * i + 10, 50 * j + 10, 200)
