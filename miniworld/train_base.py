@@ -7,9 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torchvision.utils import save_image
+
+from e4t_core.fingerprint import fingerprint
 
 from .autoencoder import Autoencoder
 from .captions import describe
@@ -57,14 +59,20 @@ class _Contexts:
         return torch.stack([self.kept[key] for key in keys])
 
 
-def encode_all(vae: Autoencoder, pictures: Pictures) -> Tensor:
-    """Latents of all pictures as the UNet sees them ``(N, 4, 16, 16)``, bfloat16."""
+def encode_all(vae: Autoencoder, pictures: Pictures, folder: Path) -> Tensor:
+    """Latents of all pictures as the UNet sees them ``(N, 4, 16, 16)``, bfloat16; kept in ``folder``."""
+    key = fingerprint(vae.state_dict(), str(pictures.count), str(pictures.seed))
+    path = folder / f"latents-{key[:12]}.safetensors"
+    if path.exists():
+        return load_file(path)["latents"]
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         parts = [
             vae.to_unet(vae.encode(pictures[list(range(i, min(i + 64, pictures.count)))]).float()).bfloat16()
             for i in range(0, pictures.count, 64)
         ]
-    return torch.cat(parts)
+    latents = torch.cat(parts)
+    save_file({"latents": latents}, path)
+    return latents
 
 
 def sample_sheet(path: Path, unet: UNetModel, text: TextEncoder, vae: Autoencoder, seed: int = 1) -> None:
@@ -92,7 +100,7 @@ def train(
         if name.endswith(("out_layers.3.weight", "proj_out.weight", "out.2.weight")):
             torch.nn.init.zeros_(parameter)
     run = Run(folder, model, schedule)
-    latents = encode_all(vae, pictures)
+    latents = encode_all(vae, pictures, folder)
     contexts = _Contexts(text, pictures, seed)
     alphas = alphas_cumprod()
     batches = pictures.batches(batch, seed, run.step)
@@ -111,7 +119,7 @@ def train(
         error = (model(noisy, times, context).float() - noise).square().mean((1, 2, 3))
         snr = alphas[times] / (1 - alphas[times])
         value = (error * snr.clamp_max(SNR_CLAMP) / snr).mean()
-        return value, {"plain": float(error.mean()), "high": float(error[times > 700].mean())}
+        return value, {"plain": float(error.detach().mean()), "high": float(error.detach()[times > 700].mean())}
 
     def on_checkpoint(step: int) -> None:
         if step % 500:
