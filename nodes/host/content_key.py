@@ -12,6 +12,10 @@ from torch import Tensor
 
 from .base_model import ConceptPatch
 
+# The text encoder's projection of its pooled output, which SD 1.x and 2.x do not use. SD 1.x checkpoints lack it, and
+# ComfyUI leaves it uninitialised then: other numbers at every loading.
+UNUSED = "text_projection.weight"
+
 # Raw weights are hashed once per module: a few seconds for a full-size model.
 _raw: weakref.WeakKeyDictionary[torch.nn.Module, str] = weakref.WeakKeyDictionary()
 
@@ -22,6 +26,8 @@ def weights_key(patcher: ModelPatcher) -> str:
     if patcher.model not in _raw:
         digest = hashlib.sha256()
         for key in sorted(patches):
+            if key.endswith(UNUSED):
+                continue
             _feed(digest, key)
             # The raw weight, also while a patched copy is loaded in its place.
             _feed(digest, patches[key][0][0])

@@ -97,7 +97,12 @@ class ComfyTextEncoder:
         if self._clip.layer_idx is not None:
             self._outer.set_clip_options({"layer": self._clip.layer_idx})
         self._outer.set_clip_options({"execution_device": self._device})
-        with _reparametrize_module(self._network, self._weights):
+        # ComfyUI's layers add in place to tensors that autograd has saved: it gets copies of those, not of the weights.
+        weights = {weight.data_ptr() for weight in self._weights.values()}
+        copies = torch.autograd.graph.saved_tensors_hooks(
+            lambda tensor: tensor if tensor.data_ptr() in weights else tensor.clone(), lambda tensor: tensor
+        )
+        with _reparametrize_module(self._network, self._weights), copies:
             return self._network.encode(rows)[0]
 
 

@@ -86,7 +86,7 @@ def test_an_interrupt_ends_a_tuning_soon_and_the_next_run_is_sound(client: Clien
     ("changes", "node", "sentence"),
     [
         ({"E4TPersonalize": {"word": "S *"}}, PERSONALIZE, "S *"),
-        ({"E4TPersonalize": {"word": ""}}, PERSONALIZE, "empty"),
+        ({"E4TPersonalize": {"word": ""}}, PERSONALIZE, "too short"),
         ({"E4TLoadDomain": {"domain_name": "nobody.safetensors"}}, "3", "e4t_domains"),
     ],
 )
