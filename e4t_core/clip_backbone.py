@@ -1,4 +1,4 @@
-"""The frozen image backbone: [CLS] vectors of a CLIP vision transformer after several of its blocks (method.md §2).
+"""The frozen image backbone: [CLS] vectors of a CLIP vision transformer after several of its blocks (the paper's section 3.1).
 
 It is built by open_clip, which is imported only when a tower is built: inside ComfyUI a stock CLIP_VISION model can
 take its place, and then open_clip need not be installed.

@@ -1,6 +1,6 @@
 """The concept encoder: from a photo's CLIP features and the UNet's view of the noisy latent to a word offset.
 
-method.md §2, the paper's section 4.1:
+The paper's section 3.1:
 
     E(I_c, F) = final( LeakyReLU(mean_l first_l(CLS_l)) ⊕ LeakyReLU(F) ),   e_c = e_d + s·E
 """

@@ -1,4 +1,4 @@
-"""What is minimised, in pre-training and in one-shot tuning alike (method.md §4):
+"""What is minimised, in pre-training and in one-shot tuning alike (the paper's section 3.3):
 
     L = mean((target − prediction)² [· mask / mean(mask)])  +  λ · mean_over_batch ‖E‖²
 

@@ -1,4 +1,4 @@
-"""Settings of one-shot tuning, as data: the paper's table of rates and steps (method.md §4), and prompt templates."""
+"""Settings of one-shot tuning, as data: rates and steps (the paper's section 3.5), and prompt templates."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One-shot tuning: a photo, or a few of one thing, becomes a concept (method.md §4, the paper's section 4.4)."""
+"""One-shot tuning: a photo, or a few of one thing, becomes a concept (the paper's section 3.4)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Weight offsets of the attention projections, in the exact rank-3 form (method.md §3, the paper's section 4.2).
+"""Weight offsets of the attention projections, in the exact rank-3 form (the paper's section 3.2).
 
 A matrix ``W0`` of M outputs and N inputs becomes ``W = W0 * (1 + Δ)``. The paper's network gives Δ from a constant
 ``v0`` by four linear layers: two make ``y ∈ R^M`` and ``u ∈ R^N``, whose outer product passes a linear over the rows
