@@ -43,11 +43,17 @@ else:
 
 
 @pytest.fixture(scope="session")
-def base():
+def embeddings(tmp_path_factory):
+    """The stock text encoder's folder of textual inversions."""
+    return tmp_path_factory.mktemp("embeddings")
+
+
+@pytest.fixture(scope="session")
+def base(embeddings):
     """(MODEL, CLIP, VAE) of a random base: one level, few blocks, a two-layer text encoder."""
     from world import make_base
 
-    return make_base()
+    return make_base(embeddings=embeddings)
 
 
 @pytest.fixture(scope="session")
@@ -65,6 +71,8 @@ def clean_store():
     from e4t_pack.nodes.host.result_store import STORE
 
     STORE.clear()
-    yield
+    # As ComfyUI's executor does for every node.
+    with torch.inference_mode():
+        yield
     STORE.clear()
     comfy.model_management.interrupt_current_processing(False)

@@ -38,7 +38,7 @@ def _training_unet():
     module = importlib.util.module_from_spec(spec)
     sys.modules["miniworld_unet"] = module
     spec.loader.exec_module(module)
-    shape = module.UNetShape(width=320, input_depths=((1,),), output_depths=((0, 1),), middle_depth=-1)
+    shape = module.UNetShape(width=320, input_depths=((1,),), output_depths=((0, 1),), middle_depth=1)
     return module.UNetModel(shape)
 
 
@@ -79,10 +79,11 @@ def text_options() -> dict:
     return {"clip_l_model_config": TEXT_CONFIG, "dtype": torch.float32}
 
 
-def make_base(seed: int = 0, **options):
-    """(MODEL, CLIP, VAE) through ComfyUI's own checkpoint loading."""
+def make_base(seed: int = 0, embeddings: Path | None = None, **options):
+    """(MODEL, CLIP, VAE) through ComfyUI's own checkpoint loading; textual inversions are looked for in ``embeddings``."""
+    folders = [] if embeddings is None else [str(embeddings)]
     model, clip, vae, _ = comfy.sd.load_state_dict_guess_config(
-        make_state(seed), embedding_directory=[], te_model_options=text_options(), model_options=options
+        make_state(seed), embedding_directory=folders, te_model_options=text_options(), model_options=options
     )
     return model, clip, vae
 

@@ -1,0 +1,427 @@
+"""The node "E4T Personalize" from photo to picture: results, store, determinism, cancel, memory, harm to nothing."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import logging
+
+import comfy.model_management
+import nodes
+import pytest
+import torch
+from comfy.patcher_extension import WrappersMP
+from e4t_pack.e4t_core.presets import TuningSettings
+from e4t_pack.nodes.host import patched_model, personalisation, progress
+from e4t_pack.nodes.host.base_model import ComfyUNet
+from e4t_pack.nodes.host.content_key import content_key
+from e4t_pack.nodes.host.personalisation import LoadedDomain
+from e4t_pack.nodes.host.result_store import STORE, ResultStore
+from e4t_pack.nodes.personalize import Personalize
+from oracle import ksample, latent
+from test_base_model import unet_lora
+from world import QUICK, make_base, photo
+
+OFFSETS_ONLY = dataclasses.replace(QUICK, train_encoder=False)
+
+
+@pytest.fixture
+def run(base, domain, monkeypatch):
+    """Runs the node; ``run.tunings`` counts how often it really tuned."""
+    original = personalisation.tune
+
+    def counted(*arguments, **options):
+        execute.tunings += 1
+        return original(*arguments, **options)
+
+    def execute(model=base[0], clip=base[1], vae=base[2], image=None, settings=None, word="S*", seed=1, mask=None, of=domain):
+        image = photo() if image is None else image
+        return Personalize.execute(model, clip, vae, LoadedDomain(of), image, word, seed, mask, settings).args
+
+    execute.tunings = 0
+    monkeypatch.setattr(personalisation, "tune", counted)
+    return execute
+
+
+def encode(clip, text):
+    return nodes.CLIPTextEncode().encode(clip, text)[0]
+
+
+def draw(model, clip, text="a photo of S*", **options):
+    return ksample(model, {"positive": encode(clip, text), "negative": encode(clip, "blurry")}, **options)
+
+
+def base_state(base):
+    """Hash of all base weights and a stock picture."""
+    comfy.model_management.unload_all_models()
+    state = {f"unet.{key}": value for key, value in base[0].model.state_dict().items()}
+    state |= {f"clip.{key}": value for key, value in base[1].cond_stage_model.state_dict().items()}
+    state |= {f"vae.{key}": value for key, value in base[2].first_stage_model.state_dict().items()}
+    picture = draw(base[0], base[1], "a photo of a cat")
+    return content_key(state), hashlib.sha256(picture.numpy().tobytes()).hexdigest()
+
+
+def test_a_photo_goes_in_and_a_word_comes_out(run, base):
+    before = base_state(base)
+    model, clip, parts, losses = run()
+    assert losses == {"loss": list(parts.concept.losses)} and len(losses["loss"]) == QUICK.steps
+    with_word, without = draw(model, clip), draw(model, clip, "a photo of a cat")
+    assert torch.isfinite(with_word).all() and not torch.equal(with_word, without)
+    assert not torch.equal(without, draw(base[0], base[1], "a photo of a cat")), "the tuned weights made no difference"
+    assert base_state(base) == before
+
+
+def test_several_photos_are_one_concept(run):
+    _, _, parts, _ = run(image=photo(3))
+    assert parts.concept.clip_features.shape[0] == 1
+
+
+def test_zero_steps_are_the_encoder_s_first_answer(run, base, domain):
+    model, clip, parts, losses = run(settings=dataclasses.replace(QUICK, steps=0))
+    assert losses == {"loss": []}
+    assert parts.concept.weight_differences == {}
+    assert torch.isfinite(draw(model, clip)).all()
+
+
+def test_zero_steps_with_zero_offsets_are_the_untouched_base(run, base, domain):
+    import copy
+
+    with torch.inference_mode(False), torch.no_grad():
+        offsets = copy.deepcopy(domain.offsets)
+        for module in offsets.modules():
+            if hasattr(module, "row"):
+                module.row.weight.zero_()
+                module.row.bias.zero_()
+    plain = dataclasses.replace(domain, offsets=offsets)
+    model, _, _, _ = run(settings=dataclasses.replace(QUICK, steps=0), of=plain)
+    assert torch.equal(draw(model, base[1], "a photo of a cat"), draw(base[0], base[1], "a photo of a cat"))
+
+
+def test_refinement_off_equals_stock_nodes_on_the_same_patched_weights(run):
+    model, clip, _, _ = run(settings=dataclasses.replace(QUICK, refine=False))
+    stock = model.clone()
+    stock.remove_wrappers_with_key(WrappersMP.CALC_COND_BATCH, patched_model.KEY)
+    assert torch.equal(draw(model, clip), draw(stock, clip))
+
+
+def test_a_prompt_without_the_word_equals_stock_nodes_on_the_same_patched_weights(run, base):
+    model, clip, _, _ = run()
+    stock = model.clone()
+    stock.remove_wrappers_with_key(WrappersMP.CALC_COND_BATCH, patched_model.KEY)
+    assert torch.equal(draw(model, clip, "a photo of a cat"), draw(stock, base[1], "a photo of a cat"))
+
+
+def test_the_word_is_frozen_after_end_percent(run, monkeypatch):
+    from e4t_pack.nodes.host.concept_clip import ConceptCLIP
+
+    calls, original = [], ConceptCLIP.encode_again
+    monkeypatch.setattr(ConceptCLIP, "encode_again", lambda self, *a: calls.append(1) or original(self, *a))
+    model, clip, _, _ = run(settings=dataclasses.replace(QUICK, end_percent=0.5))
+    draw(model, clip, steps=6)
+    frozen_calls = len(calls)
+    assert 1 <= frozen_calls < 6
+    calls.clear()
+    model, clip, _, _ = run(settings=dataclasses.replace(QUICK, end_percent=0.0))
+    draw(model, clip, steps=4)
+    assert len(calls) == 1
+
+
+# Store ------------------------------------------------------------------------------------------------------------
+
+
+def test_another_prompt_or_an_unrelated_workflow_in_between_does_not_tune_again(run):
+    first = run()
+    draw(first[0], first[1])
+    again = run()
+    assert run.tunings == 1
+    assert torch.equal(draw(first[0], first[1]), draw(again[0], again[1]))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"seed": 2},
+        {"image": photo(seed=5)},
+        {"mask": torch.ones((1, 8, 8)) * (torch.arange(8) < 4)},
+        {"settings": dataclasses.replace(QUICK, learning_rate=2e-4)},
+    ],
+    ids=["seed", "image", "mask", "settings"],
+)
+def test_what_decides_a_concept_tunes_again(run, change):
+    run()
+    run(**change)
+    assert run.tunings == 2
+
+
+def test_another_word_for_the_same_photo_needs_no_tuning(run):
+    _, _, first, _ = run()
+    model, clip, second, _ = run(word="T*")
+    assert run.tunings == 1
+    assert (first.concept.word, second.concept.word) == ("S*", "T*")
+    assert not torch.equal(draw(model, clip, "a photo of T*"), draw(model, clip, "a photo of S*"))
+
+
+def test_the_store_stays_within_its_bound_over_twenty_results(run, base, domain):
+    _, _, parts, _ = run(settings=OFFSETS_ONLY)
+    store = ResultStore(limit=3 * parts.size() + 1)
+    for seed in range(20):
+        concept = dataclasses.replace(parts.concept, seed=seed)
+        store.put(str(seed), dataclasses.replace(parts, concept=concept))
+        assert store.size() <= store.limit
+    assert len(store) == 3
+    assert store.get("19") is not None and store.get("0") is None
+
+
+def test_twenty_tunings_with_twenty_seeds_keep_memory_flat(run, monkeypatch):
+    import gc
+    import weakref
+
+    _, _, parts, _ = run(settings=dataclasses.replace(QUICK, steps=0))
+    monkeypatch.setattr(STORE, "limit", 2 * parts.size() + 1)
+    alive = []
+    for seed in range(20):
+        model, clip, made, _ = run(settings=dataclasses.replace(QUICK, steps=0), seed=100 + seed)
+        alive.append(weakref.ref(made.concept))
+        del model, clip, made
+    gc.collect()
+    assert len(STORE) <= 2
+    assert sum(ref() is not None for ref in alive) <= 2, "dropped results are still held somewhere"
+
+
+def test_conditioning_cached_while_the_model_is_made_again_still_refines(run):
+    model, clip, _, _ = run()
+    conds = {"positive": encode(clip, "a photo of S*"), "negative": encode(clip, "blurry")}
+    first = ksample(model, conds)
+    del model, clip
+    STORE._results.clear()
+    model, _, _, _ = run()
+    assert run.tunings == 2
+    assert torch.equal(ksample(model, conds), first)
+
+
+# Determinism ------------------------------------------------------------------------------------------------------
+
+
+def test_equal_inputs_give_an_equal_concept_bit_for_bit(run, embeddings, domain):
+    _, _, first, _ = run()
+    STORE.clear()
+    fresh = make_base(embeddings=embeddings)
+    _, _, second, _ = run(*fresh)
+    assert run.tunings == 2
+    assert first.concept.fingerprint == second.concept.fingerprint
+    differences = first.concept.weight_differences
+    assert differences and differences.keys() == second.concept.weight_differences.keys()
+    assert all(torch.equal(differences[key], second.concept.weight_differences[key]) for key in differences)
+    assert torch.equal(first.concept.static_embedding, second.concept.static_embedding)
+
+
+def probe(base, parts):
+    """Noise predictions ``(64, 4, 8, 8)`` of the tuned weights on 64 fixed latents, timesteps and contexts."""
+    generator = torch.Generator().manual_seed(77)
+    unet = ComfyUNet(base[0])
+    tuned = dict(unet.parameters())
+    for extra in (parts.domain_offset, parts.concept.weight_differences):
+        tuned |= {name: tuned[name] + value for name, value in extra.items()}
+    outputs = []
+    with unet.using(tuned):
+        for start in range(0, 64, 8):
+            z, t = torch.randn((8, 4, 8, 8), generator=generator), torch.arange(start, start + 8) * 15
+            outputs.append(unet.denoise(z, t, torch.randn((8, 77, 768), generator=generator)))
+    return torch.cat(outputs)
+
+
+def test_the_micro_batch_changes_predictions_by_rounding_only(run, base):
+    """Adam's first steps are nearly the sign of the gradient, so a rounding flips single tiny weights' steps; what the
+    network says then moves by far less than the tuning moved it: at most a hundredth of that.
+    """
+    settings = TuningSettings(steps=2, learning_rate=1e-4, regularization=0.01, batch=16, micro_batch=16)
+    made = {micro: run(settings=dataclasses.replace(settings, micro_batch=micro))[2] for micro in (16, 4, 1)}
+    predictions = {micro: probe(base, parts) for micro, parts in made.items()}
+    untuned = probe(base, dataclasses.replace(made[16], concept=dataclasses.replace(made[16].concept, weight_differences={})))
+    moved = (predictions[16] - untuned).square().mean().sqrt()
+    assert moved > 0
+    for micro in (4, 1):
+        assert (predictions[micro] - predictions[16]).square().mean().sqrt() <= 0.01 * moved
+
+
+def test_b_alone_equals_b_behind_a_bit_for_bit(run):
+    model, clip, _, _ = run(word="A*", image=photo(seed=3))
+    draw(model, clip, "A*")
+    both, both_clip, behind, _ = run(model=model, clip=clip, word="B*", image=photo(seed=4))
+    STORE.clear()
+    _, _, alone, _ = run(word="B*", image=photo(seed=4))
+    assert behind.concept.fingerprint == alone.concept.fingerprint
+    assert all(
+        torch.equal(value, behind.concept.weight_differences[name])
+        for name, value in alone.concept.weight_differences.items()
+    )
+    assert len(patched_model.held_concepts(both)) == 2
+    assert not torch.equal(draw(both, both_clip, "A*"), draw(both, both_clip, "B*"))
+
+
+def test_a_lora_on_the_base_is_tuned_on_and_one_behind_is_drawn_with(run, base):
+    _, _, plain, _ = run()
+    model, clip, with_lora, _ = run(model=unet_lora(base[0]))
+    assert run.tunings == 2
+    assert plain.concept.fingerprint != with_lora.concept.fingerprint
+    assert not torch.equal(draw(model, clip), draw(unet_lora(model), clip))
+
+
+# Nothing is harmed ------------------------------------------------------------------------------------------------
+
+
+class Stop(BaseException):
+    """Stands for ComfyUI's InterruptProcessingException, which is no Exception either."""
+
+
+@pytest.mark.parametrize("phase", ["latent", "features", "models", "step 1", "step 2", "word"])
+def test_cancel_at_every_phase_harms_nothing(run, base, monkeypatch, phase):
+    before = base_state(base)
+    seen = []
+    original = progress.Progress.step
+
+    def cancelled(*_):
+        seen.append(1)
+        if len(seen) == {"latent": 1, "features": 2, "models": 3}[phase]:
+            raise Stop
+
+    def step(self, report):
+        if phase in ("word",) and report.phase == "word" or phase == f"step {report.step}" and report.phase == "tuning":
+            comfy.model_management.interrupt_current_processing(True)
+        original(self, report)
+
+    if phase in ("latent", "features", "models"):
+        monkeypatch.setattr(personalisation, "check_cancelled", cancelled)
+    else:
+        monkeypatch.setattr(progress.Progress, "step", step)
+    with pytest.raises((Stop, comfy.model_management.InterruptProcessingException)):
+        run(settings=dataclasses.replace(QUICK, steps=2))
+    monkeypatch.undo()
+    assert len(STORE) == 0
+    assert base_state(base) == before
+
+
+def test_cancel_acts_within_one_micro_batch(run, monkeypatch):
+    reports, original = [], progress.Progress.step
+
+    def step(self, report):
+        reports.append(report)
+        comfy.model_management.interrupt_current_processing(True)
+        original(self, report)
+
+    monkeypatch.setattr(progress.Progress, "step", step)
+    with pytest.raises(comfy.model_management.InterruptProcessingException):
+        run(settings=dataclasses.replace(QUICK, batch=4, micro_batch=1))
+    assert len(reports) == 1 and reports[0].micro == 1
+
+
+def test_cancel_during_sampling_harms_nothing_and_the_next_run_is_right(run, base):
+    model, clip, _, _ = run()
+    expected, before = draw(model, clip, steps=3), base_state(base)
+    seen = []
+
+    def stop(executor, *arguments):
+        seen.append(1)
+        if len(seen) == 2:
+            raise Stop
+        return executor(*arguments)
+
+    stopping = model.clone()
+    stopping.add_wrapper(WrappersMP.CALC_COND_BATCH, stop)
+    with pytest.raises(Stop):
+        draw(stopping, clip, steps=3)
+    assert base_state(base) == before
+    assert torch.equal(draw(model, clip, steps=3), expected)
+
+
+def test_an_exception_in_a_step_harms_nothing(run, base, monkeypatch):
+    before = base_state(base)
+    monkeypatch.setattr(ComfyUNet, "denoise", lambda *_: (_ for _ in ()).throw(RuntimeError("broken")))
+    with pytest.raises(RuntimeError, match="broken"):
+        run()
+    monkeypatch.undo()
+    assert len(STORE) == 0 and base_state(base) == before
+
+
+def out_of_memory_above(monkeypatch, limit):
+    """Simulates a GPU on which more than ``limit`` latents at once do not fit."""
+    original, tried = ComfyUNet.denoise, []
+
+    def denoise(self, z, t, context):
+        tried.append(z.shape[0])
+        if z.shape[0] > limit:
+            raise torch.OutOfMemoryError("CUDA out of memory (simulated)")
+        return original(self, z, t, context)
+
+    monkeypatch.setattr(ComfyUNet, "denoise", denoise)
+    return tried
+
+
+def test_out_of_memory_tries_once_more_with_half_the_micro_batch(run, base, monkeypatch, caplog):
+    before = base_state(base)
+    tried = out_of_memory_above(monkeypatch, 1)
+    with caplog.at_level(logging.WARNING):
+        _, _, parts, _ = run()
+    assert tried[:2] == [2, 1]
+    assert parts.concept.settings.batch == QUICK.batch
+    assert "trying once more with 1" in caplog.text
+    monkeypatch.undo()
+    assert base_state(base) == before
+
+
+def test_out_of_memory_twice_keeps_its_type_and_says_what_to_lower(run, base, monkeypatch):
+    before = base_state(base)
+    out_of_memory_above(monkeypatch, 0)
+    with pytest.raises(torch.OutOfMemoryError) as error:
+        run()
+    assert comfy.model_management.is_oom(error.value)
+    assert "lower micro_batch in E4T Settings" in "".join(error.value.__notes__)
+    monkeypatch.undo()
+    assert len(STORE) == 0 and base_state(base) == before
+
+
+# What a person sees -----------------------------------------------------------------------------------------------
+
+
+def test_the_first_preview_is_the_crop_and_the_bar_reaches_its_end(run, monkeypatch):
+    sent = []
+    monkeypatch.setattr(progress.Progress, "_send", lambda self, *arguments: sent.append(arguments))
+    run(settings=dataclasses.replace(QUICK, steps=3))
+    assert sent[0][0] == 0 and sent[0][2].size == (256, 256)
+    assert sent[-1][0] == sent[-1][1]
+    assert any(picture is not None and picture.width == 512 for _, _, picture in sent), "no loss curve was shown"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("a photo of S*", "S* in 1 of 2 prompts"), ("a photo", "S* is in none of 2 prompts")],
+)
+def test_the_sampler_says_where_the_word_is(run, monkeypatch, caplog, text, message):
+    from e4t_pack.nodes.host import refinement
+
+    shown = []
+    monkeypatch.setattr(refinement, "show_text", shown.append)
+    model, clip, _, _ = run()
+    with caplog.at_level(logging.INFO):
+        draw(model, clip, text, steps=3)
+    assert len(shown) == 1 and message in shown[0]
+    assert message in caplog.text
+
+
+def test_a_model_that_lacks_the_clip_s_concept_says_so(run, caplog):
+    model, clip, _, _ = run(word="A*")
+    _, both_clip, _, _ = run(clip=clip, word="B*", image=photo(seed=4))
+    with caplog.at_level(logging.WARNING):
+        draw(model, both_clip, "B*")
+    assert "B* is in a prompt, but this MODEL does not hold that concept" in caplog.text
+
+
+def test_a_prompt_changed_beyond_recognition_keeps_the_static_word_and_says_so(run, caplog):
+    model, clip, _, _ = run()
+    positive = encode(clip, "a photo of S*")
+    positive = [[tensor.flip(1), extra] for tensor, extra in positive]
+    with caplog.at_level(logging.WARNING):
+        picture = ksample(model, {"positive": positive, "negative": encode(clip, "blurry")})
+    assert "cannot be followed" in caplog.text
+    assert torch.isfinite(picture).all()
+    assert latent()["samples"].shape == picture.shape

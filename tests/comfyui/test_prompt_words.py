@@ -1,0 +1,113 @@
+"""Words in prompts: which text counts as the word, and that it becomes the same tokens as a stock textual inversion."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+import torch
+from e4t_pack.nodes.host.concept_clip import AliasTakenError, with_concept
+from e4t_pack.nodes.host.prompt_memory import PromptMemory
+from e4t_pack.nodes.host.prompt_words import AliasError, check_alias, rewrite_aliases
+from safetensors.torch import save_file
+
+VECTOR = torch.linspace(-0.02, 0.02, 768)
+
+
+@pytest.fixture
+def clip(base):
+    return with_concept(base[1], "S*", "one", VECTOR, PromptMemory())
+
+
+@pytest.fixture
+def stock(base, embeddings):
+    save_file({"clip_l": VECTOR[None]}, embeddings / "ti.safetensors")
+    return base[1]
+
+
+def flat(clip, text):
+    """Tokens as numbers, 'W' for the word, with weights, padding left out."""
+    rows = clip.tokenize(text)["l"]
+    tokens = [("W" if torch.is_tensor(t) else int(t), round(w, 6)) for row in rows for t, w in row]
+    return [token for token in tokens if token[0] not in (49406, 49407)]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a photo of {}",
+        "{}",
+        "{}, smiling, in a garden",
+        "a photo of ({}:1.3) outside",
+        "(({})) and (a {} here:0.7)",
+        "one {} two {} three",
+    ],
+)
+def test_alias_and_canonical_name_give_the_tokens_of_a_stock_inversion(clip, stock, text):
+    expected = flat(stock, text.format("embedding:ti", "embedding:ti"))
+    assert any(token == "W" for token, _ in expected)
+    assert flat(clip, text.format("S*", "S*")) == expected
+    assert flat(clip, text.format("embedding:e4t/S*", "embedding:e4t/S*")) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "plain"),
+    [
+        ("S*'s hat", "'s hat"),
+        ("S*.", "."),
+        ("S*!", "!"),
+        ("S*-like", "-like"),
+        ('"S*" smiles', '"@" smiles'),
+        (r"\(S*\) smiles", r"\(@\) smiles"),
+        ("cat/S*", "cat/@"),
+    ],
+)
+def test_punctuation_around_the_word_stays(clip, stock, text, plain):
+    tokens = flat(clip, text)
+    assert [token for token, _ in tokens].count("W") == 1
+    before, _, after = plain.rpartition("@") if "@" in plain else ("", "", plain)
+    assert [t for t in tokens if t[0] != "W"] == flat(stock, before) + flat(stock, after)
+
+
+@pytest.mark.parametrize("text", ["XS*", "S*y", "S**", "s*", "a plain prompt"])
+def test_only_the_whole_word_counts(clip, text):
+    assert "W" not in [token for token, _ in flat(clip, text)]
+
+
+def test_a_long_prompt_keeps_the_word_in_one_section(clip):
+    rows = clip.tokenize("word " * 90 + "S*")["l"]
+    assert len(rows) == 2
+    assert [sum(torch.is_tensor(token) for token, _ in row) for row in rows] == [0, 1]
+
+
+def test_the_longer_of_two_aliases_wins():
+    assert rewrite_aliases("S*2 and S*", {"S*": 1, "S*2": 1}) == "embedding:e4t/S*2 and embedding:e4t/S*"
+
+
+@pytest.mark.parametrize("alias", ["", "S", "a b", "(S*)", "S:1", "<S>", "S\n*", "[S]", "S*,", None])
+def test_an_alias_that_prompts_would_misread_is_refused_in_one_sentence(alias):
+    with pytest.raises(AliasError, match="choose a word such as"):
+        check_alias(alias)
+
+
+def test_a_second_concept_cannot_take_a_word_that_is_in_use(clip):
+    with pytest.raises(AliasTakenError, match="already stands for another concept"):
+        with_concept(clip, "S*", "another", VECTOR, clip.memory)
+    both = with_concept(clip, "T*", "another", VECTOR + 1, clip.memory)
+    assert [token for token, _ in flat(both, "S* T*")] == ["W", "W"]
+    assert "T*" not in clip.words
+
+
+def test_without_the_pack_the_canonical_name_is_ignored_with_a_clear_line(stock, caplog):
+    with caplog.at_level(logging.WARNING):
+        tokens = flat(stock, "a photo of embedding:e4t/S*")
+    assert tokens == flat(stock, "a photo of")
+    assert "embedding:e4t/S* does not exist" in caplog.text
+
+
+def test_clones_keep_the_words_and_their_own_patches(clip):
+    clone = clip.clone()
+    clone.clip_layer(-2)
+    assert type(clone) is type(clip)
+    assert flat(clone, "S*") == flat(clip, "S*")
+    assert clip.layer_idx is None
