@@ -1,18 +1,23 @@
 """Two judges of different architecture that read pictures of the mini world: attributes, and who it is.
 
 Both are trained from the training split alone, share nothing with the image backbone, and see renderings and their VAE
-reconstructions. A conclusion must hold with both.
+reconstructions (``train_judges.py``). A conclusion must hold with both.
 """
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .attributes import DOMAINS, EDITS
+from .unet import GroupNorm
 
+ARCHITECTURES = {"judge-a": "convolutional", "judge-b": "attentive"}
 IDENTITY_WIDTH = 64
+FEATURES = 512
 
 
 def questions() -> dict[str, int]:
@@ -33,10 +38,10 @@ class _Residual(nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()
         self.body = nn.Sequential(
-            nn.GroupNorm(8, width),
+            GroupNorm(8, width),
             nn.SiLU(),
             nn.Conv2d(width, width, 3, padding=1),
-            nn.GroupNorm(8, width),
+            GroupNorm(8, width),
             nn.SiLU(),
             nn.Conv2d(width, width, 3, padding=1),
         )
@@ -46,36 +51,74 @@ class _Residual(nn.Module):
 
 
 def _convolutional() -> nn.Sequential:
-    """Pictures -> ``(B, 384)``: strided convolutions, read out at every place of an 8x8 map."""
-    layers: list[nn.Module] = [nn.Conv2d(3, 32, 5, stride=2, padding=2)]
-    for before, after in ((32, 48), (48, 64), (64, 96)):
+    """Pictures -> ``(B, FEATURES)``: strided convolutions, read out at every place of an 8x8 map."""
+    layers: list[nn.Module] = [nn.Conv2d(3, 32, 5, stride=2, padding=2), nn.SiLU(), nn.Conv2d(32, 64, 3, 2, 1)]
+    for before, after in ((64, 96), (96, 128)):
         layers += [_Residual(before), nn.Conv2d(before, after, 3, stride=2, padding=1)]
-    return nn.Sequential(
-        *layers, _Residual(96), nn.SiLU(), nn.Conv2d(96, 32, 1), nn.Flatten(), nn.Linear(32 * 64, 384), nn.SiLU()
-    )
+    layers += [_Residual(128), nn.SiLU(), nn.Conv2d(128, 48, 1), nn.Flatten(), nn.Linear(48 * 64, FEATURES), nn.SiLU()]
+    return nn.Sequential(*layers)
+
+
+class _Block(nn.Module):
+    """A transformer block. Attention is spelled out: on a CPU the fused one's backward pass is slow at these sizes."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.mlp = nn.Sequential(nn.Linear(width, 3 * width), nn.GELU(), nn.Linear(3 * width, width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, n, width = x.shape
+        q, k, v = self.qkv(self.norm1(x)).view(b, n, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
+        weights = (q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5).softmax(dim=-1).to(v.dtype)
+        x = x + self.out((weights @ v).transpose(1, 2).reshape(b, n, width))
+        return x + self.mlp(self.norm2(x))
 
 
 class _Attentive(nn.Module):
-    """Pictures -> ``(B, 384)``: a transformer over 8-pixel patches, read out by 24 learned queries."""
+    """Pictures -> ``(B, FEATURES)``: a transformer over the 64 cells of a short convolutional stem."""
 
-    def __init__(self, width: int = 128, depth: int = 5, queries: int = 24) -> None:
+    def __init__(self, width: int = 160, depth: int = 4, heads: int = 5) -> None:
         super().__init__()
-        self.patches = nn.Conv2d(3, width, 8, stride=8)
-        self.position = nn.Parameter(torch.randn(256, width) * 0.1)
-        self.blocks = nn.ModuleList(
-            nn.TransformerEncoderLayer(width, 4, 3 * width, dropout=0.0, activation=F.gelu, batch_first=True, norm_first=True)
-            for _ in range(depth)
+        self.stem = nn.Sequential(
+            nn.Conv2d(3, 64, 7, stride=4, padding=3),
+            nn.SiLU(),
+            nn.Conv2d(64, 128, 3, stride=2, padding=1),
+            nn.SiLU(),
+            nn.Conv2d(128, width, 3, stride=2, padding=1),
         )
-        self.queries = nn.Parameter(torch.randn(queries, width) * 0.1)
-        self.collect = nn.MultiheadAttention(width, 4, batch_first=True)
-        self.out = nn.Linear(queries * width, 384)
+        self.position = nn.Parameter(torch.randn(64, width) * 0.1)
+        self.blocks = nn.ModuleList(_Block(width, heads) for _ in range(depth))
+        self.norm = nn.LayerNorm(width)
+        self.narrow = nn.Linear(width, 48)
+        self.out = nn.Linear(64 * 48, FEATURES)
 
     def forward(self, x: Tensor) -> Tensor:
-        tokens = self.patches(x).flatten(2).transpose(1, 2) + self.position
+        tokens = self.stem(x).flatten(2).transpose(1, 2) + self.position
         for block in self.blocks:
             tokens = block(tokens)
-        found, _ = self.collect(self.queries.expand(len(x), -1, -1), tokens, tokens, need_weights=False)
-        return F.silu(self.out(found.flatten(1)))
+        return F.silu(self.out(self.narrow(self.norm(tokens)).flatten(1)))
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What a judge says of ``B`` pictures.
+
+    Attributes:
+        logits: question -> ``(B, answers)``.
+        measures: measure -> ``(B,)``, geometry in about [0, 1].
+        identity: unit vectors ``(B, 64)``; the cosine of two tells whether it is the same individual.
+    """
+
+    logits: dict[str, Tensor]
+    measures: dict[str, Tensor]
+    identity: Tensor
+
+    def answer(self, question: str) -> Tensor:
+        """The most likely answer's index ``(B,)``."""
+        return self.logits[question].argmax(1)
 
 
 class Judge(nn.Module):
@@ -87,14 +130,32 @@ class Judge(nn.Module):
         super().__init__()
         self.trunk: nn.Module = _convolutional() if architecture == "convolutional" else _Attentive()
         self.questions = questions()
-        self.classify = nn.Linear(384, sum(self.questions.values()))
-        self.measure = nn.Linear(384, len(measures()))
-        self.identify = nn.Sequential(nn.Linear(384, 256), nn.SiLU(), nn.Linear(256, IDENTITY_WIDTH))
+        self.classify = nn.Linear(FEATURES, sum(self.questions.values()))
+        self.measure = nn.Linear(FEATURES, len(measures()))
+        # Who it is follows from what is read of the person, and from nothing of the scene.
+        self.personal = [q for q in self.questions if q != "domain" and q not in EDITS]
+        width = sum(self.questions[q] for q in self.personal) + len(measures())
+        self.identify = nn.Sequential(nn.Linear(width, 256), nn.SiLU(), nn.Linear(256, IDENTITY_WIDTH))
 
-    def forward(self, pictures: Tensor) -> tuple[dict[str, Tensor], Tensor, Tensor]:
-        """Pictures ``(B, 3, 128, 128)`` in [0, 1] -> logits by question, measures ``(B, G)`` in about [0, 1], and unit
-        identity vectors ``(B, 64)``."""
-        features = self.trunk(2 * pictures - 1)
-        logits = self.classify(features).float().split(list(self.questions.values()), dim=1)
-        identity = F.normalize(self.identify(features).float(), dim=1)
-        return dict(zip(self.questions, logits, strict=True)), self.measure(features).float(), identity
+    def forward(self, pictures: Tensor) -> Reading:
+        """Reads pictures ``(B, 3, 128, 128)`` in [0, 1]."""
+        features = self.trunk((2 * pictures - 1).contiguous(memory_format=torch.channels_last))
+        parts = self.classify(features).float().split(list(self.questions.values()), dim=1)
+        logits = dict(zip(self.questions, parts, strict=True))
+        numbers = self.measure(features).float()
+        person = torch.cat([*(logits[q].softmax(1) for q in self.personal), numbers], dim=1)
+        return Reading(
+            logits,
+            dict(zip(measures(), numbers.unbind(1), strict=True)),
+            F.normalize(self.identify(person).float(), dim=1),
+        )
+
+    @torch.no_grad()
+    def read(self, pictures: Tensor, batch: int = 64) -> Reading:
+        """As ``forward``, for any number of pictures, in float32 and without gradients."""
+        parts = [self(p) for p in pictures.split(batch)]
+        return Reading(
+            {q: torch.cat([p.logits[q] for p in parts]) for q in self.questions},
+            {m: torch.cat([p.measures[m] for p in parts]) for m in measures()},
+            torch.cat([p.identity for p in parts]),
+        )

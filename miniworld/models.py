@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from .autoencoder import Autoencoder
+from .judge import ARCHITECTURES, Judge
 from .text_encoder import TextEncoder
 from .unet import UNetModel
 from .weights import FOLDER, load_weights
@@ -49,6 +50,11 @@ def load_text() -> TextEncoder:
 
 def load_unet() -> UNetModel:
     return _filled(UNetModel().to(memory_format=torch.channels_last), "base")  # type: ignore[return-value]
+
+
+def load_judges() -> dict[str, Judge]:
+    """Both judges, by name."""
+    return {name: _filled(Judge(kind), name) for name, kind in ARCHITECTURES.items()}  # type: ignore[misc]
 
 
 def gates() -> dict[str, dict[str, float]]:

@@ -1,6 +1,6 @@
 """``python -m miniworld.train WHAT``: every model of the mini world, seeded, resumable, with its gate.
 
-WHAT, in the order in which they need each other: vae, text, backbone, base, faces. Checkpoints, loss logs and sample
+WHAT, in the order in which they need each other: vae, text, backbone, judge-a, judge-b, base, faces. Checkpoints, loss logs and sample
 sheets go to ``runs/WHAT``; finished weights, with what the gate measured, to ``miniworld/weights``. An interrupted command goes
 on where it stopped; a finished one goes on if ``--steps`` is raised.
 """
@@ -16,8 +16,10 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from . import train_autoencoder, train_backbone, train_base, train_domain, train_text_encoder
+from . import judge_gate, train_autoencoder, train_backbone, train_base, train_domain, train_judges, train_text_encoder
 from .dataset import Pictures
+from .judge import ARCHITECTURES
+from .judge_pairs import Twins
 from .models import load_text, load_unet, load_vae, weights_path
 from .training import Schedule
 from .weights import save_weights
@@ -25,6 +27,7 @@ from .weights import save_weights
 log = logging.getLogger(__name__)
 RUNS = Path(__file__).parent.parent / "runs"
 PICTURES = 16384
+TWIN_GROUPS = 1024  # of four pictures each
 
 
 def _pictures() -> Pictures:
@@ -70,17 +73,29 @@ def train_base_model(options: argparse.Namespace) -> None:
 def train_faces(options: argparse.Namespace) -> None:
     schedule = Schedule(options.steps or 4000, learning_rate=options.rate or 3e-4, warmup=200)
     backbone = train_domain.load_backbone()
-    concepts = train_domain.Concepts("face", 4096, load_vae(), backbone, seed=11)
+    concepts = train_domain.Concepts(RUNS / "faces", "face", 3072, load_vae(), backbone, seed=11)
     encoder, offsets = train_domain.train(
         RUNS / "faces", "face", load_unet(), load_text(), concepts, schedule, 16, options.seed
     )
     _ship("faces", nn.ModuleDict({"encoder": encoder, "offsets": offsets}), schedule.steps, {})
 
 
+def train_judge(options: argparse.Namespace) -> None:
+    schedule = Schedule(options.steps or 2000, learning_rate=1.5e-3, decay=0.5, weight_decay=0.05)
+    vae, folder = load_vae().to(memory_format=torch.channels_last), RUNS / "judges"
+    twins = Twins(folder, TWIN_GROUPS, vae)
+    # Unlike the other models, two judges of one seed would still agree too much: each has its own.
+    seed = options.seed + 100 * list(ARCHITECTURES).index(options.what)
+    judge = train_judges.train(RUNS / options.what, options.what, _pictures(), twins, schedule, 64, seed)
+    _ship(options.what, judge, schedule.steps, judge_gate.measure(judge, judge_gate.gate_pictures(folder, vae)))
+
+
 COMMANDS: dict[str, Callable[[argparse.Namespace], None]] = {
     "vae": train_vae,
     "text": train_text,
     "backbone": train_image_backbone,
+    "judge-a": train_judge,
+    "judge-b": train_judge,
     "base": train_base_model,
     "faces": train_faces,
 }

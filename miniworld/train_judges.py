@@ -1,0 +1,111 @@
+"""``train judge-a`` and ``train judge-b``: attribute read-outs and an identity net, each of its own architecture and seed.
+
+Half of the pictures of twins are reconstructions of the VAE. The identity net learns from pairs: the same individual in
+two scenes, its twin who differs in one thing only, and strangers. Cosines go through one scale and one bias into a
+logistic loss, so that one threshold separates all pairs.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .attributes import DOMAINS, EDITS, Identity, Scene
+from .dataset import Pictures
+from .judge import ARCHITECTURES, Judge, Reading, measures, questions
+from .judge_pairs import PICTURES_EACH, Twins
+from .training import Run, Schedule
+from .visibility import true_value
+
+IGNORED = -100
+NOISE = 0.02  # of [0, 1]; sampled pictures are never as clean as drawn ones
+
+
+@lru_cache(maxsize=65536)
+def truth(identity: Identity, scene: Scene) -> tuple[np.ndarray, np.ndarray]:
+    """Answers to all questions (``IGNORED`` for the other domain's) and all measures (NaN likewise)."""
+
+    def known(name: str) -> bool:
+        return name in EDITS or name.startswith(f"{identity.domain} ")
+
+    answers = [true_value(identity, scene, q) if known(q) else IGNORED for q in questions()]
+    answers[0] = list(DOMAINS).index(identity.domain)
+    numbers = [true_value(identity, scene, m) if known(m) else float("nan") for m in measures()]
+    return np.array(answers), np.array(numbers, dtype=np.float32)
+
+
+def reading_loss(reading: Reading, contents: list[tuple[Identity, Scene]]) -> tuple[Tensor, dict[str, float]]:
+    """Mean cross-entropy of the answers plus the squared error of the measures in units of their variance."""
+    answers, numbers = (torch.from_numpy(np.stack(column)) for column in zip(*(truth(*c) for c in contents)))
+    losses, right, asked = [], 0.0, 0
+    for column, logits in enumerate(reading.logits.values()):
+        target = answers[:, column]
+        count = int((target != IGNORED).sum())
+        if count:
+            losses.append(F.cross_entropy(logits, target, ignore_index=IGNORED))
+            right += float((logits.detach().argmax(1) == target).sum())
+            asked += count
+    errors = torch.stack(list(reading.measures.values()), dim=1) - numbers.nan_to_num()
+    geometry = errors.square()[~numbers.isnan()].mean() * 12
+    return torch.stack(losses).mean() + 0.3 * geometry, {"right": right / asked, "geometry": float(geometry.detach())}
+
+
+class PairLoss(nn.Module):
+    """Logistic loss on scaled cosines: same individual, told-apart twins and strangers weigh equally."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.tensor(2.3))
+        self.bias = nn.Parameter(torch.tensor(-7.0))
+
+    def forward(self, identity: Tensor, told_apart: Tensor) -> Tensor:
+        """``identity`` ``(4 G, 64)`` in groups A1, B1, A2, B2; ``told_apart`` ``(G,)``."""
+        logits = self.scale.exp() * (identity @ identity.T) + self.bias
+        count = len(identity)
+        group = torch.arange(count) // PICTURES_EACH
+        person = torch.arange(count) % 2
+        mine = group[:, None] == group[None]
+        same = mine & (person[:, None] == person[None]) & ~torch.eye(count, dtype=torch.bool)
+        twins = mine & (person[:, None] != person[None]) & told_apart[group][:, None]
+        parts = [F.softplus(-logits[same]).mean(), F.softplus(logits[~mine]).mean()]
+        if twins.any():
+            parts.append(F.softplus(logits[twins]).mean())
+        return torch.stack(parts).mean()
+
+
+class _Trained(nn.Module):
+    def __init__(self, judge: Judge) -> None:
+        super().__init__()
+        self.judge, self.pairs = judge, PairLoss()
+
+
+def train(
+    folder: Path, name: str, pictures: Pictures, twins: Twins, schedule: Schedule, batch: int, seed: int
+) -> Judge:
+    """Trains one judge; three quarters of a batch of ``batch`` pictures are twins."""
+    torch.manual_seed(seed)
+    trained = _Trained(Judge(ARCHITECTURES[name])).to(memory_format=torch.channels_last)
+    run = Run(folder, trained, schedule)
+    groups = batch * 3 // 4 // PICTURES_EACH
+    plain = pictures.batches(batch - groups * PICTURES_EACH, seed, run.step)
+    paired = twins.batches(groups, seed, run.step)
+
+    def loss(step: int) -> tuple[Tensor, dict[str, float]]:
+        pairs, others = next(paired), next(plain)
+        noise = torch.Generator().manual_seed(seed * 1_000_003 + step)
+        x = torch.cat([pairs.pictures, pictures[others]])
+        x = x + NOISE * torch.rand(len(x), 1, 1, 1, generator=noise) * torch.randn(x.shape, generator=noise)
+        reading = trained.judge(x)
+        contents = pairs.contents + [pictures.contents(i) for i in others]
+        value, parts = reading_loss(reading, contents)
+        told = trained.pairs(reading.identity[: len(pairs.pictures)], pairs.told_apart)
+        return value + told, {**parts, "pairs": float(told.detach())}
+
+    run.train(loss)
+    run.finish()
+    return trained.judge.eval().requires_grad_(False)
