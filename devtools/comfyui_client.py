@@ -133,7 +133,9 @@ class _NodeClock:
     """Adds up the wall-clock seconds between one `executing` message and the next."""
 
     def __init__(self, seconds: dict[str, float]) -> None:
-        self._seconds, self._node, self._since = seconds, None, 0.0
+        self._seconds = seconds
+        self._node: str | None = None
+        self._since = 0.0
 
     def start(self, node: str | None) -> None:
         """`node` is executed from now on; None: nothing is."""

@@ -108,7 +108,7 @@ def without_personalization(workflow: Workflow) -> Workflow:
 def run_or_fail(client: Client, workflow: Workflow) -> Run:
     """Runs `workflow`; raises Failure with ComfyUI's own sentence if it does not succeed."""
     try:
-        run = client.run(workflow, on_progress=None)
+        run = client.run(workflow)
     except Rejected as error:
         raise Failure(str(error)) from error
     if run.status != "success":
