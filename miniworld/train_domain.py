@@ -13,12 +13,15 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from tqdm import tqdm
 
 from e4t_core.clip_backbone import ClipBackbone
 from e4t_core.concept_encoder import ConceptEncoder
 from e4t_core.domain import Domain
 from e4t_core.domain_info import DomainInfo
+from e4t_core.fingerprint import fingerprint
 from e4t_core.objective import diffusion_losses, draw_samples
 from e4t_core.presets import MINI, templates_of
 from e4t_core.weight_offsets import WeightOffsets
@@ -52,11 +55,19 @@ def load_backbone() -> ClipBackbone:
 
 
 class Concepts:
-    """Latents and CLIP features of ``count`` training identities, one photo each, computed once."""
+    """Latents and CLIP features of ``count`` training identities, one photo each, computed once and kept in ``folder``."""
 
-    def __init__(self, domain: str, count: int, vae: Autoencoder, backbone: ClipBackbone, seed: int) -> None:
+    def __init__(
+        self, folder: Path, domain: str, count: int, vae: Autoencoder, backbone: ClipBackbone, seed: int
+    ) -> None:
+        weights = {f"vae.{k}": v for k, v in vae.state_dict().items()} | backbone.tower.state_dict()
+        path = folder / f"concepts-{fingerprint(weights, f'{domain} {count} {seed}')[:12]}.safetensors"
+        if path.exists():
+            kept = load_file(path)
+            self.latents, self.features = kept["latents"], kept["features"]
+            return
         latents, features = [], []
-        for start in range(0, count, 64):
+        for start in tqdm(range(0, count, 64), desc="concept photos", disable=None):
             rng = np.random.default_rng([seed, start])
             identities: list[Identity] = [random_identity(rng, domain, "train") for _ in range(64)]
             pictures = render(identities, [concept_scene(rng) for _ in identities])
@@ -64,6 +75,8 @@ class Concepts:
                 latents.append(vae.to_unet(vae.encode(pictures)))
                 features.append(backbone.cls_features(pictures))
         self.latents, self.features = torch.cat(latents), torch.cat(features)
+        folder.mkdir(parents=True, exist_ok=True)
+        save_file({"latents": self.latents, "features": self.features}, path)
 
 
 class _Trained(nn.Module):
