@@ -25,7 +25,7 @@ from pathlib import Path
 
 from devtools import comfyui_source, demo, environment, miniworld_setup
 from devtools.comfyui_server import Server, has_gpu
-from devtools.console import Failure, say
+from devtools.console import Failure, say, step
 from devtools.places import BASE, LOGS, REPOSITORY, WORKFLOWS, venv_python
 
 
@@ -63,13 +63,18 @@ def serve(port: int | None) -> int:
     comfyui = set_up()
     miniworld_setup.set_up(BASE)
     shutil.copy(WORKFLOWS / "one_photo.json", BASE / "user" / "default" / "workflows" / "one_photo.json")
-    with Server(comfyui, BASE, LOGS / "comfyui-serve.log", port, cpu=not has_gpu()) as server:
+    server = Server(comfyui, BASE, LOGS / "comfyui-serve.log", port, cpu=not has_gpu())
+    with step("starting ComfyUI on the loopback interface"):
+        server.start()
+    try:
         say(f"ComfyUI is running: {server.client.url}")
         say("Open the workflow “one_photo” (Workflows, at the left; or Templates > comfyui-e4t). Ctrl-C ends ComfyUI.")
         say(f"What it says goes to {server.log}, its pictures to {BASE / 'output'}.")
         while server.running():
             time.sleep(0.5)
         raise Failure(f"ComfyUI ended by itself; what it said last is in {server.log}.")
+    finally:
+        server.stop()
 
 
 def test(arguments: list[str]) -> int:

@@ -10,7 +10,7 @@ import time
 import urllib.error
 from pathlib import Path
 from types import TracebackType
-from typing import final
+from typing import Any, final
 
 from .comfyui_client import Client
 from .console import Failure, reason
@@ -90,11 +90,9 @@ class Server:
         ]
         self.log.parent.mkdir(parents=True, exist_ok=True)
         # A group of its own: Ctrl-C in the terminal then reaches dev.py alone, which ends ComfyUI in order.
-        own_group = (
-            {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP}
-            if sys.platform == "win32"
-            else {"start_new_session": True}
-        )
+        own_group: dict[str, Any] = {"start_new_session": True}
+        if sys.platform == "win32":
+            own_group = {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP}
         with self.log.open("wb") as output:
             self._process = subprocess.Popen(
                 command,
