@@ -14,9 +14,9 @@ from .host.model_folders import register_folders
 
 check_comfyui()
 
-from .load_domain import LoadDomain  # noqa: E402 - only after the check, so that an old ComfyUI gets one readable line
-from .personalize import Personalize  # noqa: E402
-from .settings import Settings  # noqa: E402
+from .load_domain import LoadDomain
+from .personalize import Personalize
+from .settings import Settings
 
 
 class E4TExtension(ComfyExtension):

@@ -26,11 +26,13 @@ class LoadDomain(io.ComfyNode):
             search_aliases=["e4t", "domain", "personalization", "face domain"],
             inputs=[
                 io.Combo.Input(
-                    "domain_name", options=domain_names(),
+                    "domain_name",
+                    options=domain_names(),
                     tooltip="Files in models/e4t_domains. A domain fits the base model family it was trained with.",
                 ),
                 io.ClipVision.Input(
-                    "clip_vision", optional=True,
+                    "clip_vision",
+                    optional=True,
                     tooltip="The image backbone (CLIP-ViT-H), for domain files that do not bring their own.",
                 ),
             ],

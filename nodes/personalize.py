@@ -36,16 +36,21 @@ class Personalize(io.ComfyNode):
                 DomainIO.Input("domain", tooltip="From Load E4T Domain."),
                 io.Image.Input("image", tooltip="The photo. A batch is several photos of ONE person or thing."),
                 io.Mask.Input(
-                    "mask", optional=True,
+                    "mask",
+                    optional=True,
                     tooltip="1 = learn here; the crop follows it. Load Image's mask is the other way round: invert it.",
                 ),
                 SettingsIO.Input("settings", optional=True, tooltip="Unconnected: the domain's preset."),
                 io.String.Input(
-                    "word", default="S*",
+                    "word",
+                    default="S*",
                     tooltip="Stands for the photo in prompts. embedding:e4t/ and the word works as well.",
                 ),
                 io.Int.Input(
-                    "seed", default=0, min=0, max=0xFFFFFFFFFFFFFFFF,
+                    "seed",
+                    default=0,
+                    min=0,
+                    max=0xFFFFFFFFFFFFFFFF,
                     # Randomised after every queue, it would make every queue tune again.
                     control_after_generate=io.ControlAfterGenerate.fixed,
                     tooltip="Of the tuning. The same inputs and seed give the same concept.",
@@ -71,7 +76,15 @@ class Personalize(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, model: Any, clip: Any, vae: Any, domain: Any, image: Any, word: str, seed: int, mask: Any = None,
+        cls,
+        model: Any,
+        clip: Any,
+        vae: Any,
+        domain: Any,
+        image: Any,
+        word: str,
+        seed: int,
+        mask: Any = None,
         settings: Any = None,
     ) -> io.NodeOutput:
         concept_clip.check_free(clip, word)

@@ -23,37 +23,59 @@ class Settings(io.ComfyNode):
             # Widget values are stored by position: never insert in the middle, only append.
             inputs=[
                 io.Int.Input(
-                    "steps", default=FACE.steps, min=0, max=1000,
+                    "steps",
+                    default=FACE.steps,
+                    min=0,
+                    max=1000,
                     tooltip="Optimiser steps. 0: the encoder's first answer, without tuning (an instant preview).",
                 ),
                 io.Float.Input(
-                    "learning_rate", default=FACE.learning_rate, min=0.0, max=1.0, step=0.000001, round=False,
+                    "learning_rate",
+                    default=FACE.learning_rate,
+                    min=0.0,
+                    max=1.0,
+                    step=0.000001,
+                    round=False,
                     tooltip="Every step moves every trained weight by about this much.",
                 ),
                 io.Float.Input(
-                    "regularization", default=FACE.regularization, min=0.0, max=100.0, step=0.0001, round=False,
+                    "regularization",
+                    default=FACE.regularization,
+                    min=0.0,
+                    max=100.0,
+                    step=0.0001,
+                    round=False,
                     tooltip="λ: how strongly the word is held near the domain's word (0.1 for faces, 0.0001 for cats).",
                 ),
                 io.Int.Input(
-                    "batch", default=FACE.batch, min=1, max=256,
+                    "batch",
+                    default=FACE.batch,
+                    min=1,
+                    max=256,
                     tooltip="Noise levels of the photo per step. At least 16 is advised: they cover the schedule.",
                 ),
                 io.Int.Input(
-                    "micro_batch", default=FACE.micro_batch, min=1, max=256,
+                    "micro_batch",
+                    default=FACE.micro_batch,
+                    min=1,
+                    max=256,
                     tooltip="How many of them are computed at once. Lower needs less memory and changes no result.",
                 ),
                 io.Boolean.Input("train_encoder", default=True, tooltip="Tune the concept encoder."),
                 io.Boolean.Input("train_offsets", default=True, tooltip="Tune the domain's weight offsets."),
                 io.Boolean.Input("train_unet", default=True, tooltip="Tune all UNet weights."),
+                io.Boolean.Input("use_mask", default=True, tooltip="Learn where the mask is 1, if a mask is wired in."),
                 io.Boolean.Input(
-                    "use_mask", default=True, tooltip="Learn where the mask is 1, if a mask is wired in."
-                ),
-                io.Boolean.Input(
-                    "refine", default=True,
+                    "refine",
+                    default=True,
                     tooltip="Predict the word anew at every sampling step. Off: one fixed word, as fast as stock.",
                 ),
                 io.Float.Input(
-                    "end_percent", default=1.0, min=0.0, max=1.0, step=0.01,
+                    "end_percent",
+                    default=1.0,
+                    min=0.0,
+                    max=1.0,
+                    step=0.01,
                     tooltip="Share of the sampling schedule after which the word is frozen.",
                 ),
             ],
@@ -61,5 +83,5 @@ class Settings(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, **values: int | float | bool) -> io.NodeOutput:
+    def execute(cls, **values: float | bool) -> io.NodeOutput:
         return io.NodeOutput(TuningSettings(**values))

@@ -146,9 +146,7 @@ class ComfyUNet:
     @property
     def context_width(self) -> int:
         """D, the width of a context (SD 1.x: 768)."""
-        return next(
-            weight.shape[1] for name, weight in self._weights.items() if name.endswith("attn2.to_k.weight")
-        )
+        return next(weight.shape[1] for name, weight in self._weights.items() if name.endswith("attn2.to_k.weight"))
 
     @property
     def device(self) -> torch.device:

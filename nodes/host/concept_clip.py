@@ -103,9 +103,7 @@ class ConceptCLIP(comfy.sd.CLIP):
             (word for word in known if token.shape == word.token.shape and torch.equal(token.cpu(), word.token)), None
         )
 
-    def encode_again(
-        self, sections: list[list[Any]], words: dict[str, Tensor], company: Sequence[object]
-    ) -> Tensor:
+    def encode_again(self, sections: list[list[Any]], words: dict[str, Tensor], company: Sequence[object]) -> Tensor:
         """Encode a prompt with other word embeddings: ``(B, T, D)`` in ONE call of the text encoder.
 
         Args:
@@ -183,7 +181,5 @@ def with_concept(
     if other is not None and other.fingerprint != fingerprint:
         check_free(clip, alias)
     new.words[alias] = Word(alias, fingerprint, static_embedding.detach().float().cpu().clone())
-    new.tokenizer = tokenizer_with_words(
-        new.stock_tokenizer, {name: word.token for name, word in new.words.items()}
-    )
+    new.tokenizer = tokenizer_with_words(new.stock_tokenizer, {name: word.token for name, word in new.words.items()})
     return new

@@ -150,9 +150,7 @@ def _tune(
             None if prepared.masks is None else prepared.masks.clone(),
         )
         unet, text = ComfyUNet(request.model), ComfyTextEncoder(request.clip)
-        check_base(
-            domain.info, text.width, unet.prediction, unet.feature_width, unet.attention_projections()
-        )
+        check_base(domain.info, text.width, unet.prediction, unet.feature_width, unet.attention_projections())
         concept = _tune_in_memory(
             settings,
             lambda fitting: tune(
@@ -164,7 +162,10 @@ def _tune(
         parts = ConceptParts(concept, empty, domain_offset(unet.parameters(), concept.domain_factors))
     logger.info(
         "E4T: %s learned in %.1f s (%d steps, %.0f MB).",
-        request.word, time.perf_counter() - started, settings.steps, parts.size() / 2**20,
+        request.word,
+        time.perf_counter() - started,
+        settings.steps,
+        parts.size() / 2**20,
     )
     return parts
 

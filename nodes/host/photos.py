@@ -85,7 +85,10 @@ def crop_square(size: tuple[int, int], mask: Tensor | None, margin: float) -> tu
     if mask is None:
         side = min(height, width)
         return (height - side) // 2, (width - side) // 2, side
-    rows, columns = torch.nonzero(mask.amax(dim=1) > 0.5 * mask.max()), torch.nonzero(mask.amax(dim=0) > 0.5 * mask.max())
+    rows, columns = (
+        torch.nonzero(mask.amax(dim=1) > 0.5 * mask.max()),
+        torch.nonzero(mask.amax(dim=0) > 0.5 * mask.max()),
+    )
     top, bottom = int(rows[0]), int(rows[-1]) + 1
     left, right = int(columns[0]), int(columns[-1]) + 1
     longer = max(bottom - top, right - left)

@@ -145,7 +145,8 @@ class Refinement:
         """The prompt encoded with these words ``(B or 1, T, D)``; equal words are not encoded twice."""
         known = self._run.contexts.get(prompt)
         if known is not None and known[0].keys() == words.keys():
-            if all(torch.equal(known[0][key], words[key]) for key in words):
+            same = all(torch.equal(known[0][key], words[key]) for key in words)
+            if same:
                 return known[1]
         assert prompt.encode is not None
         company = [model.current_patcher] if getattr(model, "current_patcher", None) is not None else []
@@ -163,7 +164,9 @@ class Refinement:
         names = {held.concept.fingerprint: held.concept.word for held in self.concepts}
         for cond in given:
             recipe = self._recipe(cond)
-            in_this = {key: word for prompt in (recipe.prompts() if recipe else []) for key, word in prompt.concepts.items()}
+            in_this = {
+                key: word for prompt in (recipe.prompts() if recipe else []) for key, word in prompt.concepts.items()
+            }
             for key, word in in_this.items():
                 names.setdefault(key, word)
                 found[key] = found.get(key, 0) + 1

@@ -21,9 +21,10 @@ import comfy_extras.nodes_hypertile
 import comfy_extras.nodes_pag
 import comfy_extras.nodes_perpneg
 import comfy_extras.nodes_sag
-import nodes
 import torch
 from world import LATENT
+
+import nodes
 
 Encode = Callable[[str], list]
 LONG = "a very long description of a thing, " * 14 + "and at last {S}, smiling"  # more than 90 tokens
@@ -105,8 +106,17 @@ def with_control(encode):
     """ControlNetApplyAdvanced with a small random ControlNet."""
     generator = torch.Generator().manual_seed(3)
     network = comfy.cldm.cldm.ControlNet(
-        image_size=32, in_channels=4, model_channels=320, hint_channels=3, num_res_blocks=[1], channel_mult=[1],
-        num_heads=8, use_spatial_transformer=True, transformer_depth=[1], transformer_depth_middle=1, context_dim=768,
+        image_size=32,
+        in_channels=4,
+        model_channels=320,
+        hint_channels=3,
+        num_res_blocks=[1],
+        channel_mult=[1],
+        num_heads=8,
+        use_spatial_transformer=True,
+        transformer_depth=[1],
+        transformer_depth_middle=1,
+        context_dim=768,
         operations=comfy.ops.disable_weight_init,
     )
     network.load_state_dict(
@@ -160,7 +170,9 @@ def inpaint(model, conds):
     """KSampler on a latent with a noise mask."""
     part = latent()
     part["noise_mask"] = (torch.arange(LATENT) < LATENT // 2).float().expand(1, 1, LATENT, LATENT)
-    return nodes.common_ksampler(model, 7, 2, 4.0, "euler", "normal", conds["positive"], conds["negative"], part)[0]["samples"]
+    return nodes.common_ksampler(model, 7, 2, 4.0, "euler", "normal", conds["positive"], conds["negative"], part)[0][
+        "samples"
+    ]
 
 
 PHOTO = simple("a photo of {S}, smiling")
@@ -182,8 +194,10 @@ ROWS = [
     Row("Average from", changed(average("a room", "a photo of {S}", 0.35))),
     Row("Average of long and short", changed(average(LONG, "a photo", 0.6))),
     Row("Multiply", changed(lambda e: nodes.ConditioningMultiply().multiply(e("a photo of {S}"), 1.25)[0])),
-    Row("ZeroOut of the negative",
-        lambda e: {"positive": e("a {S}"), "negative": nodes.ConditioningZeroOut().zero_out(e("a {S}"))[0]}),
+    Row(
+        "ZeroOut of the negative",
+        lambda e: {"positive": e("a {S}"), "negative": nodes.ConditioningZeroOut().zero_out(e("a {S}"))[0]},
+    ),
     Row("area", changed(area)),
     Row("mask", changed(masked)),
     Row("timestep range", changed(ranged), lambda model, conds: ksample(model, conds, steps=3), prompts=None),
@@ -197,12 +211,29 @@ ROWS = [
     Row("batch 2", PHOTO, lambda model, conds: ksample(model, conds, batch=2)),
     Row("BasicGuider", PHOTO, guided(lambda m, c: custom.BasicGuider.execute(m, c["positive"]))),
     Row("CFGGuider", PHOTO, guided(lambda m, c: custom.CFGGuider.execute(m, c["positive"], c["negative"], 4.0))),
-    Row("DualCFGGuider", three,
-        guided(lambda m, c: custom.DualCFGGuider.execute(m, c["positive"], c["second"], c["negative"], 4.0, 3.0, "regular"))),
-    Row("DualCFGGuider nested", three,
-        guided(lambda m, c: custom.DualCFGGuider.execute(m, c["positive"], c["second"], c["negative"], 4.0, 3.0, "nested"))),
-    Row("PerpNegGuider", three,
-        guided(lambda m, c: comfy_extras.nodes_perpneg.PerpNegGuider.execute(m, c["positive"], c["negative"], c["second"], 4.0, 1.0))),
+    Row(
+        "DualCFGGuider",
+        three,
+        guided(
+            lambda m, c: custom.DualCFGGuider.execute(m, c["positive"], c["second"], c["negative"], 4.0, 3.0, "regular")
+        ),
+    ),
+    Row(
+        "DualCFGGuider nested",
+        three,
+        guided(
+            lambda m, c: custom.DualCFGGuider.execute(m, c["positive"], c["second"], c["negative"], 4.0, 3.0, "nested")
+        ),
+    ),
+    Row(
+        "PerpNegGuider",
+        three,
+        guided(
+            lambda m, c: comfy_extras.nodes_perpneg.PerpNegGuider.execute(
+                m, c["positive"], c["negative"], c["second"], 4.0, 1.0
+            )
+        ),
+    ),
     Row("PAG", PHOTO, model=lambda m: comfy_extras.nodes_pag.PerturbedAttentionGuidance.execute(m, 3.0).args[0]),
     Row("SAG", PHOTO, model=lambda m: comfy_extras.nodes_sag.SelfAttentionGuidance.execute(m, 0.5, 2.0).args[0]),
     Row("FreeU", PHOTO, model=lambda m: comfy_extras.nodes_freelunch.FreeU_V2.execute(m, 1.3, 1.4, 0.9, 0.2).args[0]),

@@ -8,10 +8,10 @@ import comfy.sd
 import pytest
 import torch
 from e4t_pack.nodes.host.base_model import PREFIX, ComfyUNet, UnsupportedModelError, check_supported, effective_weights
-from e4t_pack.nodes.host.text_encoder import ComfyTextEncoder, UnsupportedCLIPError, unload
 from e4t_pack.nodes.host.content_key import weights_key
+from e4t_pack.nodes.host.text_encoder import ComfyTextEncoder, UnsupportedCLIPError, unload
 from test_oracle_matrix import naive_features
-from world import LATENT, hold, make_base, make_concept
+from world import LATENT, hold, make_concept
 
 QUERY = "down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q.weight"
 
@@ -46,8 +46,10 @@ def test_effective_weights_are_what_stock_loads_with_loras_and_without_concepts(
     found = effective_weights(model, PREFIX)
     assert found.keys() == loaded.keys()
     assert all(torch.equal(found[key], loaded[key]) for key in loaded)
-    assert not torch.equal(found["input_blocks.1.1.transformer_blocks.0.attn1.to_q.weight"],
-                           effective_weights(base[0], PREFIX)["input_blocks.1.1.transformer_blocks.0.attn1.to_q.weight"])
+    assert not torch.equal(
+        found["input_blocks.1.1.transformer_blocks.0.attn1.to_q.weight"],
+        effective_weights(base[0], PREFIX)["input_blocks.1.1.transformer_blocks.0.attn1.to_q.weight"],
+    )
 
 
 def test_prediction_and_features_are_those_of_stock(base):
@@ -108,7 +110,9 @@ def test_text_encoder_gives_stock_contexts_and_gradients_to_the_word(base):
 
 
 def test_a_word_of_several_tokens_lists_its_pieces(base):
-    with pytest.raises(ValueError, match="must be one token of this CLIP, but it is 2.*'photo.*, .*'</w>'|must be one token") as error:
+    with pytest.raises(
+        ValueError, match="must be one token of this CLIP, but it is 2.*'photo.*, .*'</w>'|must be one token"
+    ) as error:
         ComfyTextEncoder(base[1]).word("photorealisticness")
     assert "photo" in str(error.value)
 

@@ -6,18 +6,29 @@ import comfy.utils
 import pytest
 import torch
 from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
-
 from e4t_pack.e4t_core.canonical_names import canonical_names
 
 SD15 = {
-    "image_size": 32, "in_channels": 4, "out_channels": 4, "model_channels": 320, "num_res_blocks": [2, 2, 2, 2],
-    "channel_mult": (1, 2, 4, 4), "num_heads": 8, "use_spatial_transformer": True, "context_dim": 768, "legacy": False,
-    "transformer_depth": [1, 1, 1, 1, 1, 1, 0, 0], "transformer_depth_output": [1] * 9 + [0] * 3,
+    "image_size": 32,
+    "in_channels": 4,
+    "out_channels": 4,
+    "model_channels": 320,
+    "num_res_blocks": [2, 2, 2, 2],
+    "channel_mult": (1, 2, 4, 4),
+    "num_heads": 8,
+    "use_spatial_transformer": True,
+    "context_dim": 768,
+    "legacy": False,
+    "transformer_depth": [1, 1, 1, 1, 1, 1, 0, 0],
+    "transformer_depth_output": [1] * 9 + [0] * 3,
     "transformer_depth_middle": 1,
 }
 SMALL = SD15 | {
-    "num_res_blocks": [2, 1], "channel_mult": (1, 1), "transformer_depth": [0, 1, 1],
-    "transformer_depth_output": [1, 0, 1, 0, 1], "transformer_depth_middle": 1,
+    "num_res_blocks": [2, 1],
+    "channel_mult": (1, 1),
+    "transformer_depth": [0, 1, 1],
+    "transformer_depth_output": [1, 0, 1, 0, 1],
+    "transformer_depth_middle": 1,
 }
 
 

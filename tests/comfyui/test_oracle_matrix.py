@@ -10,7 +10,6 @@ from __future__ import annotations
 import copy
 import dataclasses
 
-import nodes
 import pytest
 import torch
 from comfy.patcher_extension import WrappersMP
@@ -19,6 +18,8 @@ from e4t_pack.nodes.host.result_store import STORE
 from oracle import ROWS, Row
 from safetensors.torch import save_file
 from world import ComfyTextEncoder, ComfyUNet, make_concept
+
+import nodes
 
 FILES = {"S": "one", "T": "two"}
 # The real encoder's reference adds and batches in another order; everything is float32.
@@ -161,7 +162,8 @@ class Reference:
         self.statics = self._tensors({name: part.concept.static_embedding for name, part in world.parts.items()})
         other = {name: torch.ones(768) for name in world.parts}
         self.word_rows = [
-            index for index, (a, b) in enumerate(zip(self.statics, self._tensors(other), strict=True))
+            index
+            for index, (a, b) in enumerate(zip(self.statics, self._tensors(other), strict=True))
             if not torch.equal(a, b)
         ]
 
@@ -173,9 +175,7 @@ class Reference:
     def sample(self):
         model = self.world.stock_model.clone()
         model.add_wrapper(WrappersMP.CALC_COND_BATCH, self)
-        self.world.write_inversions(
-            {name: part.concept.static_embedding for name, part in self.world.parts.items()}
-        )
+        self.world.write_inversions({name: part.concept.static_embedding for name, part in self.world.parts.items()})
         return self.world.row.sample(model, self.world.row.conds(self.world.stock_encode))
 
     def __call__(self, executor, model, conds, x, sigma, model_options):
@@ -183,13 +183,14 @@ class Reference:
         rows = []
         for row in range(x.shape[0]):
             words = {
-                name: part.concept.word_embedding(features[row : row + 1])[0]
-                for name, part in self.world.parts.items()
+                name: part.concept.word_embedding(features[row : row + 1])[0] for name, part in self.world.parts.items()
             }
             rows.append(self._tensors(words))
         fresh = [torch.cat(tensors) for tensors in zip(*rows, strict=True)]
         self._count(conds, x, sigma)
-        return executor(model, [group and [self._replace(c, fresh) for c in group] for group in conds], x, sigma, model_options)
+        return executor(
+            model, [group and [self._replace(c, fresh) for c in group] for group in conds], x, sigma, model_options
+        )
 
     def _index(self, cond):
         tensor = cond["model_conds"]["c_crossattn"].cond
@@ -197,7 +198,10 @@ class Reference:
 
     def _replace(self, cond, fresh):
         attention = cond["model_conds"]["c_crossattn"]
-        return {**cond, "model_conds": {**cond["model_conds"], "c_crossattn": type(attention)(fresh[self._index(cond)])}}
+        return {
+            **cond,
+            "model_conds": {**cond["model_conds"], "c_crossattn": type(attention)(fresh[self._index(cond)])},
+        }
 
     def _count(self, conds, x, sigma):
         """One call per prompt with a word and distinct evaluation in which it is active."""

@@ -36,7 +36,7 @@ def loaded(model):
 
 
 def stock_conds(base):
-    encode = lambda text: base[1].encode_from_tokens_scheduled(base[1].tokenize(text))  # noqa: E731
+    encode = lambda text: base[1].encode_from_tokens_scheduled(base[1].tokenize(text))
     return {"positive": encode("a photo"), "negative": encode("blurry")}
 
 
@@ -58,7 +58,9 @@ def test_zero_offsets_without_differences_leave_the_base_bit_for_bit(base, domai
 def test_loaded_weights_are_base_plus_domain_offset_plus_difference(base, domain, unet):
     concept = make_concept(domain)
     weights = loaded(with_concept(base[0], parts_of(base, unet, concept), PromptMemory()))
-    expected = offset_weight(unet.parameters()[QUERY], *concept.domain_factors[QUERY]) + concept.weight_differences[QUERY]
+    expected = (
+        offset_weight(unet.parameters()[QUERY], *concept.domain_factors[QUERY]) + concept.weight_differences[QUERY]
+    )
     assert torch.allclose(weights[NATIVE], expected, atol=1e-6)
     assert not torch.allclose(weights[NATIVE], unet.parameters()[QUERY], atol=1e-3)
 
@@ -68,8 +70,10 @@ def test_two_concepts_share_one_domain_offset(base, domain, unet):
     memory = PromptMemory()
     both = with_concept(with_concept(base[0], first, memory), second, memory)
     expected = (
-        unet.parameters()[QUERY] + first.domain_offset[QUERY]
-        + first.concept.weight_differences[QUERY] + second.concept.weight_differences[QUERY]
+        unet.parameters()[QUERY]
+        + first.domain_offset[QUERY]
+        + first.concept.weight_differences[QUERY]
+        + second.concept.weight_differences[QUERY]
     )
     assert torch.allclose(loaded(both)[NATIVE], expected, atol=1e-6)
     assert [held.concept.word for held in held_concepts(both)] == ["1*", "2*"]
@@ -81,8 +85,11 @@ def test_concepts_of_two_domains_bring_both_offsets(base, domain, unet):
     first, second = parts_of(base, unet, make_concept(domain, 1)), parts_of(base, unet, make_concept(other, 2, "T*"))
     both = with_concept(with_concept(base[0], first, PromptMemory()), second, PromptMemory())
     expected = (
-        unet.parameters()[QUERY] + first.domain_offset[QUERY] + second.domain_offset[QUERY]
-        + first.concept.weight_differences[QUERY] + second.concept.weight_differences[QUERY]
+        unet.parameters()[QUERY]
+        + first.domain_offset[QUERY]
+        + second.domain_offset[QUERY]
+        + first.concept.weight_differences[QUERY]
+        + second.concept.weight_differences[QUERY]
     )
     assert torch.allclose(loaded(both)[NATIVE], expected, atol=1e-6)
 

@@ -7,7 +7,6 @@ import hashlib
 import logging
 
 import comfy.model_management
-import nodes
 import pytest
 import torch
 from comfy.patcher_extension import WrappersMP
@@ -22,6 +21,8 @@ from oracle import ksample, latent
 from test_base_model import unet_lora
 from world import QUICK, make_base, photo
 
+import nodes
+
 OFFSETS_ONLY = dataclasses.replace(QUICK, train_encoder=False)
 
 
@@ -34,7 +35,9 @@ def run(base, domain, monkeypatch):
         execute.tunings += 1
         return original(*arguments, **options)
 
-    def execute(model=base[0], clip=base[1], vae=base[2], image=None, settings=None, word="S*", seed=1, mask=None, of=domain):
+    def execute(
+        model=base[0], clip=base[1], vae=base[2], image=None, settings=None, word="S*", seed=1, mask=None, of=domain
+    ):
         image = photo() if image is None else image
         return Personalize.execute(model, clip, vae, LoadedDomain(of), image, word, seed, mask, settings).args
 
@@ -237,7 +240,9 @@ def test_the_micro_batch_changes_predictions_by_rounding_only(run, base):
     settings = TuningSettings(steps=2, learning_rate=1e-4, regularization=0.01, batch=16, micro_batch=16)
     made = {micro: run(settings=dataclasses.replace(settings, micro_batch=micro))[2] for micro in (16, 4, 1)}
     predictions = {micro: probe(base, parts) for micro, parts in made.items()}
-    untuned = probe(base, dataclasses.replace(made[16], concept=dataclasses.replace(made[16].concept, weight_differences={})))
+    untuned = probe(
+        base, dataclasses.replace(made[16], concept=dataclasses.replace(made[16].concept, weight_differences={}))
+    )
     moved = (predictions[16] - untuned).square().mean().sqrt()
     assert moved > 0
     for micro in (4, 1):

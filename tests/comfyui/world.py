@@ -90,7 +90,10 @@ def make_base(seed: int = 0, embeddings: Path | None = None, **options):
 
 def backbone_info() -> BackboneInfo:
     """A two-block vision transformer of width 32."""
-    architecture = {"embed_dim": 16, "vision_cfg": {"image_size": 32, "layers": 2, "width": 32, "patch_size": 16, "head_width": 16}}
+    architecture = {
+        "embed_dim": 16,
+        "vision_cfg": {"image_size": 32, "layers": 2, "width": 32, "patch_size": 16, "head_width": 16},
+    }
     return BackboneInfo("open_clip", json.dumps(architecture), (1, 2), 32, 32, weights_inside=True)
 
 
@@ -104,9 +107,18 @@ def make_domain(unet: ComfyUNet, name: str = "faces", seed: int = 0, **changes) 
             if hasattr(module, "row"):
                 module.row.bias.copy_(0.1 * torch.randn(module.row.bias.shape, generator=generator))
     info = DomainInfo(
-        name=name, word="face", base_family="sd1", prediction="epsilon", context_width=768,
-        feature_width=unet.feature_width, projections=shapes, backbone=backbone_info(), scale=0.1, templates="neutral",
-        preset=QUICK, image_size=64,
+        name=name,
+        word="face",
+        base_family="sd1",
+        prediction="epsilon",
+        context_width=768,
+        feature_width=unet.feature_width,
+        projections=shapes,
+        backbone=backbone_info(),
+        scale=0.1,
+        templates="neutral",
+        preset=QUICK,
+        image_size=64,
     )
     info = dataclasses.replace(info, **changes)
     encoder = ConceptEncoder(2, 32, unet.feature_width, info.context_width, generator=generator)
@@ -123,7 +135,9 @@ def photo(count: int = 1, height: int = 80, width: int = 64, seed: int = 0) -> t
     return torch.rand((count, height, width, 3), generator=torch.Generator().manual_seed(seed))
 
 
-def make_concept(domain: Domain, seed: int = 0, word: str = "S*", settings: TuningSettings = QUICK, **changes) -> Concept:
+def make_concept(
+    domain: Domain, seed: int = 0, word: str = "S*", settings: TuningSettings = QUICK, **changes
+) -> Concept:
     """A concept as tuning would make it, without tuning: random differences and features."""
     generator = torch.Generator().manual_seed(seed)
     differences = {
@@ -131,11 +145,20 @@ def make_concept(domain: Domain, seed: int = 0, word: str = "S*", settings: Tuni
     }
     word_row = 0.38 / 768**0.5 * torch.randn(768, generator=torch.Generator().manual_seed(99))
     concept = Concept(
-        word=word, domain_name=domain.info.name, domain_fingerprint=domain.fingerprint, fingerprint=f"concept {seed} {word}",
-        base_fingerprint="", domain_word_embedding=word_row, scale=domain.info.scale, encoder=domain.encoder,
+        word=word,
+        domain_name=domain.info.name,
+        domain_fingerprint=domain.fingerprint,
+        fingerprint=f"concept {seed} {word}",
+        base_fingerprint="",
+        domain_word_embedding=word_row,
+        scale=domain.info.scale,
+        encoder=domain.encoder,
         clip_features=torch.randn((1, 2, 32), generator=generator),
         static_embedding=word_row + 0.1 * torch.randn(768, generator=generator) / 768**0.5,
-        domain_factors=domain.offsets.collapse(), weight_differences=differences, settings=settings, seed=seed,
+        domain_factors=domain.offsets.collapse(),
+        weight_differences=differences,
+        settings=settings,
+        seed=seed,
     )
     return dataclasses.replace(concept, **changes)
 
@@ -146,7 +169,9 @@ def hold(base, concept: Concept, memory=None):
     memory = memory or STORE.prompts
     unet = ComfyUNet(model)
     parts = patched_model.ConceptParts(
-        concept, ComfyTextEncoder(base[1]).empty(), patched_model.domain_offset(unet.parameters(), concept.domain_factors)
+        concept,
+        ComfyTextEncoder(base[1]).empty(),
+        patched_model.domain_offset(unet.parameters(), concept.domain_factors),
     )
     new_clip = concept_clip.with_concept(clip, concept.word, concept.fingerprint, concept.static_embedding, memory)
     return patched_model.with_concept(model, parts, memory), new_clip

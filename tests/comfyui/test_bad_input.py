@@ -1,0 +1,332 @@
+"""Bad input gets one clear sentence before any work; odd but good input simply works."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import re
+
+import folder_paths
+import pytest
+import torch
+from comfy_api.latest import io
+from e4t_pack.e4t_core.clip_backbone import BackboneError
+from e4t_pack.e4t_core.domain import DomainFileError, DomainMismatchError, save_domain
+from e4t_pack.e4t_core.unet import WordError
+from e4t_pack.nodes.host import model_folders
+from e4t_pack.nodes.host.base_model import ComfyUNet, UnsupportedModelError
+from e4t_pack.nodes.host.model_folders import ModelFileError
+from e4t_pack.nodes.host.personalisation import LoadedDomain, UnsupportedVAEError
+from e4t_pack.nodes.host.photos import PhotoError, crop_square, prepare_photos
+from e4t_pack.nodes.host.prompt_words import AliasError
+from e4t_pack.nodes.host.result_store import STORE
+from e4t_pack.nodes.load_domain import LoadDomain
+from e4t_pack.nodes.personalize import Personalize
+from e4t_pack.nodes.settings import Settings
+from safetensors.torch import load_file, save_file
+from world import QUICK, make_domain, photo
+
+INSTANT = dataclasses.replace(QUICK, steps=0)
+
+
+def personalize(base, domain, image=None, mask=None, word="S*", model=None, clip_vision=None, vae=None):
+    image = photo() if image is None else image
+    loaded = LoadedDomain(domain, clip_vision)
+    return Personalize.execute(model or base[0], base[1], vae or base[2], loaded, image, word, 1, mask, INSTANT).args
+
+
+def one_sentence(error) -> str:
+    text = str(error.value)
+    assert text.endswith(".") and "\n" not in text and len(re.findall(r"\.\s+[A-Z]", text)) == 0, text
+    return text
+
+
+# Photos -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("image", "words"),
+    [
+        (torch.rand((1, 1, 1, 3)), "1×1 pixels, too small"),
+        (torch.rand((0, 64, 64, 3)), "is empty"),
+        (torch.full((1, 64, 64, 3), float("nan")), "NaN or infinity"),
+        (torch.rand((1, 64, 64, 2)), "2 channels"),
+    ],
+    ids=["one pixel", "no image", "NaN", "two channels"],
+)
+def test_an_image_that_holds_nothing_is_refused(base, domain, image, words):
+    with pytest.raises(PhotoError) as error:
+        personalize(base, domain, image)
+    assert words in one_sentence(error)
+    assert len(STORE) == 0
+
+
+def test_another_number_of_masks_than_photos_is_refused(base, domain):
+    with pytest.raises(PhotoError) as error:
+        personalize(base, domain, photo(3), torch.ones((2, 64, 64)))
+    assert "2 masks for 3 photos" in one_sentence(error)
+
+
+@pytest.mark.parametrize(
+    ("image", "mask"),
+    [
+        (torch.rand((1, 64, 64, 4)), None),
+        (torch.rand((1, 3000, 200, 3)), None),
+        (photo(), (torch.arange(31) < 9).float().expand(1, 17, 31)),
+        (photo(2), torch.ones((1, 64, 64))),
+        (photo(2), torch.stack([torch.zeros((64, 64)), torch.ones((64, 64))])),
+    ],
+    ids=["alpha", "huge", "mask of another size", "one mask for two photos", "one empty mask of two"],
+)
+def test_odd_photos_simply_work(base, domain, image, mask):
+    _, _, parts, _ = personalize(base, domain, image, mask)
+    assert torch.isfinite(parts.concept.static_embedding).all()
+
+
+def test_an_all_zero_mask_is_no_mask_with_a_note(base, domain, caplog):
+    with caplog.at_level(logging.INFO):
+        _, _, with_zero, _ = personalize(base, domain, mask=torch.zeros((1, 64, 64)))
+    assert "mask is all zero" in caplog.text
+    STORE.clear()
+    _, _, without, _ = personalize(base, domain)
+    assert torch.equal(with_zero.concept.static_embedding, without.concept.static_embedding)
+
+
+def test_a_ten_thousand_pixel_photo_is_scaled_down():
+    prepared = prepare_photos(torch.rand((1, 10, 1, 3)).expand(1, 10, 10000, 3), None, 64, 0.25)
+    assert prepared.images.shape == (1, 64, 64, 3)
+
+
+def test_the_crop_follows_the_mask_with_the_margin_and_stays_inside():
+    mask = torch.zeros((100, 200))
+    mask[40:60, 100:110] = 1
+    assert crop_square((100, 200), mask, 0.25) == (35, 90, 30)
+    mask[:] = 0
+    mask[0:20, 190:200] = 1
+    assert crop_square((100, 200), mask, 0.25) == (0, 170, 30)
+    assert crop_square((100, 200), None, 0.25) == (0, 50, 100)
+
+
+def test_what_the_mask_marks_is_in_the_middle_of_what_is_learned():
+    image, mask = torch.zeros((1, 100, 200, 3)), torch.zeros((1, 100, 200))
+    image[:, 40:60, 150:170] = mask[:, 40:60, 150:170, None] = 1
+    mask[:, 40:60, 150:170] = 1
+    image[:, 40:60, 150:170] = 1
+    prepared = prepare_photos(image, mask, 60, 0.5)
+    assert prepared.images[0, 30, 30].min() > 0.9 and prepared.images[0, 2, 2].max() < 0.1
+    assert prepared.masks is not None and prepared.masks[0, 0, 30, 30] > 0.9
+
+
+# What is wired in ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("word", ["", "S", "a word", "S:2"])
+def test_a_bad_word_is_refused_before_queueing_and_again_when_linked(base, domain, word):
+    assert "choose a word" in Personalize.validate_inputs(word=word)
+    with pytest.raises(AliasError) as error:
+        personalize(base, domain, word=word)
+    one_sentence(error)
+
+
+def test_a_word_in_use_is_refused_before_any_work(base, domain, monkeypatch):
+    _, clip, _, _ = personalize(base, domain)
+    monkeypatch.setattr("e4t_pack.nodes.personalize.personalise", lambda *_: pytest.fail("worked before it checked"))
+    with pytest.raises(ValueError, match="already stands for another concept"):
+        personalize((base[0], clip, base[2]), domain)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"context_width": 1024}, "width 1024"),
+        ({"prediction": "v"}, "'v' prediction"),
+        ({"feature_width": 10880}, "10880"),
+    ],
+)
+def test_a_domain_for_another_base_is_refused(base, domain, change, words):
+    other = dataclasses.replace(domain, info=dataclasses.replace(domain.info, **change))
+    with pytest.raises(DomainMismatchError) as error:
+        personalize(base, other)
+    assert words in one_sentence(error)
+
+
+def test_a_domain_word_of_several_tokens_is_refused(base, domain):
+    other = dataclasses.replace(domain, info=dataclasses.replace(domain.info, word="facelessness"))
+    with pytest.raises(WordError) as error:
+        personalize(base, other)
+    assert "'facelessness' must be one token" in str(error.value)
+
+
+def test_a_domain_without_a_backbone_asks_for_clip_vision(base, domain):
+    bare = dataclasses.replace(domain, backbone_state=None)
+    with pytest.raises(BackboneError) as error:
+        personalize(base, bare)
+    assert "wire a CLIP_VISION" in str(error.value) and "models/clip_vision" in str(error.value)
+
+
+def test_a_stock_clip_vision_gives_the_features_of_the_same_open_clip_tower(domain):
+    import comfy.clip_vision
+    from e4t_pack.e4t_core.clip_backbone import ClipBackbone
+    from e4t_pack.nodes.host.backbone import image_features
+
+    config = {
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "intermediate_size": 128,
+        "num_channels": 3,
+        "patch_size": 16,
+        "image_size": 32,
+        "hidden_act": "gelu",
+        "model_type": "clip_vision_model",
+        "projection_dim": 16,
+    }
+    stock = comfy.clip_vision.ClipVisionModel(config)
+    visual = {f"visual.{key}": value.clone() for key, value in domain.backbone_state.items()}
+    stock.load_sd(
+        {k: v.to(stock.dtype) for k, v in comfy.clip_vision.convert_to_transformers(visual, "visual.").items()}
+    )
+    bare = dataclasses.replace(domain, backbone_state=None)
+    images = photo(2, 64, 64)
+    found = image_features(bare, stock, images)
+    with torch.inference_mode(False):
+        expected = ClipBackbone(domain.info.backbone, domain.backbone_state).cls_features(images.clone().movedim(-1, 1))
+    assert found.shape == (2, 2, 32)
+    assert torch.allclose(found, expected, atol=2e-2 if stock.dtype != torch.float32 else 1e-4)
+    wide = dataclasses.replace(domain.info, backbone=dataclasses.replace(domain.info.backbone, layers=(1, 9)))
+    with pytest.raises(BackboneError, match="load the one that the domain names"):
+        image_features(dataclasses.replace(bare, info=wide), stock, images)
+
+
+def test_a_vae_of_another_latent_width_is_refused(base, domain):
+    import copy
+
+    vae = copy.copy(base[2])
+    vae.latent_channels = 16
+    with pytest.raises(UnsupportedVAEError) as error:
+        personalize(base, domain, vae=vae)
+    assert "this VAE has 16 channels" in one_sentence(error)
+
+
+def test_an_inpaint_model_is_refused_by_the_node(base, domain, monkeypatch):
+    config = base[0].model.model_config
+    monkeypatch.setattr(config, "unet_config", {**config.unet_config, "in_channels": 9})
+    with pytest.raises(UnsupportedModelError) as error:
+        personalize(base, domain)
+    assert "Stable Diffusion 1.x and 2.x" in one_sentence(error)
+
+
+@pytest.mark.parametrize(
+    ("change", "name"),
+    [
+        ({"steps": -1}, "steps"),
+        ({"batch": 0}, "batch"),
+        ({"micro_batch": 64}, "micro_batch"),
+        ({"end_percent": 2.0}, "end_percent"),
+    ],
+)
+def test_settings_out_of_range_name_the_setting(change, name):
+    values = {"steps": 1, "learning_rate": 1e-4, "regularization": 0.1, "batch": 16, "micro_batch": 4, **change}
+    with pytest.raises(ValueError, match=name):
+        Settings.execute(**values)
+
+
+# Domain files -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    folder = tmp_path / "e4t_domains"
+    folder.mkdir()
+    monkeypatch.setitem(folder_paths.folder_names_and_paths, model_folders.DOMAINS, ([str(folder)], {".safetensors"}))
+    monkeypatch.setattr(model_folders, "register_folders", lambda: None)
+    return folder
+
+
+def test_a_domain_is_listed_loaded_and_used(base, domain, folder):
+    save_domain(folder / "faces.safetensors", domain)
+    (folder / "notes.txt").write_text("not a domain")
+    assert model_folders.domain_names() == ["faces.safetensors"]
+    assert LoadDomain.validate_inputs("faces.safetensors") is True
+    loaded = LoadDomain.execute("faces.safetensors").args[0]
+    assert loaded.domain.fingerprint == domain.fingerprint
+    before = LoadDomain.fingerprint_inputs("faces.safetensors")
+    save_domain(folder / "faces.safetensors", make_domain(ComfyUNet(base[0]), seed=3))
+    assert LoadDomain.fingerprint_inputs("faces.safetensors") != before
+
+
+def truncated(path, domain):
+    save_domain(path, domain)
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def no_safetensors(path, _domain):
+    path.write_bytes(b"PK\x03\x04 a zip file, by its looks" * 10)
+
+
+def no_domain(path, _domain):
+    save_file({"a": torch.zeros(1)}, path)
+
+
+def spoiled(path, domain):
+    import json
+
+    from safetensors import safe_open
+
+    save_domain(path, domain)
+    with safe_open(path, "pt") as file:
+        metadata = file.metadata()
+    tensors = load_file(path)
+    tensors["encoder.final.bias"][0] = float("nan")
+    assert json.loads(metadata["e4t.info"])["name"] == "faces"
+    save_file(tensors, path, metadata=metadata)
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (truncated, "truncated"),
+        (no_safetensors, "not a safetensors"),
+        (no_domain, "not an E4T domain"),
+        (spoiled, "NaN or infinity"),
+    ],
+)
+def test_a_bad_domain_file_is_named_with_what_to_do(domain, folder, make, words):
+    path = folder / "bad.safetensors"
+    make(path, domain)
+    with pytest.raises(DomainFileError) as error:
+        LoadDomain.execute("bad.safetensors")
+    assert words in str(error.value) and str(path) in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["gone.safetensors", "", "../secrets.safetensors", "..\\up.safetensors"])
+def test_a_missing_domain_names_its_folder_and_three_ways_to_one(folder, name):
+    (folder.parent / "secrets.safetensors").write_bytes(b"x")
+    text = LoadDomain.validate_inputs(name)
+    assert str(folder) in text and "convert" in text and "pre-train" in text and "mini world" in text
+    with pytest.raises(ModelFileError):
+        LoadDomain.execute(name)
+    LoadDomain.fingerprint_inputs(name)
+
+
+def test_a_full_disk_leaves_no_file(domain, folder, monkeypatch):
+    import e4t_pack.e4t_core.domain as module
+
+    def full(*_arguments, **_options):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(module, "save_file", full)
+    with pytest.raises(DomainFileError, match="No space left on device"):
+        save_domain(folder / "faces.safetensors", domain)
+    assert list(folder.iterdir()) == []
+
+
+def test_registering_twice_keeps_yaml_folders_and_only_safetensors(tmp_path, monkeypatch):
+    yaml_folder = str(tmp_path / "elsewhere")
+    monkeypatch.setitem(folder_paths.folder_names_and_paths, model_folders.DOMAINS, ([yaml_folder], set()))
+    model_folders.register_folders()
+    model_folders.register_folders()
+    folders, extensions = folder_paths.folder_names_and_paths[model_folders.DOMAINS]
+    assert folders[0] == yaml_folder and len(folders) == 2
+    assert extensions == {".safetensors"}
+    assert io is not None
