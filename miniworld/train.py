@@ -14,13 +14,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from . import judge_gate, train_autoencoder, train_backbone, train_base, train_domain, train_judges, train_text_encoder
 from .dataset import Pictures
 from .judge import ARCHITECTURES
 from .judge_pairs import Twins
-from .models import load_text, load_unet, load_vae, weights_path
+from .models import load_text, load_unet, load_vae, read, weights_path
 from .training import Schedule
 from .weights import save_weights
 
@@ -38,6 +38,14 @@ def _ship(name: str, model: nn.Module, step: int, gate: dict[str, float], eight_
     path = weights_path(name)
     save_weights(path, model.state_dict(), {"gate": json.dumps(gate), "step": str(step)}, eight_bit)
     log.info("%s: %s, written to %s (%.1f MB)", name, gate, path, path.stat().st_size / 1e6)
+
+
+def _start(name: str, options: argparse.Namespace) -> tuple[dict[str, Tensor] | None, int]:
+    """With ``--go-on``: the shipped weights and the steps they have seen."""
+    if not options.go_on:
+        return None, 0
+    state, metadata = read(name)
+    return state, int(metadata.get("step", 0))
 
 
 def train_vae(options: argparse.Namespace) -> None:
@@ -64,20 +72,22 @@ def train_image_backbone(options: argparse.Namespace) -> None:
 
 
 def train_base_model(options: argparse.Namespace) -> None:
-    schedule = Schedule(options.steps or 20000, learning_rate=8e-4, warmup=200, ema=0.999)
+    schedule = Schedule(options.steps or 20000, learning_rate=options.rate or 8e-4, warmup=200, ema=0.999)
     text, vae = load_text(), load_vae()
-    model = train_base.train(RUNS / "base", _pictures(), text, vae, schedule, 32, options.seed)
-    _ship("base", model, schedule.steps, {})
+    start, before = _start("base", options)
+    model = train_base.train(RUNS / "base", _pictures(), text, vae, schedule, 32, options.seed, start)
+    _ship("base", model, before + schedule.steps, {})
 
 
 def train_faces(options: argparse.Namespace) -> None:
     schedule = Schedule(options.steps or 4000, learning_rate=options.rate or 3e-4, warmup=200)
     backbone = train_domain.load_backbone()
     concepts = train_domain.Concepts(RUNS / "faces", "face", 3072, load_vae(), backbone, seed=11)
+    start, before = _start("faces", options)
     encoder, offsets = train_domain.train(
-        RUNS / "faces", "face", load_unet(), load_text(), concepts, schedule, 16, options.seed
+        RUNS / "faces", "face", load_unet(), load_text(), concepts, schedule, 16, options.seed, start=start
     )
-    _ship("faces", nn.ModuleDict({"encoder": encoder, "offsets": offsets}), schedule.steps, {})
+    _ship("faces", nn.ModuleDict({"encoder": encoder, "offsets": offsets}), before + schedule.steps, {})
 
 
 def train_judge(options: argparse.Namespace) -> None:
@@ -105,7 +115,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="train", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("what", choices=COMMANDS)
     parser.add_argument("--steps", type=int, help="optimiser steps in all (default: the model's own)")
-    parser.add_argument("--rate", type=float, help="learning rate of a domain (default 3e-4)")
+    parser.add_argument("--rate", type=float, help="learning rate of base or faces (default 8e-4 and 3e-4)")
+    parser.add_argument(
+        "--go-on", action="store_true", help="base, faces: start from the shipped weights instead of from scratch"
+    )
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="CPU threads")
     options = parser.parse_args()

@@ -95,13 +95,17 @@ def train(
     batch: int,
     seed: int,
     regularization: float = REGULARIZATION,
+    start: Mapping[str, Tensor] | None = None,
 ) -> tuple[ConceptEncoder, WeightOffsets]:
+    """Trains encoder and offsets, from scratch or on from the shipped narrow weights ``start``."""
     unet, text = TrainingUNet(model), TrainingText(text_model)
     encoder = ConceptEncoder(len(BACKBONE.layers), BACKBONE.width, unet.feature_width, text.width)
     with torch.no_grad():  # an untrained offset should not drown the domain word
         encoder.final.weight.mul_(0.1)
         encoder.final.bias.zero_()
     trained = _Trained(encoder, WeightOffsets(unet.attention_projections()))
+    if start is not None:
+        trained.load_state_dict(start)
     run = Run(folder, trained, schedule)
     base, word, empty = unet.parameters(), text.word(DOMAINS[domain].word), text.empty()
     templates = templates_of("mini")
