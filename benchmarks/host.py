@@ -1,0 +1,161 @@
+"""ComfyUI in this process, without a server: its loaders, its sampler and this pack's nodes, on the mini world.
+
+The pack is imported as ComfyUI does it, as a package of another name, and ComfyUI's folder stands before the repository
+on the path, because both have a ``nodes``. Import this module before anything of ComfyUI.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from e4t_core.fingerprint import fingerprint
+
+ROOT = Path(__file__).resolve().parent.parent
+BASE = ROOT / "runs" / "bench"  # the benchmarks' own ComfyUI base directory
+PACK = "e4t_pack"
+STEPS, GUIDANCE, SAMPLER, SCHEDULER = 20, 5.0, "euler", "normal"
+log = logging.getLogger(__name__)
+
+
+class NoComfyUIError(RuntimeError):
+    """There is no ComfyUI to run in."""
+
+
+def import_comfyui() -> None:
+    """Makes ``comfy`` and this pack (as ``e4t_pack``) importable; a second call does nothing.
+
+    Raises:
+        NoComfyUIError: neither COMFYUI_PATH nor .dev/comfyui holds one.
+    """
+    if PACK in sys.modules:
+        return
+    comfyui = Path(os.environ.get("COMFYUI_PATH") or ROOT / ".dev" / "comfyui")
+    if not (comfyui / "comfy").is_dir():
+        raise NoComfyUIError(f"{comfyui} holds no ComfyUI: run 'python3 dev.py demo' once, or set COMFYUI_PATH.")
+    own = [entry for entry in sys.path if Path(entry or ".").resolve() == ROOT]
+    sys.path[:] = [str(comfyui), *(entry for entry in sys.path if entry not in own), str(ROOT)]
+    import comfy.cli_args
+
+    comfy.cli_args.args.cpu = not torch.cuda.is_available()
+    comfy.cli_args.args.base_directory = str(BASE)
+    spec = importlib.util.spec_from_file_location(PACK, ROOT / "__init__.py", submodule_search_locations=[str(ROOT)])
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[PACK] = module
+    spec.loader.exec_module(module)
+    logging.getLogger("root").setLevel(logging.WARNING)
+
+
+def pack(name: str) -> ModuleType:
+    """A module of this pack by its dotted name, for example "nodes.host.personalisation"."""
+    import_comfyui()
+    return importlib.import_module(f"{PACK}.{name}")
+
+
+def weights_fingerprint(*names: str) -> str:
+    """A short hash of shipped weights: what was measured with other weights is never mistaken for these."""
+    from miniworld.models import read
+
+    return fingerprint({f"{name}.{k}": v for name in names for k, v in read(name)[0].items()})[:12]
+
+
+@dataclass(frozen=True)
+class Base:
+    """A base as CheckpointLoaderSimple gives it."""
+
+    model: Any
+    clip: Any
+    vae: Any
+
+
+def load_base(checkpoint: Path) -> Base:
+    """Loads a checkpoint by ComfyUI's own loader."""
+    import_comfyui()
+    import comfy.sd
+    import folder_paths
+
+    embeddings = BASE / "models" / "embeddings"
+    embeddings.mkdir(parents=True, exist_ok=True)
+    folders = [str(embeddings), *folder_paths.get_folder_paths("embeddings")]
+    with torch.inference_mode():
+        model, clip, vae, _ = comfy.sd.load_checkpoint_guess_config(
+            str(checkpoint), embedding_directory=list(dict.fromkeys(folders))
+        )
+    return Base(model, clip, vae)
+
+
+def mini_checkpoint() -> Path:
+    """The mini world's checkpoint at stock shapes, expanded from the shipped weights once for each state of them.
+
+    Raises:
+        MissingWeightsError: the base model has not been trained.
+    """
+    from miniworld.checkpoint import write_checkpoint
+    from miniworld.models import load_text, load_unet, load_vae
+
+    path = BASE / "models" / "checkpoints" / f"miniworld-{weights_fingerprint('base', 'text', 'vae')}.safetensors"
+    if not path.exists():
+        write_checkpoint(path, load_unet().state_dict(), load_text(), load_vae())
+    return path
+
+
+def mini_domain() -> Path:
+    """The mini world's face domain as a file, expanded likewise."""
+    from e4t_core.domain import save_domain
+    from miniworld.models import read
+    from miniworld.train_domain import build_domain
+
+    key = weights_fingerprint("faces", "backbone")
+    path = BASE / "models" / "e4t_domains" / f"mini_faces-{key}.safetensors"
+    if not path.exists():
+        state, metadata = read("faces")
+        domain = build_domain("mini_faces", "face", state, read("backbone")[0], int(metadata.get("step", 0)))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_domain(path, domain, torch.float16)
+    return path
+
+
+@torch.inference_mode()
+def encode(clip: Any, texts: Sequence[str]) -> Any:
+    """CLIPTextEncode. Several texts become ONE conditioning with a row for each, so that they are drawn in one batch."""
+    import nodes
+
+    found = [nodes.CLIPTextEncode().encode(clip, text)[0] for text in texts]
+    if len(found) == 1:
+        return found[0]
+    rows = torch.cat([conditioning[0][0] for conditioning in found])
+    pooled = torch.cat([conditioning[0][1]["pooled_output"] for conditioning in found])
+    return [[rows, {"pooled_output": pooled}]]
+
+
+def noise(seeds: Sequence[int], size: int = 16) -> Tensor:
+    """Starting noise ``(B, 4, size, size)``, a generator for each picture: the same whatever the batch."""
+    return torch.stack([torch.randn(4, size, size, generator=torch.Generator().manual_seed(s)) for s in seeds])
+
+
+@torch.inference_mode()
+def draw(base: Base, texts: Sequence[str], seeds: Sequence[int]) -> Tensor:
+    """Pictures ``(B, 3, H, W)`` in [0, 1] by the stock sampler (euler, 20 steps, CFG 5, empty negative prompt).
+
+    One text with many seeds goes in as it is, so that a concept's word in it is refined; several texts, one for each
+    seed, share a batch as rows of one conditioning (stock prompts only).
+    """
+    import comfy.sample
+
+    start = noise(seeds)
+    samples = comfy.sample.sample(
+        base.model, start, STEPS, GUIDANCE, SAMPLER, SCHEDULER, encode(base.clip, texts), encode(base.clip, [""]),
+        torch.zeros_like(start), disable_pbar=True,
+    )  # fmt: skip
+    return base.vae.decode(samples).movedim(-1, 1)[:, :3].float().clamp(0, 1).cpu().clone()
