@@ -1,4 +1,4 @@
-"""The quality benchmark's 11 prompts for each identity, fixed before any training.
+"""The quality benchmark's 11 prompts for each identity, fixed before any picture of it was drawn.
 
 plain; 2 styles; 3 backgrounds and 2 accessories, none of them the concept photo's; 1 zoom; 2 compounds. Where a prompt
 leaves something open, the rendering that serves as the ceiling has a plain value that is never the photo's.

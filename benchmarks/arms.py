@@ -1,0 +1,180 @@
+"""The quality benchmark's arms: what is put in the word's place, and how a picture comes about.
+
+Every arm draws the same prompts from the same starting noise. E4T goes through this pack's own node code, in process.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from miniworld.attributes import BACKGROUNDS, Identity, Scene, random_identity
+from miniworld.captions import subject_phrases
+from miniworld.judge_pairs import reconstruct
+from miniworld.models import load_vae
+from miniworld.renderer import render
+from miniworld.visibility import DIFFERENCE
+
+from . import host
+from .prompts import Prompt, seed_of
+
+WORD = "S*"
+RENDERED = ("other", "nearest", "render", "vae")
+PROMPTED = ("face", "oracle")
+LEARNED = ("encoder", "static", "e4t", "e4t mask")
+ARMS = {
+    "other": "a rendering of another identity",
+    "face": "the domain word",
+    "nearest": "a rendering of the nearest training identity",
+    "oracle": "all named attributes in words",
+    "encoder": "E4T's encoder without tuning",
+    "static": "E4T's static word on the untouched base",
+    "e4t": "E4T",
+    "e4t mask": "E4T with the face's mask",
+    "vae": "ceiling: the VAE's reconstruction of the real rendering",
+    "render": "ceiling: the real rendering",
+}
+
+
+@dataclass(frozen=True)
+class Subject:
+    """One individual of the benchmark.
+
+    Attributes:
+        number: place in the order by hash.
+        photo: ``(3, 128, 128)``, shown in ``scene``.
+        other: another individual of the benchmark.
+    """
+
+    number: int
+    identity: Identity
+    scene: Scene
+    photo: Tensor
+    other: Identity
+    prompts: tuple[Prompt, ...]
+
+
+def face_mask(identity: Identity, scene: Scene) -> Tensor:
+    """MASK ``(1, 128, 128)``: where the person is, that is, where another background changes nothing."""
+    other = replace(scene, background=(scene.background + len(BACKGROUNDS) // 2) % len(BACKGROUNDS))
+    first, second = render([identity, identity], [scene, other])
+    return ((first - second).abs().amax(0) < DIFFERENCE / 2).float()[None]
+
+
+@cache
+def _training_identities(count: int = 4096) -> tuple[Identity, ...]:
+    """The people that the domain was pre-trained with: ``miniworld.train_domain.Concepts`` draws them in this order."""
+    found: list[Identity] = []
+    for start in range(0, count, 64):
+        rng = np.random.default_rng([11, start])
+        found += [random_identity(rng, "face", "train") for _ in range(64)]
+    return tuple(found)
+
+
+def distance(first: Identity, second: Identity) -> float:
+    """0 for equal, about 1 for strangers, half by named attributes and a quarter each by geometry and marks."""
+    named = np.mean([a != b for a, b in zip(first.named, second.named, strict=True)])
+    marks = np.mean([a != b for a, b in zip(first.marks, second.marks, strict=True)])
+    geometry = np.mean(np.abs(np.subtract(first.geometry, second.geometry))) * 3
+    return float(0.5 * named + 0.25 * marks + 0.25 * geometry)
+
+
+def nearest_training_identity(identity: Identity) -> Identity:
+    return min(_training_identities(), key=lambda known: distance(identity, known))
+
+
+class Drawer:
+    """Draws any arm of any subject.
+
+    Args:
+        changes: tuning settings that differ from the domain's preset, for a search on validation identities.
+        draws: pictures for each prompt.
+    """
+
+    def __init__(self, draws: int, changes: dict[str, Any]) -> None:
+        self.draws, self.changes = draws, changes
+        self._base: host.Base | None = None
+        self._domain: Any = None
+        self._vae: Any = None
+
+    @property
+    def base(self) -> host.Base:
+        if self._base is None:
+            self._base = host.load_base(host.mini_checkpoint())
+        return self._base
+
+    def settings(self, **more: Any) -> Any:
+        """The domain's preset with this run's changes, as the nodes use it."""
+        return replace(self.domain.domain.info.preset, **self.changes, **more)
+
+    @property
+    def domain(self) -> Any:
+        if self._domain is None:
+            load = host.pack("e4t_core.domain").load_domain
+            self._domain = host.pack("nodes.host.personalisation").LoadedDomain(load(host.mini_domain()))
+        return self._domain
+
+    def draw(self, arm: str, subject: Subject) -> Tensor:
+        """Pictures ``(prompts * draws, 3, 128, 128)``, prompt by prompt."""
+        if arm in RENDERED:
+            return self._rendered(arm, subject)
+        if arm in PROMPTED:
+            return self._prompted(arm, subject)
+        return self._learned(arm, subject)
+
+    def _rendered(self, arm: str, subject: Subject) -> Tensor:
+        who = {"other": subject.other, "nearest": None}.get(arm, subject.identity)
+        who = who or nearest_training_identity(subject.identity)
+        pictures = render([who] * len(subject.prompts), [p.scene for p in subject.prompts])
+        if arm == "vae":
+            self._vae = self._vae or load_vae()
+            pictures = reconstruct(self._vae, pictures)
+        return pictures.repeat_interleave(self.draws, dim=0)
+
+    def _seeds(self, subject: Subject, prompt: int) -> list[int]:
+        return [seed_of(subject.number, prompt, draw) for draw in range(self.draws)]
+
+    def _prompted(self, arm: str, subject: Subject) -> Tensor:
+        word = "face" if arm == "face" else ", ".join(["face", *subject_phrases(subject.identity)])
+        texts = [p.text.format(word) for p in subject.prompts for _ in range(self.draws)]
+        seeds = [seed for number in range(len(subject.prompts)) for seed in self._seeds(subject, number)]
+        return host.draw(self.base, texts, seeds)
+
+    def _learned(self, arm: str, subject: Subject) -> Tensor:
+        changes: dict[str, Any] = {"steps": 0} if arm == "encoder" else {}
+        mask = face_mask(subject.identity, subject.scene) if arm == "e4t mask" else None
+        tuned = personalize(self.base, self.domain, subject.photo, mask, self.settings(**changes))
+        if arm == "static":  # the word alone, on a MODEL that holds no concept: what a stock embedding file gives
+            tuned = replace(tuned, model=self.base.model)
+        parts = []
+        for number, prompt in enumerate(subject.prompts):
+            parts.append(host.draw(tuned, [prompt.text.format(WORD)], self._seeds(subject, number)))
+        return torch.cat(parts)
+
+
+def personalize(base: host.Base, domain: Any, photo: Tensor, mask: Tensor | None, settings: Any) -> host.Base:
+    """The node "E4T Personalize" on a photo ``(3, H, W)``: the base with the concept in MODEL and CLIP."""
+    node = host.pack("nodes.personalize").Personalize
+    with torch.inference_mode():
+        output = node.execute(
+            model=base.model, clip=base.clip, vae=base.vae, domain=domain, image=photo.movedim(0, -1)[None], word=WORD,
+            seed=0, mask=mask, settings=settings,
+        )  # fmt: skip
+    model, clip = output.args[:2]
+    return host.Base(model, clip, base.vae)
+
+
+def subjects(people: Sequence[tuple[Identity, Scene, Tensor, tuple[Prompt, ...]]]) -> list[Subject]:
+    """Numbers them and pairs each with another one, a third of the way round."""
+    count = len(people)
+    step = max(1, count // 3)
+    return [
+        Subject(number, identity, scene, photo, people[(number + step) % count][0], asked)
+        for number, (identity, scene, photo, asked) in enumerate(people)
+    ]

@@ -1,0 +1,131 @@
+"""The quality benchmark's table, intervals and gates, from scores per identity."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from .report import gate, table
+from .scoring import Scores, Sums
+from .statistics import Interval, bootstrap, gap_closed, weighted_ratio
+
+GAP_GATE, GAP_LOW_GATE, CLASS_GATE, MEAN_GATE, LEAK_GATE = 0.60, 0.50, 0.80, 0.85, 0.15
+TUNED = "e4t"
+
+
+def _per_identity(sums: Sums, identities: int) -> Sums:
+    return Sums(sums.value.reshape(identities, -1).sum(1), sums.weight.reshape(identities, -1).sum(1))
+
+
+@dataclass(frozen=True)
+class ArmScores:
+    """One arm's scores summed within each identity, so that resamples of identities are weighted sums."""
+
+    named: Sums
+    geometry: Sums
+    marks: Sums
+    prompt: dict[str, Sums]
+    leak: Sums
+    likeness: Sums
+
+    @classmethod
+    def by_identity(cls, scores: Scores, identities: int) -> ArmScores:
+        """From a row for each picture, ordered by identity."""
+
+        def whole(sums: Sums) -> Sums:
+            return _per_identity(sums, identities)
+
+        likeness = Sums(scores.likeness, np.ones_like(scores.likeness))
+        return cls(
+            whole(scores.named),
+            whole(scores.unnamed.geometry),
+            whole(scores.unnamed.marks),
+            {edit: whole(sums) for edit, sums in scores.prompt.items()},
+            whole(scores.leak),
+            whole(likeness),
+        )
+
+    def named_ratio(self, w: np.ndarray) -> np.ndarray:
+        return weighted_ratio(w, self.named.value, self.named.weight)
+
+    def unnamed_score(self, w: np.ndarray) -> np.ndarray:
+        parts = [1 - weighted_ratio(w, part.value, part.weight) for part in (self.geometry, self.marks)]
+        return np.mean(parts, axis=0)
+
+    def class_score(self, w: np.ndarray, edit: str) -> np.ndarray:
+        return weighted_ratio(w, self.prompt[edit].value, self.prompt[edit].weight)
+
+    def prompt_mean(self, w: np.ndarray) -> np.ndarray:
+        return np.mean([self.class_score(w, edit) for edit in self.prompt], axis=0)
+
+    def leak_ratio(self, w: np.ndarray) -> np.ndarray:
+        return weighted_ratio(w, self.leak.value, self.leak.weight)
+
+
+def gap(arms: dict[str, ArmScores], name: str, count: int) -> Interval:
+    """Gap closed in NAMED, every part recomputed in each resample."""
+    floors = [arms["other"], arms["face"]]
+    return bootstrap(
+        lambda w: gap_closed(arms[name].named_ratio(w), [f.named_ratio(w) for f in floors], arms["vae"].named_ratio(w)),
+        count,
+    )
+
+
+def report(found: dict[str, dict[str, ArmScores]], arms: list[str]) -> dict[str, dict[str, dict[str, float]]]:
+    """Prints everything; returns judge -> arm -> figures."""
+    figures: dict[str, dict[str, dict[str, float]]] = {}
+    results = []
+    for judge, scored in found.items():
+        count = len(scored["face"].named.value)
+        one = np.ones((1, count))
+        face_leak = float(scored["face"].leak_ratio(one)[0])
+        rows, figures[judge] = [], {}
+        for arm in arms:
+            own = scored[arm]
+            closed = gap(scored, arm, count)
+            values = {
+                "NAMED": float(own.named_ratio(one)[0]),
+                "gap closed": closed.value,
+                "gap low": closed.low,
+                "gap high": closed.high,
+                "UNNAMED": float(own.unnamed_score(one)[0]),
+                **{edit: float(own.class_score(one, edit)[0]) for edit in own.prompt},
+                "PROMPT": float(own.prompt_mean(one)[0]),
+                "LEAK": float(own.leak_ratio(one)[0]) - face_leak,
+                "likeness": float(weighted_ratio(one, own.likeness.value, own.likeness.weight)[0]),
+            }
+            figures[judge][arm] = {key: round(value, 4) for key, value in values.items()}
+            shown = [f"{values[k]:.2f}" for k in values if not k.startswith("gap")]
+            rows.append([arm, shown[0], str(closed), *shown[1:]])
+        header = ["arm", "NAMED", "gap closed", "UNNAMED", *scored["face"].prompt, "PROMPT", "LEAK", "likeness"]
+        print(f"\n{judge}\n{table(header, rows)}\n")
+        results += gates(judge, scored, count)
+    print(f"\n{sum(results)} of {len(results)} gates met" if results else "\nno gates: the e4t arm was not drawn")
+    return figures
+
+
+def gates(judge: str, scored: dict[str, ArmScores], count: int) -> list[bool]:
+    """The gates of the tuned arm, as far as the arms they need were drawn."""
+    if TUNED not in scored:
+        return []
+    tuned, face = scored[TUNED], scored["face"]
+    closed = gap(scored, TUNED, count)
+    results = [
+        gate(f"{judge}: NAMED gap closed", closed.value, GAP_GATE),
+        gate(f"{judge}: NAMED gap closed, lower limit", closed.low, GAP_LOW_GATE),
+    ]
+    for other in ("oracle", "encoder"):
+        if other in scored:
+            better = bootstrap(lambda w, o=scored[other]: tuned.unnamed_score(w) - o.unnamed_score(w), count)  # type: ignore[misc]
+            results.append(
+                gate(f"{judge}: UNNAMED above {other}, lower limit", better.low, 1e-9, f"difference {better}")
+            )
+    for edit in tuned.prompt:
+        kept = bootstrap(lambda w, e=edit: tuned.class_score(w, e) / face.class_score(w, e), count)  # type: ignore[misc]
+        results.append(gate(f"{judge}: {edit} as share of the face arm", kept.value, CLASS_GATE, f"{kept}"))
+    mean = bootstrap(lambda w: tuned.prompt_mean(w) / face.prompt_mean(w), count)
+    results.append(gate(f"{judge}: PROMPT as share of the face arm", mean.value, MEAN_GATE, f"{mean}"))
+    leak = bootstrap(lambda w: tuned.leak_ratio(w) - face.leak_ratio(w), count)
+    results.append(gate(f"{judge}: leak, {LEAK_GATE} minus it", LEAK_GATE - leak.value, 0.0, f"leak {leak}"))
+    return results
