@@ -109,7 +109,7 @@ def main() -> int:
     ours = 2 if sys.argv[1:2] and sys.argv[1] in ("test", "train", "bench") else None
     arguments, rest = parser.parse_args(sys.argv[1:ours]), sys.argv[ours:] if ours else []
     # A polite kill ends ComfyUI too, by way of the `finally` clauses.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("\nEnded by a signal."))
     try:
         if arguments.command == "demo":
             return run_demo()
