@@ -9,11 +9,13 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 TICK_SECONDS = 1.0
 """How often the seconds of a running step are redrawn on a terminal."""
+NOTE_WIDTH = 24
+"""Room beside the seconds; what is redrawn has to cover what stood there before."""
 
 UNREACHABLE = ("name resolution", "getaddrinfo", "network is unreachable", "newconnection", "(from versions: none)")
 """What pip writes, in lower case, when no registry answers."""
@@ -32,18 +34,20 @@ def say(text: str) -> None:
 
 
 @contextlib.contextmanager
-def step(title: str) -> Iterator[None]:
-    """Announces `title`, then the seconds it took. On a terminal the seconds count up while it runs.
+def step(title: str) -> Iterator[Callable[[str], None]]:
+    """Announces `title`, then the seconds it took. On a terminal the seconds count up while it runs, and what the
+    yielded function was told last ("4 of 15") stands beside them.
 
     Raises: Failure with one sentence if the disk is full; any other exception as it came.
     """
     start = time.monotonic()
     on_terminal = sys.stdout.isatty()
     done = threading.Event()
+    notes = [""]
 
     def tick() -> None:
         while not done.wait(TICK_SECONDS):
-            print(f"\r· {title} … {time.monotonic() - start:.0f} s", end="", flush=True)
+            print(f"\r· {title} … {time.monotonic() - start:.0f} s{notes[-1]:{NOTE_WIDTH}}", end="", flush=True)
 
     ticker = threading.Thread(target=tick, daemon=True)
     print(f"· {title} …", end="" if on_terminal else "\n", flush=True)
@@ -51,7 +55,7 @@ def step(title: str) -> Iterator[None]:
         ticker.start()
     outcome = "stopped after"
     try:
-        yield
+        yield lambda note: notes.append(f", {note}")
         outcome = "done in"
     except OSError as error:
         if error.errno == errno.ENOSPC:
@@ -61,7 +65,8 @@ def step(title: str) -> Iterator[None]:
         done.set()
         if on_terminal:
             ticker.join()
-        say(f"{chr(13) if on_terminal else ''}· {title}: {outcome} {time.monotonic() - start:.1f} s")
+        line = f"· {title}: {outcome} {time.monotonic() - start:.1f} s"
+        say(f"\r{line:{len(title) + NOTE_WIDTH + 12}}" if on_terminal else line)
 
 
 def run_quietly(command: list[str], log: Path, failed: str, cwd: Path | None = None) -> None:

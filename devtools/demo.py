@@ -7,6 +7,7 @@ import json
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -64,8 +65,8 @@ def draw_rows(client: Client, workflow: Workflow) -> tuple[dict[str, list[dict[s
     for row, subject, arm in (("word", WORD, workflow), ("face", DOMAIN_WORD, without_personalization(workflow))):
         for i, prompt in enumerate(PROMPTS):
             text, seed = prompt.format(subject), FIRST_SEED + i
-            with step(f"“{text}”, seed {seed}"):
-                run = run_or_fail(client, with_prompt(arm, text, seed))
+            with step(f"“{text}”, seed {seed}") as note:
+                run = run_or_fail(client, with_prompt(arm, text, seed), note)
             name = f"{row}_{i + 1}.png"
             (DEMO_OUTPUT / name).write_bytes(client.view(first_image(run)))
             rows[row].append({"prompt": text, "seed": seed, "image": name})
@@ -105,10 +106,15 @@ def without_personalization(workflow: Workflow) -> Workflow:
     return kept
 
 
-def run_or_fail(client: Client, workflow: Workflow) -> Run:
-    """Runs `workflow`; raises Failure with ComfyUI's own sentence if it does not succeed."""
+def run_or_fail(client: Client, workflow: Workflow, note: Callable[[str], None]) -> Run:
+    """Runs `workflow`, telling `note` how far it is; Failure with ComfyUI's own sentence if it does not succeed."""
+
+    def tell(node: str, value: float, maximum: float) -> None:
+        work = {"E4TPersonalize": "tuning", "KSampler": "sampling"}.get(workflow[node]["class_type"], "working")
+        note(f"{work} {value:.0f} of {maximum:.0f}")
+
     try:
-        run = client.run(workflow)
+        run = client.run(workflow, tell)
     except Rejected as error:
         raise Failure(str(error)) from error
     if run.status != "success":
