@@ -6,6 +6,7 @@ what it gives them is ordinary conditioning with the static embedding in the wor
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -86,7 +87,8 @@ class ConceptCLIP(comfy.sd.CLIP):
         if sections is None or static.ndim != 3 or static.shape[0] != 1 or static.shape[1] % max(len(sections), 1):
             return {}
         found = {word.fingerprint: word.alias for row in sections for item in row if (word := self._word_of(item[0]))}
-        clip = self.clone() if found else None
+        # The prompt's own view of this CLIP, clip skip as it is now; the patcher is shared, to be loaded once.
+        clip = copy.copy(self) if found else None
         encode = (lambda words, company: clip.encode_again(sections, words, company)) if clip else None
         prompt = EncodedPrompt(static.detach().cpu(), len(sections), found, encode, self.cond_stage_model)
         self.memory.remember(prompt)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import weakref
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
+from ...e4t_core.fingerprint import fingerprint
 from .base_model import ConceptPatch
 
 # The text encoder's projection of its pooled output, which SD 1.x and 2.x do not use. SD 1.x checkpoints lack it, and
@@ -18,6 +20,7 @@ UNUSED = "text_projection.weight"
 
 # Raw weights are hashed once per module: a few seconds for a full-size model.
 _raw: weakref.WeakKeyDictionary[torch.nn.Module, str] = weakref.WeakKeyDictionary()
+_bases: dict[str, str] = {}
 
 
 def weights_key(patcher: ModelPatcher) -> str:
@@ -38,6 +41,13 @@ def weights_key(patcher: ModelPatcher) -> str:
         if foreign:
             _feed(digest, [key, *foreign])
     return digest.hexdigest()
+
+
+def base_fingerprint(key: str, parameters: Mapping[str, Tensor]) -> str:
+    """The core's content hash of base weights by canonical name, computed once per :func:`weights_key`."""
+    if key not in _bases:
+        _bases[key] = fingerprint(parameters)
+    return _bases[key]
 
 
 def content_key(*parts: Any) -> str:

@@ -22,7 +22,7 @@ from ...e4t_core.tuning import ConceptPhotos, tune
 from . import photos as photo_preparation
 from .backbone import image_features
 from .base_model import ComfyUNet, check_supported
-from .content_key import content_key, weights_key
+from .content_key import base_fingerprint, content_key, weights_key
 from .patched_model import ConceptParts, domain_offset
 from .progress import Progress, check_cancelled, show_text
 from .prompt_words import check_alias
@@ -151,12 +151,22 @@ def _tune(
         )
         unet, text = ComfyUNet(request.model), ComfyTextEncoder(request.clip)
         check_base(domain.info, text.width, unet.prediction, unet.feature_width, unet.attention_projections())
-        concept = _tune_in_memory(
-            settings,
-            lambda fitting: tune(
-                unet, text, domain, photos, fitting, request.seed, word=request.word, on_step=progress.step
-            ),
-        )
+        base = base_fingerprint(weights_key(request.model), unet.parameters())
+
+        def run(fitting: TuningSettings) -> Concept:
+            return tune(
+                unet,
+                text,
+                domain,
+                photos,
+                fitting,
+                request.seed,
+                word=request.word,
+                on_step=progress.step,
+                base_fingerprint=base,
+            )
+
+        concept = _tune_in_memory(settings, run)
         with torch.no_grad():
             empty = text.empty().detach().cpu()
         parts = ConceptParts(concept, empty, domain_offset(unet.parameters(), concept.domain_factors))

@@ -128,7 +128,7 @@ class Refinement:
     def _features(self, held: HeldConcept, model: Any, x: Tensor, sigma: Tensor) -> Tensor:
         """F ``(B, width)`` on the encoder's device; several passes over one evaluation cost one feature pass."""
         for empty, seen, level, features in self._run.features:
-            if empty is held.empty and seen.shape == x.shape and torch.equal(seen, x) and torch.equal(level, sigma):
+            if torch.equal(seen, x) and torch.equal(level, sigma) and torch.equal(empty, held.empty):
                 return features
         network, dtype = model.diffusion_model, model.get_dtype_inference()
         z = model.model_sampling.calculate_input(sigma, x).to(dtype)
