@@ -12,6 +12,7 @@ import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -63,6 +64,7 @@ def pack(name: str) -> ModuleType:
     return importlib.import_module(f"{PACK}.{name}")
 
 
+@cache
 def weights_fingerprint(*names: str) -> str:
     """A short hash of shipped weights: what was measured with other weights is never mistaken for these."""
     from miniworld.models import read

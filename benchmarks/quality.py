@@ -19,17 +19,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file, save_file
 from tqdm import tqdm
 
 from miniworld.heldout import concept_photo, held_out
 from miniworld.models import load_judges
 
 from . import host
-from .arms import ARMS, LEARNED, RENDERED, Drawer, Subject, subjects
+from .arms import ARMS, LEARNED, Drawer, Subject, subjects
 from .picture_cache import cached
 from .prompts import prompts, targets
 from .quality_report import ArmScores, report
-from .scoring import Visibility, score
+from .scoring import Target, Visibility, score
 
 LOG = Path(__file__).parent / "heldout_runs.jsonl"
 
@@ -52,6 +53,22 @@ def picture_folder(split: str, arm: str, changes: dict[str, Any]) -> Path:
     return host.ROOT / "runs" / "quality" / split / f"{arm.replace(' ', '_')}-{key}"
 
 
+def picture_file(split: str, arm: str, changes: dict[str, Any], person: Subject, draws: int) -> Path:
+    """Where one individual's pictures of an arm lie; the noise depends on its number, "other" on who stands in."""
+    who = hashlib.sha256(person.identity.order() + person.other.order() * (arm == "other")).hexdigest()[:16]
+    return picture_folder(split, arm, changes) / f"{person.number:02d}-{who}-{draws}.safetensors"
+
+
+def kept_visibility(split: str, wanted: list[Target]) -> Visibility:
+    """What can be seen in the targets' real renderings, kept because it takes a rendering for each attribute."""
+    key = hashlib.sha256(repr(wanted).encode()).hexdigest()[:16]
+    path = host.ROOT / "runs" / "quality" / split / f"visible-{key}.safetensors"
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_file({name: counted.contiguous() for name, counted in Visibility.of(wanted).seen.items()}, path)
+    return Visibility(load_file(path))
+
+
 def measure(
     split: str, people: list[Subject], arms: list[str], draws: int, changes: dict[str, Any]
 ) -> dict[str, dict[str, ArmScores]]:
@@ -59,22 +76,20 @@ def measure(
     drawer, judges = Drawer(draws, changes), load_judges()
     strangers = [p.identity for p in people]
     wanted = [t for p in people for t in targets(p.identity, p.prompts) for _ in range(draws)]
-    seen = Visibility.of(wanted)
+    seen = kept_visibility(split, wanted)
     photos = [p.scene for p in people for _ in range(len(p.prompts) * draws)]
     each = len(people[0].prompts) * draws
     found: dict[str, dict[str, ArmScores]] = {name: {} for name in judges}
+    concept_photos = torch.stack([p.photo for p in people])
+    known = {n: j.read(concept_photos).identity.repeat_interleave(each, dim=0) for n, j in judges.items()}
     for arm in arms:
-        folder = picture_folder(split, arm, changes)
         parts = []
         for person in tqdm(people, desc=f"arm {arm}", disable=None):
-            # Named by who it is and by the others that may stand in for it, not by its number in a short run.
-            who = hashlib.sha256(person.identity.order() + person.other.order() * (arm == "other")).hexdigest()[:16]
-            path = folder / f"{who}-{person.number}-{draws}.safetensors"
+            path = picture_file(split, arm, changes, person, draws)
             parts.append(cached(path, lambda arm=arm, person=person: drawer.draw(arm, person)))  # type: ignore[misc]
         pictures = torch.cat(parts)
         for name, judge in judges.items():
-            photo_identity = judge.read(torch.stack([p.photo for p in people])).identity.repeat_interleave(each, dim=0)
-            scores = score(judge, pictures, wanted, seen, strangers, photos, photo_identity)
+            scores = score(judge, pictures, wanted, seen, strangers, photos, known[name])
             found[name][arm] = ArmScores.by_identity(scores, len(people))
     return found
 
@@ -108,8 +123,7 @@ def main() -> None:
     unknown = sorted(chosen - set(ARMS))
     if unknown:
         parser.error(f"there is no arm {unknown[0]!r}; there are: {', '.join(ARMS)}")
-    arms = [arm for arm in (*RENDERED, *ARMS) if arm in chosen]
-    arms = sorted(set(arms), key=list(ARMS).index)
+    arms = [arm for arm in ARMS if arm in chosen]
     started = time.monotonic()
     people = load_subjects(options.split, options.identities)
     found = measure(options.split, people, arms, options.draws, changes)

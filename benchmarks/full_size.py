@@ -1,0 +1,167 @@
+"""``python -m benchmarks.full_size``: E4T at Stable Diffusion 1.5's size, with random weights, through ComfyUI's UNet.
+
+One tuning step of encoder and offsets, then one refined evaluation, at a tiny latent. It checks the numbers of the
+paper's Stable Diffusion 1.x form (96 matrices, 143,226,592 offset parameters, features 10880 wide), that all of it runs, and
+the peak of this process's memory. It needs about 14 GB of free memory; no file is read or written.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from miniworld.text_encoder import TextEncoder, stock_state
+
+from . import host
+from .report import gate
+
+MATRICES, OFFSET_PARAMETERS, FEATURES = 96, 143_226_592, 10_880
+PEAK_GB = 16.0
+CLIP_LAYERS, CLIP_WIDTH = 16, 1280  # ViT-H/14: every second block
+SD15: dict[str, Any] = {
+    "image_size": 32,
+    "in_channels": 4,
+    "out_channels": 4,
+    "model_channels": 320,
+    "num_res_blocks": [2, 2, 2, 2],
+    "channel_mult": [1, 2, 4, 4],
+    "num_heads": 8,
+    "use_spatial_transformer": True,
+    "transformer_depth": [1, 1, 1, 1, 1, 1, 0, 0],
+    "transformer_depth_output": [1, 1, 1, 1, 1, 1, 1, 1, 1, 0, 0, 0],
+    "transformer_depth_middle": 1,
+    "context_dim": 768,
+}
+
+
+def peak_gigabytes() -> float:
+    """The largest resident size of this process so far, in GB (1e9 bytes).
+
+    Raises:
+        SystemExit: this system does not tell.
+    """
+    try:
+        import resource
+    except ImportError as error:
+        raise SystemExit("The peak of memory is read by the module 'resource', which Windows has not.") from error
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak * (1 if sys.platform == "darwin" else 1024) / 1e9
+
+
+def random_state(seed: int = 0) -> dict[str, Tensor]:
+    """A checkpoint of Stable Diffusion 1.5's UNet and text encoder in float16, with random weights."""
+    import comfy.ops
+    from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
+
+    generator = torch.Generator().manual_seed(seed)
+    shapes = UNetModel(**SD15, device="meta", operations=comfy.ops.disable_weight_init).state_dict()
+    state = {}
+    for name, shape in shapes.items():
+        if shape.ndim < 2:
+            value = torch.ones(shape.shape) if name.endswith("weight") else torch.zeros(shape.shape)
+        else:
+            value = torch.randn(shape.shape, generator=generator) * shape[0].numel() ** -0.5
+        state[f"model.diffusion_model.{name}"] = value.half()
+    torch.manual_seed(seed)
+    text = stock_state(TextEncoder())
+    return state | {f"cond_stage_model.transformer.{name}": value.half() for name, value in text.items()}
+
+
+def make_domain(unet: Any) -> Any:
+    """An untrained face domain of full size; its backbone's features are drawn, not computed."""
+    domain, info = host.pack("e4t_core.domain"), host.pack("e4t_core.domain_info")
+    shapes = unet.attention_projections()
+    offsets = host.pack("e4t_core.weight_offsets").WeightOffsets(shapes)
+    encoder = host.pack("e4t_core.concept_encoder").ConceptEncoder(CLIP_LAYERS, CLIP_WIDTH, unet.feature_width, 768)
+    layers = tuple(range(2, 2 * CLIP_LAYERS + 1, 2))
+    backbone = info.BackboneInfo("comfy", "ViT-H-14", layers, CLIP_WIDTH, 224, pretrained="laion2b_s32b_b79k")
+    about = info.DomainInfo(
+        name="full_size",
+        word="face",
+        base_family="sd1",
+        prediction="epsilon",
+        context_width=768,
+        feature_width=unet.feature_width,
+        projections=shapes,
+        backbone=backbone,
+        scale=0.1,
+        templates="neutral",
+        preset=host.pack("e4t_core.presets").FACE,
+        image_size=512,
+    )
+    return domain.Domain(encoder, offsets, about, None)
+
+
+def tune_and_draw(side: int, batch: int) -> None:
+    """The whole check; prints as it goes."""
+    import comfy.sample
+    import comfy.sd
+
+    started = time.monotonic()
+
+    def say(text: str) -> None:
+        print(f"{time.monotonic() - started:6.1f} s  {peak_gigabytes():5.2f} GB  {text}", flush=True)
+
+    model, clip, _, _ = comfy.sd.load_state_dict_guess_config(random_state(), output_vae=False)
+    say("loaded by ComfyUI")
+    unet = host.pack("nodes.host.base_model").ComfyUNet(model)
+    text = host.pack("nodes.host.text_encoder").ComfyTextEncoder(clip)
+    domain = make_domain(unet)
+    count = sum(parameter.numel() for parameter in domain.offsets.parameters())
+    say(
+        f"domain: {len(domain.offsets.shapes)} matrices, {count:,} offset parameters, features {unet.feature_width} wide"
+    )
+    generator = torch.Generator().manual_seed(1)
+    tuning, presets = host.pack("e4t_core.tuning"), host.pack("e4t_core.presets")
+    photos = tuning.ConceptPhotos(
+        torch.randn(1, 4, side, side, generator=generator),
+        torch.randn(1, CLIP_LAYERS, CLIP_WIDTH, generator=generator),
+    )
+    settings = presets.TuningSettings(steps=1, batch=batch, micro_batch=batch, train_unet=False)
+    concept = tuning.tune(unet, text, domain, photos, settings, seed=0, base_fingerprint="random")
+    say(f"tuned one step of encoder and offsets at batch {batch}: loss {concept.losses[0]:.4f}")
+    patched = host.pack("nodes.host.patched_model")
+    store = host.pack("nodes.host.result_store").STORE
+    with torch.inference_mode(False), torch.no_grad():
+        empty = text.empty().detach()
+    parts = patched.ConceptParts(concept, empty, patched.domain_offset(unet.parameters(), concept.domain_factors))
+    widths = (len(domain.offsets.shapes), count, unet.feature_width)
+    del unet, text, domain
+    held = patched.with_concept(model, parts, store.prompts)
+    words = host.pack("nodes.host.concept_clip").with_concept(
+        clip, concept.word, concept.fingerprint, concept.static_embedding, store.prompts
+    )
+    with torch.inference_mode():
+        positive, negative = host.encode(words, [f"a photo of {concept.word}"]), host.encode(words, [""])
+        start = torch.randn(1, 4, side, side, generator=generator)
+        latent = comfy.sample.sample(
+            held, start, 1, 5.0, "euler", "normal", positive, negative, torch.zeros_like(start), disable_pbar=True
+        )
+    say(f"one refined evaluation: {'finite' if torch.isfinite(latent).all() else 'NOT FINITE'}")
+    print()
+    gate("attention matrices", float(widths[0] == MATRICES), 1, f"{widths[0]}")
+    gate("offset parameters", float(widths[1] == OFFSET_PARAMETERS), 1, f"{widths[1]:,}")
+    gate("feature width", float(widths[2] == FEATURES), 1, f"{widths[2]}")
+    gate("finite results", float(torch.isfinite(latent).all()), 1)
+    peak = peak_gigabytes()
+    gate(f"{PEAK_GB:g} GB minus the peak of memory", PEAK_GB - peak, 0.0, f"peak {peak:.2f} GB")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--side", type=int, default=8, help="side of the latent")
+    parser.add_argument("--batch", type=int, default=1, help="noise levels in the one tuning step")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    host.import_comfyui()
+    tune_and_draw(options.side, options.batch)
+
+
+if __name__ == "__main__":
+    main()

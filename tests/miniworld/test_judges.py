@@ -1,0 +1,71 @@
+"""The judges' shapes, truth, losses and gate arithmetic."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from miniworld.attributes import DOMAINS, EDITS, Scene, random_identity
+from miniworld.judge import IDENTITY_WIDTH, Judge, measures, questions
+from miniworld.judge_gate import area_under_curve, classified, is_small
+from miniworld.train_judges import IGNORED, PairLoss, reading_loss, truth
+
+
+@pytest.mark.parametrize("architecture", ["convolutional", "attentive"])
+def test_a_judge_answers_every_question(architecture: str) -> None:
+    torch.manual_seed(0)
+    judge = Judge(architecture)
+    reading = judge.read(torch.rand(3, 3, 128, 128), batch=2)
+    assert {q: tuple(v.shape) for q, v in reading.logits.items()} == {q: (3, n) for q, n in questions().items()}
+    assert list(reading.measures) == measures() and reading.measures["face jaw"].shape == (3,)
+    assert reading.identity.shape == (3, IDENTITY_WIDTH)
+    assert torch.allclose(reading.identity.norm(dim=1), torch.ones(3), atol=1e-5)
+    assert not reading.identity.requires_grad
+
+
+def test_the_questions_are_those_of_both_domains() -> None:
+    expected = {"domain", *EDITS}
+    for domain in DOMAINS:
+        expected |= set(classified(domain))
+    assert set(questions()) == expected
+    assert {name for name in questions() if is_small(name)} == {
+        name for name in questions() if "eye colour" in name or " mark " in name
+    }
+
+
+def test_truth_leaves_the_other_domains_questions_out() -> None:
+    cat = random_identity(np.random.default_rng(0), "cat")
+    answers, numbers = truth(cat, Scene(style=2, background=5))
+    by_name = dict(zip(questions(), answers.tolist(), strict=True))
+    assert by_name["domain"] == list(DOMAINS).index("cat")
+    assert by_name["style"] == 2 and by_name["background"] == 5
+    assert by_name["cat fur"] == cat.named[0]
+    assert all(by_name[q] == IGNORED for q in questions() if q.startswith("face "))
+    assert np.isnan(numbers).tolist() == [m.startswith("face ") for m in measures()]
+
+
+def test_both_domains_alone_give_a_finite_loss() -> None:
+    torch.manual_seed(0)
+    judge = Judge("convolutional")
+    for domain in DOMAINS:
+        contents = [(random_identity(np.random.default_rng(1), domain), Scene())] * 2
+        value, parts = reading_loss(judge(torch.rand(2, 3, 128, 128)), contents)
+        assert torch.isfinite(value) and 0 <= parts["right"] <= 1
+
+
+def test_the_pair_loss_prefers_twins_told_apart() -> None:
+    loss = PairLoss()
+    a, b, c, d = torch.eye(IDENTITY_WIDTH)[:4]
+    apart = torch.stack([a, b, a, b, c, d, c, d])
+    mixed = torch.stack([a, a, a, a, c, c, c, c])
+    told = torch.tensor([True, True])
+    assert loss(apart, told) < loss(mixed, told)
+    # Twins that cannot be told apart in these scenes ask for nothing.
+    assert loss(mixed, torch.tensor([False, False])) < loss(mixed, told)
+
+
+def test_area_under_the_curve() -> None:
+    assert area_under_curve(torch.tensor([0.9, 0.8]), torch.tensor([0.1, 0.2])) == 1.0
+    assert area_under_curve(torch.tensor([0.9, 0.1]), torch.tensor([0.5])) == 0.5
+    assert area_under_curve(torch.tensor([0.3]), torch.tensor([0.3])) == 0.5
