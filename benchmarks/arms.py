@@ -25,6 +25,7 @@ from . import host
 from .prompts import Prompt, seed_of
 
 WORD = "S*"
+STORE_BYTES = 500_000_000
 RENDERED = ("other", "nearest", "render", "vae")
 PROMPTED = ("face", "oracle")
 LEARNED = ("encoder", "static", "e4t", "e4t mask")
@@ -161,6 +162,8 @@ class Drawer:
 def personalize(base: host.Base, domain: Any, photo: Tensor, mask: Tensor | None, settings: Any) -> host.Base:
     """The node "E4T Personalize" on a photo ``(3, H, W)``: the base with the concept in MODEL and CLIP."""
     node = host.pack("nodes.personalize").Personalize
+    # Two concepts: arms of one subject share them, and 64 subjects do not fill the memory.
+    host.pack("nodes.host.result_store").STORE.limit = STORE_BYTES
     with torch.inference_mode():
         output = node.execute(
             model=base.model, clip=base.clip, vae=base.vae, domain=domain, image=photo.movedim(0, -1)[None], word=WORD,

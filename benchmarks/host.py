@@ -26,7 +26,6 @@ ROOT = Path(__file__).resolve().parent.parent
 BASE = ROOT / "runs" / "bench"  # the benchmarks' own ComfyUI base directory
 PACK = "e4t_pack"
 STEPS, GUIDANCE, SAMPLER, SCHEDULER = 20, 5.0, "euler", "normal"
-log = logging.getLogger(__name__)
 
 
 class NoComfyUIError(RuntimeError):
@@ -55,7 +54,7 @@ def import_comfyui() -> None:
     module = importlib.util.module_from_spec(spec)
     sys.modules[PACK] = module
     spec.loader.exec_module(module)
-    logging.getLogger("root").setLevel(logging.WARNING)
+    logging.getLogger().setLevel(logging.WARNING)  # ComfyUI tells of every model that it loads
 
 
 def pack(name: str) -> ModuleType:

@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 from tqdm import tqdm
 
 from miniworld.heldout import concept_photo, held_out
@@ -82,11 +83,12 @@ def measure(
     found: dict[str, dict[str, ArmScores]] = {name: {} for name in judges}
     concept_photos = torch.stack([p.photo for p in people])
     known = {n: j.read(concept_photos).identity.repeat_interleave(each, dim=0) for n, j in judges.items()}
-    for arm in arms:
-        parts = []
-        for person in tqdm(people, desc=f"arm {arm}", disable=None):
+    drawn: dict[str, list[Tensor]] = {arm: [] for arm in arms}
+    for person in tqdm(people, desc=split, disable=None):
+        for arm in arms:  # inside, so that arms that share a tuned concept find it in the result store
             path = picture_file(split, arm, changes, person, draws)
-            parts.append(cached(path, lambda arm=arm, person=person: drawer.draw(arm, person)))  # type: ignore[misc]
+            drawn[arm].append(cached(path, lambda arm=arm, person=person: drawer.draw(arm, person)))  # type: ignore[misc]
+    for arm, parts in drawn.items():
         pictures = torch.cat(parts)
         for name, judge in judges.items():
             scores = score(judge, pictures, wanted, seen, strangers, photos, known[name])
