@@ -24,10 +24,10 @@ SD15 = {
     "transformer_depth_middle": 1,
 }
 SMALL = SD15 | {
-    "num_res_blocks": [2, 1],
+    "num_res_blocks": [2, 2],
     "channel_mult": (1, 1),
-    "transformer_depth": [0, 1, 1],
-    "transformer_depth_output": [1, 0, 1, 0, 1],
+    "transformer_depth": [0, 1, 1, 1],
+    "transformer_depth_output": [1, 0, 1, 0, 1, 1],
     "transformer_depth_middle": 1,
 }
 

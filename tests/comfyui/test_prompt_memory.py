@@ -77,12 +77,12 @@ def test_a_mark_helps_after_the_memory_has_forgotten():
 
 
 def test_memory_is_bounded_in_prompts_and_in_text_encoders():
-    memory = PromptMemory(limit=3, encoders=2)
+    memory = PromptMemory(limit=5, encoders=2)
     for seed in range(10):
         memory.remember(prompt(seed))
-    assert len(memory) == 3
-    for encoder in ("two", "three"):
-        memory.remember(prompt(50, encoder=encoder))
+    assert len(memory) == 5
+    for seed, encoder in ((50, "two"), (51, "three")):
+        memory.remember(prompt(seed, encoder=encoder))
     assert memory.recognise(prompt(9).static) is None, "the least recently used text encoder's prompts are dropped"
 
 
