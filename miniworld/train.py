@@ -84,9 +84,12 @@ def train_faces(options: argparse.Namespace) -> None:
     backbone = train_domain.load_backbone()
     concepts = train_domain.Concepts(RUNS / "faces", "face", 3072, load_vae(), backbone, seed=11)
     start, before = _start("faces", options)
+    unet, text = load_unet(), load_text()
     encoder, offsets = train_domain.train(
-        RUNS / "faces", "face", load_unet(), load_text(), concepts, schedule, 16, options.seed, start=start
+        RUNS / "faces", "face", unet, text, concepts, schedule, 16, options.seed, start=start
     )
+    sheet = RUNS / "faces" / "sheet.png"
+    train_domain.sample_sheet(sheet, "face", unet, text, load_vae(), backbone, encoder, offsets)
     _ship("faces", nn.ModuleDict({"encoder": encoder, "offsets": offsets}), before + schedule.steps, {})
 
 

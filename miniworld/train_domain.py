@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torchvision.utils import save_image
 from tqdm import tqdm
 
 from e4t_core.clip_backbone import ClipBackbone
@@ -26,10 +27,11 @@ from e4t_core.objective import diffusion_losses, draw_samples
 from e4t_core.presets import MINI, templates_of
 from e4t_core.weight_offsets import WeightOffsets
 
-from .attributes import DOMAINS, Identity, Scene, random_identity, random_scene
+from .attributes import DOMAINS, Identity, Scene, identities_of, random_identity, random_scene
 from .autoencoder import Autoencoder
 from .models import read
 from .renderer import SIZE, render
+from .sampling import sample
 from .text_encoder import TextEncoder
 from .train_backbone import INFO as BACKBONE
 from .training import Run, Schedule
@@ -142,6 +144,43 @@ def train(
     run.train(loss)
     run.finish()
     return trained.encoder, trained.offsets
+
+
+SHEET_TEMPLATES = ("a photo of {}", "a pencil sketch of {}", "a photo of {}, wearing a hat, blue background")
+
+
+@torch.no_grad()
+def sample_sheet(
+    path: Path,
+    domain: str,
+    model: UNetModel,
+    text_model: TextEncoder,
+    vae: Autoencoder,
+    backbone: ClipBackbone,
+    encoder: ConceptEncoder,
+    offsets: WeightOffsets,
+    count: int = 6,
+) -> None:
+    """Validation identities before any tuning: photo, then ``SHEET_TEMPLATES`` with the word refined at every step."""
+    unet, text = TrainingUNet(model), TrainingText(text_model)
+    rng = np.random.default_rng(3)
+    identities = identities_of(domain, "validation", count)
+    photos = render(identities, [concept_scene(rng) for _ in identities])
+    clip_features = backbone.cls_features(photos).repeat(len(SHEET_TEMPLATES), 1, 1)
+    templates = [template for template in SHEET_TEMPLATES for _ in identities]
+    word, empty = text.word(DOMAINS[domain].word), text.empty()
+
+    def denoise(z: Tensor, t: Tensor, context: Tensor) -> Tensor:
+        half = len(templates)
+        features = unet.features(z[:half], t[:half], empty.expand(half, -1, -1)).float()
+        words = word + SCALE * encoder(clip_features, features)
+        return unet.denoise(z, t, torch.cat([text.encode(templates, words), context[half:]]))
+
+    placeholder = empty.expand(len(templates), -1, -1)
+    with torch.autocast("cpu", torch.bfloat16), unet.using(offsets.apply_all(unet.parameters())):
+        latents = sample(denoise, placeholder, empty, seed=1)
+        drawn = vae.decode(vae.from_unet(latents)).float().clamp(0, 1)
+    save_image(torch.cat([photos, drawn]), path, nrow=count)
 
 
 def widen_domain(encoder: ConceptEncoder, offsets: WeightOffsets) -> tuple[ConceptEncoder, WeightOffsets]:

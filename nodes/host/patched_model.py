@@ -6,6 +6,7 @@ are added by ComfyUI when it loads the model, so they live with LoRAs before and
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -21,7 +22,11 @@ from .base_model import PREFIX, ConceptPatch
 from .prompt_memory import PromptMemory
 from .refinement import HeldConcept, Refinement
 
+logger = logging.getLogger(__name__)
+
 KEY = "e4t"
+# A concept that keeps less than half of its differences' energy is not the one that was tuned.
+LOST = 0.5
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,6 +90,7 @@ def with_concept(model: ModelPatcher, parts: ConceptParts, memory: PromptMemory,
     if all(other.concept.domain_fingerprint != concept.domain_fingerprint for other in held):
         _patch(new, parts.domain_offset, strength)
     _patch(new, concept.weight_differences, strength)
+    _warn_if_lost(new, concept.weight_differences)
     held = (*held, HeldConcept(concept, parts.empty))
     refinement = Refinement(held, memory)
     new.remove_wrappers_with_key(WrappersMP.CALC_COND_BATCH, KEY)
@@ -99,10 +105,41 @@ def _patch(model: ModelPatcher, differences: Mapping[str, Tensor], strength: flo
     """Add differences by canonical name; the tensors are shared, not copied."""
     if not differences:
         return
-    native = [key.removeprefix(PREFIX) for key in model.model_state_dict(PREFIX)]
-    names = {canonical: name for name, canonical in canonical_names(native).items()}
+    names = _native_names(model)
     patches = {f"{PREFIX}{names[name]}": ConceptPatch(("diff", (value,))) for name, value in differences.items()}
     model.add_patches(patches, strength)
+
+
+def lost_share(weight: Tensor, difference: Tensor) -> float:
+    """Share of a difference's energy that rounding to the weight's float type loses: 0 none, 1 all, or more."""
+    wanted = difference.float().cpu()
+    weight = weight.detach().cpu()
+    got = (weight.float() + wanted).to(weight.dtype).float() - weight.float()
+    return float((got - wanted).square().sum() / wanted.square().sum().clamp_min(1e-30))
+
+
+def _warn_if_lost(model: ModelPatcher, differences: Mapping[str, Tensor]) -> None:
+    """Say so where the weights' float type is too coarse for what was learned (bfloat16, most of all)."""
+    if not differences or model.model_dtype() == torch.float32:
+        return
+    names = _native_names(model)
+    weights = model.model.diffusion_model.state_dict()
+    # Eight matrices tell as much as all of them.
+    sample = sorted(differences, key=lambda name: -differences[name].numel())[:8]
+    lost = sum(lost_share(weights[names[name]], differences[name]) for name in sample) / len(sample)
+    if lost > LOST:
+        logger.warning(
+            "E4T: this MODEL's weights are stored as %s, which is too coarse for %.0f %% of what was learned: load it in"
+            " fp16 or fp32 (e.g. start ComfyUI with --fp16-unet or --fp32-unet).",
+            str(model.model_dtype()).removeprefix("torch."),
+            100 * min(lost, 1.0),
+        )
+
+
+def _native_names(model: ModelPatcher) -> dict[str, str]:
+    """Canonical name -> native name, without prefix."""
+    native = [key.removeprefix(PREFIX) for key in model.model_state_dict(PREFIX)]
+    return {canonical: name for name, canonical in canonical_names(native).items()}
 
 
 def _encoder_patcher(concept: Concept, model: ModelPatcher) -> ModelPatcher:

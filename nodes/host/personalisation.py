@@ -23,6 +23,7 @@ from . import photos as photo_preparation
 from .backbone import image_features
 from .base_model import ComfyUNet, check_supported
 from .content_key import base_fingerprint, content_key, weights_key
+from .cpu_products import bfloat16_products
 from .patched_model import ConceptParts, domain_offset
 from .progress import Progress, check_cancelled, show_text
 from .prompt_words import check_alias
@@ -154,17 +155,18 @@ def _tune(
         base = base_fingerprint(weights_key(request.model), unet.parameters())
 
         def run(fitting: TuningSettings) -> Concept:
-            return tune(
-                unet,
-                text,
-                domain,
-                photos,
-                fitting,
-                request.seed,
-                word=request.word,
-                on_step=progress.step,
-                base_fingerprint=base,
-            )
+            with bfloat16_products(unet.device):
+                return tune(
+                    unet,
+                    text,
+                    domain,
+                    photos,
+                    fitting,
+                    request.seed,
+                    word=request.word,
+                    on_step=progress.step,
+                    base_fingerprint=base,
+                )
 
         concept = _tune_in_memory(settings, run)
         with torch.no_grad():
