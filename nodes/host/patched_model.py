@@ -123,10 +123,10 @@ def _warn_if_lost(model: ModelPatcher, differences: Mapping[str, Tensor]) -> Non
     if not differences or model.model_dtype() == torch.float32:
         return
     names = _native_names(model)
-    weights = model.model.diffusion_model.state_dict()
+    weights = model.model_state_dict(PREFIX)
     # Eight matrices tell as much as all of them.
     sample = sorted(differences, key=lambda name: -differences[name].numel())[:8]
-    lost = sum(lost_share(weights[names[name]], differences[name]) for name in sample) / len(sample)
+    lost = sum(lost_share(weights[PREFIX + names[name]], differences[name]) for name in sample) / len(sample)
     if lost > LOST:
         logger.warning(
             "E4T: this MODEL's weights are stored as %s, which is too coarse for %.0f %% of what was learned: load it in"

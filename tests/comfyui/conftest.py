@@ -1,7 +1,7 @@
 """Real ComfyUI modules in this process, on the CPU, and a base model as small as stock loaders accept.
 
 The ComfyUI tree is COMFYUI_PATH or .dev/comfyui; without one these tests are skipped. The pack is imported as ComfyUI
-does it, as a package of another name, so that its folder never stands on sys.path.
+does it, as a package of another name.
 """
 
 from __future__ import annotations
@@ -29,8 +29,9 @@ def _import_as(name: str, folder: Path) -> None:
 
 if (COMFYUI / "comfy").is_dir():
     if str(COMFYUI) not in sys.path:
-        # First, and the repository's own folder not at all: both have a "nodes".
-        sys.path[:] = [str(COMFYUI), *(entry for entry in sys.path if Path(entry or ".").resolve() != ROOT)]
+        # ComfyUI first and the repository's own folder last: both have a "nodes".
+        own = [entry for entry in sys.path if Path(entry or ".").resolve() == ROOT]
+        sys.path[:] = [str(COMFYUI), *(entry for entry in sys.path if entry not in own), *own]
     import comfy.cli_args
 
     comfy.cli_args.args.cpu = True

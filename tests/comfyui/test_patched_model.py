@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 
 import comfy.model_management
 import pytest
@@ -10,7 +11,15 @@ import torch
 from e4t_pack.e4t_core.weight_offsets import offset_weight
 from e4t_pack.nodes.host import patched_model
 from e4t_pack.nodes.host.base_model import PREFIX, ComfyUNet, effective_weights
-from e4t_pack.nodes.host.patched_model import ConceptParts, domain_offset, held_concepts, with_concept
+from e4t_pack.nodes.host.patched_model import (
+    LOST,
+    ConceptParts,
+    _warn_if_lost,
+    domain_offset,
+    held_concepts,
+    lost_share,
+    with_concept,
+)
 from e4t_pack.nodes.host.prompt_memory import PromptMemory
 from oracle import ksample
 from test_base_model import QUERY, unet_lora
@@ -151,3 +160,25 @@ def test_the_size_of_parts_counts_their_tensors(base, domain, unet):
         4 * value.numel() for value in concept.weight_differences.values()
     )
     assert patched_model.KEY == "e4t"
+
+
+@pytest.mark.parametrize(
+    ("dtype", "size", "is_lost"),
+    [(torch.bfloat16, 1e-4, True), (torch.bfloat16, 1e-2, False), (torch.float16, 1e-4, False)],
+)
+def test_what_a_coarse_float_type_loses_is_measured_and_said(base, domain, caplog, dtype, size, is_lost):
+    generator = torch.Generator().manual_seed(0)
+    weight = 0.05 * torch.randn((64, 64), generator=generator)
+    difference = size * torch.randn((64, 64), generator=generator).sign()
+    assert (lost_share(weight.to(dtype), difference) > LOST) == is_lost
+    coarse = {key: value.to(dtype) for key, value in base[0].model_state_dict(PREFIX).items()}
+
+    class Coarse:
+        model_dtype = staticmethod(lambda: dtype)
+        model_state_dict = staticmethod(lambda _prefix: coarse)
+
+    concept = make_concept(domain)
+    differences = {name: size * value.sign() for name, value in concept.weight_differences.items()}
+    with caplog.at_level(logging.WARNING):
+        _warn_if_lost(Coarse, differences)
+    assert ("too coarse" in caplog.text) == is_lost
