@@ -112,7 +112,7 @@ class Drawer:
 
     def settings(self, **more: Any) -> Any:
         """The domain's preset with this run's changes, as the nodes use it."""
-        return replace(self.domain.domain.info.preset, **self.changes, **more)
+        return replace(self.domain.domain.info.preset, **(self.changes | more))
 
     @property
     def domain(self) -> Any:
