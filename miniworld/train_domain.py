@@ -7,12 +7,13 @@ It is the paper's pre-training (section 3.3) on photos of training identities, w
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torchvision.utils import save_image
@@ -43,6 +44,7 @@ log = logging.getLogger(__name__)
 SCALE = 0.1  # the text encoder's word rows have CLIP's norm
 REGULARIZATION = 1e-3
 STYLE_PHOTO, ZOOM_PORTRAIT = 0, 0
+LATENT = SIZE // 8
 
 
 def concept_scene(rng: np.random.Generator) -> Scene:
@@ -56,29 +58,46 @@ def load_backbone() -> ClipBackbone:
     return ClipBackbone(BACKBONE, read("backbone")[0])
 
 
+def subject_masks(identities: Sequence[Identity], scenes: Sequence[Scene], pictures: Tensor) -> Tensor:
+    """Where the person is ``(B, 1, 128, 128)`` in {0, 1}: neither background nor accessory.
+
+    With it the loss does not reward a word for telling the background, which no template mentions.
+    """
+    elsewhere = [replace(scene, background=(scene.background + 4) % 8) for scene in scenes]
+    bare = [replace(scene, accessory=0) for scene in scenes]
+    background = (render(identities, elsewhere) - pictures).abs().amax(1, keepdim=True) > 0.02
+    accessory = (render(identities, bare) - pictures).abs().amax(1, keepdim=True) > 0.02
+    return (~background & ~accessory).float()
+
+
 class Concepts:
-    """Latents and CLIP features of ``count`` training identities, one photo each, computed once and kept in ``folder``."""
+    """Latents, CLIP features and face masks of ``count`` training identities, one photo each.
+
+    Computed once and kept in ``folder``.
+    """
 
     def __init__(
         self, folder: Path, domain: str, count: int, vae: Autoencoder, backbone: ClipBackbone, seed: int
     ) -> None:
         weights = {f"vae.{k}": v for k, v in vae.state_dict().items()} | backbone.tower.state_dict()
-        path = folder / f"concepts-{fingerprint(weights, f'{domain} {count} {seed}')[:12]}.safetensors"
+        path = folder / f"concepts-{fingerprint(weights, f'{domain} {count} {seed} masks')[:12]}.safetensors"
         if path.exists():
             kept = load_file(path)
-            self.latents, self.features = kept["latents"], kept["features"]
+            self.latents, self.features, self.masks = kept["latents"], kept["features"], kept["masks"]
             return
-        latents, features = [], []
+        latents, features, masks = [], [], []
         for start in tqdm(range(0, count, 64), desc="concept photos", disable=None):
             rng = np.random.default_rng([seed, start])
             identities: list[Identity] = [random_identity(rng, domain, "train") for _ in range(64)]
-            pictures = render(identities, [concept_scene(rng) for _ in identities])
+            scenes = [concept_scene(rng) for _ in identities]
+            pictures = render(identities, scenes)
+            masks.append(F.adaptive_avg_pool2d(subject_masks(identities, scenes, pictures), LATENT))
             with torch.no_grad():
                 latents.append(vae.to_unet(vae.encode(pictures)))
                 features.append(backbone.cls_features(pictures))
-        self.latents, self.features = torch.cat(latents), torch.cat(features)
+        self.latents, self.features, self.masks = torch.cat(latents), torch.cat(features), torch.cat(masks)
         folder.mkdir(parents=True, exist_ok=True)
-        save_file({"latents": self.latents, "features": self.features}, path)
+        save_file({"latents": self.latents, "features": self.features, "masks": self.masks}, path)
 
 
 class _Trained(nn.Module):
@@ -136,6 +155,7 @@ def train(
                 domain_word_embedding=word,
                 scale=SCALE,
                 empty=empty,
+                masks=concepts.masks[sample.photos],
             )
         ratio = SCALE * parts.offset.detach().sqrt().median() / word.norm()
         measured = {"diffusion": float(parts.diffusion.detach().mean()), "ratio": float(ratio)}
