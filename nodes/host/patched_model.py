@@ -37,11 +37,19 @@ class ConceptParts:
         concept: the core's concept.
         empty: context ``(1, L, D)`` of the empty prompt.
         domain_offset: ``W0 * P Qᵀ`` of the domain on this concept's base, by canonical name.
+        encoder: the concept encoder as a model that ComfyUI moves and counts together with the UNet. One for as long as
+            the network lives: ComfyUI takes a network that outlives its patcher for a memory leak.
     """
 
     concept: Concept
     empty: Tensor
     domain_offset: dict[str, Tensor]
+    encoder: ModelPatcher | None = None
+
+    def __post_init__(self) -> None:
+        if self.encoder is None:
+            devices = comfy.model_management.get_torch_device(), comfy.model_management.unet_offload_device()
+            object.__setattr__(self, "encoder", ModelPatcher(self.concept.encoder, *devices))
 
     def size(self) -> int:
         """Bytes of RAM."""
@@ -97,7 +105,7 @@ def with_concept(model: ModelPatcher, parts: ConceptParts, memory: PromptMemory,
     new.add_wrapper_with_key(WrappersMP.CALC_COND_BATCH, KEY, refinement)
     new.remove_callbacks_with_key(CallbacksMP.ON_CLEANUP, KEY)
     new.add_callback_with_key(CallbacksMP.ON_CLEANUP, KEY, refinement.forget_run)
-    new.set_additional_models(KEY, [*new.get_additional_models_with_key(KEY), _encoder_patcher(concept, new)])
+    new.set_additional_models(KEY, [*new.get_additional_models_with_key(KEY), parts.encoder])
     return new
 
 
@@ -140,10 +148,3 @@ def _native_names(model: ModelPatcher) -> dict[str, str]:
     """Canonical name -> native name, without prefix."""
     native = [key.removeprefix(PREFIX) for key in model.model_state_dict(PREFIX)]
     return {canonical: name for name, canonical in canonical_names(native).items()}
-
-
-def _encoder_patcher(concept: Concept, model: ModelPatcher) -> ModelPatcher:
-    """The concept encoder as a model that ComfyUI moves and counts together with the UNet."""
-    return ModelPatcher(
-        concept.encoder, load_device=model.load_device, offload_device=comfy.model_management.unet_offload_device()
-    )
