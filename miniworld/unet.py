@@ -200,9 +200,7 @@ class UNetModel(nn.Module):
                 if level and i == len(depths) - 1:
                     layers.append(Upsample(width))
                 self.output_blocks.append(Stage(*layers))
-        self.out = nn.Sequential(
-            GroupNorm(32, width), nn.SiLU(), nn.Conv2d(width, shape.latent_channels, 3, padding=1)
-        )
+        self.out = nn.Sequential(GroupNorm(32, width), nn.SiLU(), nn.Conv2d(width, shape.latent_channels, 3, padding=1))
 
     def encode(self, x: Tensor, timesteps: Tensor, context: Tensor) -> tuple[list[Tensor], Tensor]:
         """The down half and the middle: every down-block output and the time embedding; the middle comes last."""

@@ -211,5 +211,6 @@ def _explain_memory(error: Exception, settings: TuningSettings) -> None:
             f"E4T ran out of memory while tuning with micro_batch {settings.micro_batch}: lower micro_batch in E4T"
             " Settings, switch train_unet off there, or close other programs."
         )
-        error.add_note(note)
+        if hasattr(error, "add_note"):  # Python 3.11; an older one has the log line below
+            error.add_note(note)
         logger.error(note)

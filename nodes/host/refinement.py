@@ -1,4 +1,4 @@
-"""Iterative refinement: at every denoising evaluation the word is predicted anew from the noisy latent (method.md §5).
+"""Iterative refinement (paper, section 3.1): at every denoising evaluation the word is predicted anew.
 
     F(z_t, t) -> E -> e_c = e_d + s·E -> text encoder -> cross-attention context
 
