@@ -19,7 +19,8 @@ from torch import Tensor
 from miniworld.attributes import ACCESSORIES, BACKGROUNDS, STYLES, ZOOMS, Scene
 from miniworld.captions import compose, scene_phrases
 from miniworld.heldout import concept_photo, held_out
-from miniworld.models import MissingWeightsError, load_judges
+from miniworld.judge import ARCHITECTURES, Judge
+from miniworld.models import MissingWeightsError, load_judge
 
 from .report import table
 from .scoring import Scores, Target, Visibility, ratio, score
@@ -51,12 +52,23 @@ def scene_of(prompt: str) -> tuple[Scene, tuple[str, ...]]:
     return Scene(**asked), tuple(asked)
 
 
-def score_rows(report: dict[str, Any], folder: Path) -> list[tuple[str, str, Scores]]:
+def shipped_judges() -> dict[str, Judge]:
+    """The judges whose weights are there; says which are not."""
+    found = {}
+    for name in ARCHITECTURES:
+        try:
+            found[name] = load_judge(name)
+        except MissingWeightsError as error:
+            print(f"{name} says nothing: {error}")
+    return found
+
+
+def score_rows(report: dict[str, Any], folder: Path, judges: dict[str, Judge]) -> list[tuple[str, str, Scores]]:
     """(judge, row, scores) for both rows of a demo's report."""
     identity = held_out()[0]
     photo_scene, photo = concept_photo(identity)
     found = []
-    for name, judge in load_judges().items():
+    for name, judge in judges.items():
         photo_identity = judge.read(photo[None]).identity
         for row, entries in report["rows"].items():
             targets = [Target(identity, *scene_of(entry["prompt"])) for entry in entries]
@@ -82,11 +94,10 @@ def main() -> None:
     if not options.report.is_file():
         raise SystemExit(f"{options.report} is missing: run 'python3 dev.py demo' first.")
     report = json.loads(options.report.read_text(encoding="utf-8"))
-    try:
-        found = score_rows(report, options.report.parent)
-    except MissingWeightsError as error:
-        print(f"The pictures are not scored: {error}")
+    judges = shipped_judges()
+    if not judges:
         return
+    found = score_rows(report, options.report.parent, judges)
     words = {"word": f"with {report['word']}", "face": f"with “{report['domain_word']}”"}
     rows = []
     for judge, row, scores in found:

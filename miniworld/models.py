@@ -52,9 +52,14 @@ def load_unet() -> UNetModel:
     return _filled(UNetModel().to(memory_format=torch.channels_last), "base")  # type: ignore[return-value]
 
 
+def load_judge(name: str) -> Judge:
+    """One of the two judges, "judge-a" or "judge-b"."""
+    return _filled(Judge(ARCHITECTURES[name]), name)  # type: ignore[return-value]
+
+
 def load_judges() -> dict[str, Judge]:
     """Both judges, by name."""
-    return {name: _filled(Judge(kind), name) for name, kind in ARCHITECTURES.items()}  # type: ignore[misc]
+    return {name: load_judge(name) for name in ARCHITECTURES}
 
 
 def gates() -> dict[str, dict[str, float]]:
