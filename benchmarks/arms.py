@@ -69,7 +69,7 @@ def face_mask(identity: Identity, scene: Scene) -> Tensor:
 
 
 @cache
-def _training_identities(count: int = 4096) -> tuple[Identity, ...]:
+def _training_identities(count: int = 3072) -> tuple[Identity, ...]:
     """The people that the domain was pre-trained with: ``miniworld.train_domain.Concepts`` draws them in this order."""
     found: list[Identity] = []
     for start in range(0, count, 64):
