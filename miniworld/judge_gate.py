@@ -141,3 +141,11 @@ def measure(judge: Judge, gate: GatePictures) -> dict[str, float]:
     figures |= {f"drawn {name}": value for name, value in drawn.items()}
     figures |= {f"decoded {name}": value for name, value in decoded.items()}
     return {name: round(value, 4) for name, value in figures.items()}
+
+
+def met(figures: dict[str, float]) -> bool:
+    """Whether a judge may be used: the gate's own figures (not those listed apart) reach their limits."""
+    limits = {"drawn, lowest": DRAWN_GATE, "decoded, lowest": DECODED_GATE, "identity AUC": IDENTITY_GATE}
+    return all(
+        value >= least for name, value in figures.items() for key, least in limits.items() if name.startswith(key)
+    )

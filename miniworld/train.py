@@ -94,13 +94,17 @@ def train_faces(options: argparse.Namespace) -> None:
 
 
 def train_judge(options: argparse.Namespace) -> None:
-    schedule = Schedule(options.steps or 2000, learning_rate=1.5e-3, decay=0.5, weight_decay=0.05)
+    schedule = Schedule(options.steps or 4000, learning_rate=1.5e-3, decay=0.5, weight_decay=0.05)
     vae, folder = load_vae().to(memory_format=torch.channels_last), RUNS / "judges"
     twins = Twins(folder, TWIN_GROUPS, vae)
     # Unlike the other models, two judges of one seed would still agree too much: each has its own.
     seed = options.seed + 100 * list(ARCHITECTURES).index(options.what)
     judge = train_judges.train(RUNS / options.what, options.what, _pictures(), twins, schedule, 64, seed)
-    _ship(options.what, judge, schedule.steps, judge_gate.measure(judge, judge_gate.gate_pictures(folder, vae)))
+    figures = judge_gate.measure(judge, judge_gate.gate_pictures(folder, vae))
+    if judge_gate.met(figures):
+        _ship(options.what, judge, schedule.steps, figures)
+    else:  # a judge that misreads would make every figure that it prints a wrong one
+        log.warning("%s is NOT shipped, because it misses its gate: %s; raise --steps", options.what, figures)
 
 
 COMMANDS: dict[str, Callable[[argparse.Namespace], None]] = {

@@ -8,8 +8,8 @@ import torch
 
 from miniworld.attributes import DOMAINS, EDITS, Scene, random_identity
 from miniworld.judge import IDENTITY_WIDTH, Judge, measures, questions
-from miniworld.judge_gate import area_under_curve, classified, is_small
-from miniworld.train_judges import IGNORED, PairLoss, reading_loss, truth
+from miniworld.judge_gate import area_under_curve, classified, is_small, met
+from miniworld.train_judges import IGNORED, SHIFT, PairLoss, reading_loss, shifted, truth
 
 
 @pytest.mark.parametrize("architecture", ["convolutional", "attentive"])
@@ -69,3 +69,25 @@ def test_area_under_the_curve() -> None:
     assert area_under_curve(torch.tensor([0.9, 0.8]), torch.tensor([0.1, 0.2])) == 1.0
     assert area_under_curve(torch.tensor([0.9, 0.1]), torch.tensor([0.5])) == 0.5
     assert area_under_curve(torch.tensor([0.3]), torch.tensor([0.3])) == 0.5
+
+
+def test_a_gate_is_met_only_if_each_of_its_figures_is() -> None:
+    figures = {
+        "drawn, lowest attribute (at least 0.97)": 0.97,
+        "decoded, lowest attribute (at least 0.93)": 0.95,
+        "identity AUC on hard pairs, drawn (at least 0.95)": 0.96,
+        "drawn face eye colour": 0.5,  # listed apart
+    }
+    assert met(figures)
+    for name in list(figures)[:3]:
+        assert not met(figures | {name: 0.9})
+
+
+def test_shifting_moves_pictures_and_continues_their_border() -> None:
+    pictures = torch.zeros(8, 3, 32, 32)
+    pictures[:, :, 16, 16], pictures[:, 0] = 1.0, 0.5
+    moved = shifted(pictures, torch.Generator().manual_seed(0))
+    assert moved.shape == pictures.shape and (moved[:, 0] == 0.5).all()
+    places = (moved[:, 1] == 1).nonzero()
+    assert len(places) == 8 and len({tuple(place[1:].tolist()) for place in places}) > 1
+    assert ((places[:, 1:] - 16).abs() <= SHIFT).all()
