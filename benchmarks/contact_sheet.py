@@ -42,7 +42,7 @@ def contact_sheet(report: dict[str, Any], folder: Path) -> Image.Image:
             if j == 0:
                 draw.text((left, top), title, INK, font(17))
             sheet.paste(shown(folder / picture["image"]), (left, top + LABEL))
-            label = "\n".join(textwrap.wrap(f"{picture['prompt']}  ·  seed\u00a0{picture['seed']}", LETTERS))
+            label = "\n".join(textwrap.wrap(f"{picture['prompt']}  ·  seed {picture['seed']}", LETTERS))
             draw.text((left, top + LABEL + PICTURE + 4), label, GRAY, font(13))
     return sheet
 
