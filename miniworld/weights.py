@@ -1,8 +1,8 @@
 """The mini world's shipped weights: safetensors with 8-bit matrices, which set-up expands.
 
 A matrix or kernel is stored as int8 with one float16 scale per output row (the row's largest value is 127); vectors are
-float16. That halves the repository at a relative error of about one per cent of a row's standard deviation. Gates are
-measured on what was loaded back from these files.
+float16. That halves the repository at a relative error of about one per cent of a row's standard deviation. The gate in a file's
+metadata was measured just before this rounding.
 """
 
 from __future__ import annotations
