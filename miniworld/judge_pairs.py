@@ -77,9 +77,9 @@ class Twins:
         for name, size in (("drawn", int(np.prod(shape))), ("decoded", int(np.prod(shape))), ("apart", self.groups)):
             with open(paths[name], "ab") as file:
                 file.truncate(max(paths[name].stat().st_size, size))
-        self.drawn = np.memmap(paths["drawn"], dtype=np.uint8, mode="r+", shape=shape)
-        self.decoded = np.memmap(paths["decoded"], dtype=np.uint8, mode="r+", shape=shape)
-        self.apart = np.memmap(paths["apart"], dtype=np.uint8, mode="r+", shape=(self.groups,))
+        self.drawn: np.ndarray = np.memmap(paths["drawn"], dtype=np.uint8, mode="r+", shape=shape)
+        self.decoded: np.ndarray = np.memmap(paths["decoded"], dtype=np.uint8, mode="r+", shape=shape)
+        self.apart: np.ndarray = np.memmap(paths["apart"], dtype=np.uint8, mode="r+", shape=(self.groups,))
         done = int(paths["done"].read_text()) if paths["done"].exists() else 0
         for chunk in tqdm(range(done, self.groups // CHUNK), desc="drawing twins", disable=None):
             rows = slice(chunk * CHUNK, (chunk + 1) * CHUNK)
@@ -91,6 +91,8 @@ class Twins:
             apart = differs(pairs[:, :, 0].flatten(0, 1), pairs[:, :, 1].flatten(0, 1))
             self.apart[rows] = apart.view(CHUNK, 2).all(1).numpy()
             paths["done"].write_text(str(chunk + 1))
+        # In memory: a file's pages may be taken away from a training at any time.
+        self.drawn, self.decoded, self.apart = (np.array(a) for a in (self.drawn, self.decoded, self.apart))
 
     @cache  # noqa: B019 - there is one pool in a training
     def contents(self, group: int) -> list[tuple[Identity, Scene]]:

@@ -27,7 +27,7 @@ from .weights import save_weights
 log = logging.getLogger(__name__)
 RUNS = Path(__file__).parent.parent / "runs"
 PICTURES = 16384
-TWIN_GROUPS = 1024  # of four pictures each
+TWIN_GROUPS = 3072  # of four pictures each
 
 
 def _pictures() -> Pictures:
@@ -80,9 +80,9 @@ def train_base_model(options: argparse.Namespace) -> None:
 
 
 def train_faces(options: argparse.Namespace) -> None:
-    schedule = Schedule(options.steps or 4000, learning_rate=options.rate or 3e-4, warmup=200)
+    schedule = Schedule(options.steps or 6000, learning_rate=options.rate or 1e-4, warmup=200, ema=0.998)
     backbone = train_domain.load_backbone()
-    concepts = train_domain.Concepts(RUNS / "faces", "face", 3072, load_vae(), backbone, seed=11)
+    concepts = train_domain.Concepts(RUNS / "faces", "face", 4096, load_vae(), backbone, seed=11)
     start, before = _start("faces", options)
     unet, text = load_unet(), load_text()
     encoder, offsets = train_domain.train(

@@ -42,7 +42,7 @@ from .widen import double
 
 log = logging.getLogger(__name__)
 SCALE = 0.1  # the text encoder's word rows have CLIP's norm
-REGULARIZATION = 1e-3
+REGULARIZATION = 1e-5
 STYLE_PHOTO, ZOOM_PORTRAIT = 0, 0
 LATENT = SIZE // 8
 

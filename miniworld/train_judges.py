@@ -1,12 +1,14 @@
 """``train judge-a`` and ``train judge-b``: attribute read-outs and an identity net, each of its own architecture and seed.
 
-Half of the pictures of twins are reconstructions of the VAE. The identity net learns from pairs: the same individual in
+Half of the pictures of twins are reconstructions of the VAE. Every picture is moved and, half of the time, mirrored
+(left and right marks change places), so that few pictures are many. The identity net learns from pairs: the same individual in
 two scenes, its twin who differs in one thing only, and strangers. Cosines go through one scale and one bias into a
 logistic loss, so that one threshold separates all pairs.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -34,10 +36,23 @@ def truth(identity: Identity, scene: Scene) -> tuple[np.ndarray, np.ndarray]:
     def known(name: str) -> bool:
         return name in EDITS or name.startswith(f"{identity.domain} ")
 
-    answers = [true_value(identity, scene, q) if known(q) else IGNORED for q in questions()]
-    answers[0] = list(DOMAINS).index(identity.domain)
+    answers = {q: true_value(identity, scene, q) if known(q) else IGNORED for q in questions()}
+    answers["domain"] = list(DOMAINS).index(identity.domain)
+    if identity.domain == "face" and identity.value("hair style") == "bald":  # nobody can know: learning it is noise
+        answers["face mark hair"] = IGNORED
+        if identity.value("beard") == "none":
+            answers["face hair colour"] = IGNORED
     numbers = [true_value(identity, scene, m) if known(m) else float("nan") for m in measures()]
-    return np.array(answers), np.array(numbers, dtype=np.float32)
+    return np.array(list(answers.values())), np.array(numbers, dtype=np.float32)
+
+
+@lru_cache(maxsize=65536)
+def mirrored(identity: Identity) -> Identity:
+    """Who is seen in the mirror: what was on the left is on the right."""
+    kinds = dict(zip(identity.spec.marks, identity.marks, strict=True))
+    swap = {"left": "right", "right": "left"}
+    places = [" ".join(swap.get(word, word) for word in place.split()) for place in kinds]
+    return replace(identity, marks=tuple(kinds[place] for place in places))
 
 
 def reading_loss(reading: Reading, contents: list[tuple[Identity, Scene]]) -> tuple[Tensor, dict[str, float]]:
@@ -107,10 +122,16 @@ def train(
     def loss(step: int) -> tuple[Tensor, dict[str, float]]:
         pairs, others = next(paired), next(plain)
         noise = torch.Generator().manual_seed(seed * 1_000_003 + step)
-        x = shifted(torch.cat([pairs.pictures, pictures[others]]), noise)
+        x = torch.cat([pairs.pictures, pictures[others]])
+        contents = pairs.contents + [pictures.contents(i) for i in others]
+        # A group is mirrored as a whole: a person and its mirror image are two people.
+        flips = torch.rand(groups + len(others), generator=noise) < 0.5
+        flips = torch.cat([flips[:groups].repeat_interleave(PICTURES_EACH), flips[groups:]])
+        x = torch.where(flips.view(-1, 1, 1, 1), x.flip(-1), x)
+        contents = [(mirrored(i), s) if flip else (i, s) for flip, (i, s) in zip(flips.tolist(), contents, strict=True)]
+        x = shifted(x, noise)
         x = x + NOISE * torch.rand(len(x), 1, 1, 1, generator=noise) * torch.randn(x.shape, generator=noise)
         reading = trained.judge(x)
-        contents = pairs.contents + [pictures.contents(i) for i in others]
         value, parts = reading_loss(reading, contents)
         told = trained.pairs(reading.identity[: len(pairs.pictures)], pairs.told_apart)
         return value + told, {**parts, "pairs": float(told.detach())}

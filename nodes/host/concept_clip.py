@@ -16,6 +16,7 @@ import comfy.sd
 import torch
 from torch import Tensor
 
+from .idle_layers import idle_layers, left_out
 from .prompt_memory import EncodedPrompt, PromptMemory
 from .prompt_words import check_alias, rewrite_aliases, tokenizer_with_words
 
@@ -48,6 +49,7 @@ class ConceptCLIP(comfy.sd.CLIP):
     words: dict[str, Word]
     memory: PromptMemory
     stock_tokenizer: object
+    _idle_of: tuple[object, tuple[int, ...]] | None = None
 
     @classmethod
     def of(cls, clip: comfy.sd.CLIP, memory: PromptMemory) -> ConceptCLIP:
@@ -128,7 +130,7 @@ class ConceptCLIP(comfy.sd.CLIP):
             comfy.model_management.load_models_gpu([*company, self.patcher])
         device = self.patcher.load_device
         encoder.set_clip_options({"execution_device": device})
-        with comfy.model_management.cuda_device_context(device):
+        with comfy.model_management.cuda_device_context(device), left_out(getattr(encoder, encoder.clip), self._idle()):
             encoded = encoder.encode_token_weights({self.tokenizer.clip_name: batch})[0]
         return encoded.reshape(rows, -1, encoded.shape[-1])
 
@@ -138,6 +140,16 @@ class ConceptCLIP(comfy.sd.CLIP):
             return (item[0], item[1])
         values = words[word.fingerprint]
         return (values[min(index, values.shape[0] - 1)], item[1])
+
+    def _idle(self) -> tuple[int, ...]:
+        """Layers that add nothing, LoRAs counted; looked for once for each set of patches."""
+        key = self.patcher.patches_uuid
+        if self._idle_of is None or self._idle_of[0] != key:
+            held, encoder = self.patcher, self.cond_stage_model
+            touched = {*held.patches, *held.object_patches, *held.weight_wrapper_patches}
+            own = {} if held.hook_patches else {k: w for k, w in encoder.named_parameters() if k not in touched}
+            self._idle_of = (key, idle_layers(own, f"{encoder.clip}."))
+        return self._idle_of[1]
 
     def _is_loaded(self) -> bool:
         """The text encoder is on its device with these patches: loading anything could evict the UNet."""
