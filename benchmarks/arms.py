@@ -14,11 +14,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from miniworld.attributes import BACKGROUNDS, Identity, Scene, random_identity
+from miniworld.attributes import BACKGROUNDS, Identity, Scene
 from miniworld.captions import subject_phrases
 from miniworld.judge_pairs import reconstruct
 from miniworld.models import load_vae
 from miniworld.renderer import render
+from miniworld.train_domain import CHUNK, CONCEPTS, training_identities
 from miniworld.visibility import DIFFERENCE
 
 from . import host
@@ -69,13 +70,9 @@ def face_mask(identity: Identity, scene: Scene) -> Tensor:
 
 
 @cache
-def _training_identities(count: int = 3072) -> tuple[Identity, ...]:
-    """The people that the domain was pre-trained with: ``miniworld.train_domain.Concepts`` draws them in this order."""
-    found: list[Identity] = []
-    for start in range(0, count, 64):
-        rng = np.random.default_rng([11, start])
-        found += [random_identity(rng, "face", "train") for _ in range(64)]
-    return tuple(found)
+def _training_identities() -> tuple[Identity, ...]:
+    """The people that the domain was pre-trained with."""
+    return tuple(i for chunk in range(CONCEPTS // CHUNK) for i in training_identities("face", chunk))
 
 
 def distance(first: Identity, second: Identity) -> float:

@@ -80,8 +80,17 @@ class Base:
     vae: Any
 
 
+def multiplies_bfloat16() -> bool:
+    """Whether this CPU has instructions for it (AVX512-BF16 or AMX): about twice as fast."""
+    found = [getattr(torch.cpu, f"_is_{name}_supported", None) for name in ("avx512_bf16", "amx_tile")]
+    return any(known() for known in found if known)
+
+
 def load_base(checkpoint: Path) -> Base:
-    """Loads a checkpoint by ComfyUI's own loader."""
+    """Loads a checkpoint by ComfyUI's own loader; samples in bfloat16, as its node ModelComputeDtype does, where a CPU can.
+
+    Weights and tuning stay float32.
+    """
     import_comfyui()
     import comfy.sd
     import folder_paths
@@ -93,6 +102,9 @@ def load_base(checkpoint: Path) -> Base:
         model, clip, vae, _ = comfy.sd.load_checkpoint_guess_config(
             str(checkpoint), embedding_directory=list(dict.fromkeys(folders))
         )
+        if model.load_device.type == "cpu" and multiplies_bfloat16():
+            model = model.clone()
+            model.set_model_compute_dtype(torch.bfloat16)
     return Base(model, clip, vae)
 
 

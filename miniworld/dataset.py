@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
@@ -70,3 +71,11 @@ class Pictures:
         while True:
             yield np.random.default_rng([seed, step]).integers(self.count, size=size).tolist()
             step += 1
+
+
+def shifted(pictures: Tensor, pixels: int, rng: torch.Generator) -> Tensor:
+    """Every picture moved by up to ``pixels`` each way, its border continued; no attribute depends on the place."""
+    size = pictures.shape[-1]
+    padded = F.pad(pictures, (pixels,) * 4, mode="replicate")
+    places = torch.randint(2 * pixels + 1, (len(pictures), 2), generator=rng).tolist()
+    return torch.stack([p[:, y : y + size, x : x + size] for p, (y, x) in zip(padded, places, strict=True)])

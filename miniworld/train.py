@@ -64,7 +64,7 @@ def train_text(options: argparse.Namespace) -> None:
 
 
 def train_image_backbone(options: argparse.Namespace) -> None:
-    schedule = Schedule(options.steps or 1000, learning_rate=1e-3, decay=0.5, betas=(0.9, 0.98))
+    schedule = Schedule(options.steps or 2000, learning_rate=1e-3, decay=0.5, betas=(0.9, 0.98))
     pictures, text = _pictures(), load_text()
     model = train_backbone.train(RUNS / "backbone", pictures, text, schedule, 64, options.seed)
     found = train_backbone.gate(model, text)
@@ -82,7 +82,7 @@ def train_base_model(options: argparse.Namespace) -> None:
 def train_faces(options: argparse.Namespace) -> None:
     schedule = Schedule(options.steps or 6000, learning_rate=options.rate or 1e-4, warmup=200, ema=0.998)
     backbone = train_domain.load_backbone()
-    concepts = train_domain.Concepts(RUNS / "faces", "face", 4096, load_vae(), backbone, seed=11)
+    concepts = train_domain.Concepts(RUNS / "faces", "face", load_vae(), backbone)
     start, before = _start("faces", options)
     unet, text = load_unet(), load_text()
     encoder, offsets = train_domain.train(

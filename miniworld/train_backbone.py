@@ -1,7 +1,8 @@
 """``train backbone``: the image backbone, contrastively on picture-caption pairs of the training split, as CLIP is.
 
 The text side is the frozen text encoder with a new projection. No attribute label is used, and nothing is shared with
-a judge.
+a judge. Every picture has two captions: one of the base model's, and one that says everything of the subject that words
+can say and nothing of the scene; without it, background and style would be all that tells a batch's pictures apart.
 Gate: the right caption among 64 is found for at least half of the pictures.
 """
 
@@ -20,14 +21,15 @@ from e4t_core.domain_info import BackboneInfo
 
 from .attributes import identities_of, random_scene
 from .backbone import MEAN, READ_BLOCKS, STD, VISION_CONFIG, WIDTH
-from .captions import describe
-from .dataset import Pictures
+from .captions import compose, describe, subject_phrases
+from .dataset import Pictures, shifted
 from .renderer import render
 from .text_encoder import WIDTH as TEXT_WIDTH
 from .text_encoder import TextEncoder, pad_tokens, tokenize
 from .training import Run, Schedule
 
 EMBEDDING = 128
+SHIFT = 6  # pixels
 INFO = BackboneInfo(
     kind="open_clip",
     architecture=json.dumps({"embed_dim": EMBEDDING, "vision_cfg": VISION_CONFIG}),
@@ -62,6 +64,27 @@ def _end_states(text: TextEncoder, captions: list[str]) -> Tensor:
     return states[torch.arange(len(captions)), ends].float()
 
 
+class _Captions:
+    """End states of the pictures' two captions, computed when first asked for."""
+
+    def __init__(self, text: TextEncoder, pictures: Pictures, seed: int) -> None:
+        self.text, self.pictures, self.seed = text, pictures, seed
+        self.kept: dict[tuple[int, int], Tensor] = {}
+
+    def _caption(self, index: int, variant: int) -> str:
+        identity, scene = self.pictures.contents(index)
+        if variant:
+            return compose(scene.style, identity.spec.word, subject_phrases(identity))
+        return describe(identity, scene, np.random.default_rng([self.seed, index])).text
+
+    def __call__(self, keys: list[tuple[int, int]]) -> Tensor:
+        missing = [key for key in dict.fromkeys(keys) if key not in self.kept]
+        if missing:
+            states = _end_states(self.text, [self._caption(*key) for key in missing])
+            self.kept.update(zip(missing, states.unbind(), strict=True))
+        return torch.stack([self.kept[key] for key in keys])
+
+
 def train(
     folder: Path, pictures: Pictures, text: TextEncoder, schedule: Schedule, batch: int, seed: int
 ) -> ContrastiveTraining:
@@ -69,12 +92,16 @@ def train(
     model = ContrastiveTraining()
     run = Run(folder, model, schedule)
     batches = pictures.batches(batch, seed, run.step)
+    captions = _Captions(text, pictures, seed)
 
     def loss(step: int) -> tuple[Tensor, dict[str, float]]:
         chosen = next(batches)
-        rng = np.random.default_rng([seed, step])
-        captions = [describe(*pictures.contents(i), rng).text for i in chosen]
-        logits = model.similarities(pictures[chosen], _end_states(text, captions))
+        rng = torch.Generator().manual_seed(seed * 1_000_003 + step)
+        x = pictures[chosen]
+        mirrored = torch.rand(batch, 1, 1, 1, generator=rng) < 0.5  # captions never say left or right
+        x = shifted(torch.where(mirrored, x.flip(-1), x), SHIFT, rng)
+        said = torch.randint(2, (batch,), generator=rng).tolist()
+        logits = model.similarities(x, captions(list(zip(chosen, said, strict=True))))
         target = torch.arange(batch)
         value = (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
         return value, {"found": float((logits.argmax(1) == target).float().mean())}

@@ -43,6 +43,8 @@ from .widen import double
 log = logging.getLogger(__name__)
 SCALE = 0.1  # the text encoder's word rows have CLIP's norm
 REGULARIZATION = 1e-5
+CONCEPTS, CONCEPT_SEED = 4096, 11  # training identities, one photo each, and the seed they are drawn from
+CHUNK = 64
 STYLE_PHOTO, ZOOM_PORTRAIT = 0, 0
 LATENT = SIZE // 8
 
@@ -51,6 +53,12 @@ def concept_scene(rng: np.random.Generator) -> Scene:
     """Concept pictures are photos in portrait; half of them with an accessory."""
     accessory = int(rng.integers(1, 5)) if rng.random() < 0.5 else 0
     return random_scene(rng, style=STYLE_PHOTO, zoom=ZOOM_PORTRAIT, accessory=accessory)
+
+
+def training_identities(domain: str, chunk: int, rng: np.random.Generator | None = None) -> list[Identity]:
+    """The ``CHUNK`` individuals of one chunk of the training concepts."""
+    rng = rng or np.random.default_rng([CONCEPT_SEED, chunk])
+    return [random_identity(rng, domain, "train") for _ in range(CHUNK)]
 
 
 def load_backbone() -> ClipBackbone:
@@ -71,24 +79,22 @@ def subject_masks(identities: Sequence[Identity], scenes: Sequence[Scene], pictu
 
 
 class Concepts:
-    """Latents, CLIP features and face masks of ``count`` training identities, one photo each.
+    """Latents, CLIP features and face masks of the training identities, one photo each.
 
     Computed once and kept in ``folder``.
     """
 
-    def __init__(
-        self, folder: Path, domain: str, count: int, vae: Autoencoder, backbone: ClipBackbone, seed: int
-    ) -> None:
+    def __init__(self, folder: Path, domain: str, vae: Autoencoder, backbone: ClipBackbone) -> None:
         weights = {f"vae.{k}": v for k, v in vae.state_dict().items()} | backbone.tower.state_dict()
-        path = folder / f"concepts-{fingerprint(weights, f'{domain} {count} {seed} masks')[:12]}.safetensors"
+        path = folder / f"concepts-{fingerprint(weights, f'{domain} {CONCEPTS} {CONCEPT_SEED} masks')[:12]}.safetensors"
         if path.exists():
             kept = load_file(path)
             self.latents, self.features, self.masks = kept["latents"], kept["features"], kept["masks"]
             return
         latents, features, masks = [], [], []
-        for start in tqdm(range(0, count, 64), desc="concept photos", disable=None):
-            rng = np.random.default_rng([seed, start])
-            identities: list[Identity] = [random_identity(rng, domain, "train") for _ in range(64)]
+        for chunk in tqdm(range(CONCEPTS // CHUNK), desc="concept photos", disable=None):
+            rng = np.random.default_rng([CONCEPT_SEED, chunk])
+            identities = training_identities(domain, chunk, rng)
             scenes = [concept_scene(rng) for _ in identities]
             pictures = render(identities, scenes)
             masks.append(F.adaptive_avg_pool2d(subject_masks(identities, scenes, pictures), LATENT))

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .attributes import DOMAINS, EDITS, Identity, Scene
-from .dataset import Pictures
+from .dataset import Pictures, shifted
 from .judge import ARCHITECTURES, Judge, Reading, measures, questions
 from .judge_pairs import PICTURES_EACH, Twins
 from .training import Run, Schedule
@@ -71,14 +71,6 @@ def reading_loss(reading: Reading, contents: list[tuple[Identity, Scene]]) -> tu
     return torch.stack(losses).mean() + 0.3 * geometry, {"right": right / asked, "geometry": float(geometry.detach())}
 
 
-def shifted(pictures: Tensor, rng: torch.Generator) -> Tensor:
-    """Every picture moved by up to ``SHIFT`` pixels each way, its border continued; no attribute depends on the place."""
-    size = pictures.shape[-1]
-    padded = F.pad(pictures, (SHIFT,) * 4, mode="replicate")
-    places = torch.randint(2 * SHIFT + 1, (len(pictures), 2), generator=rng).tolist()
-    return torch.stack([p[:, y : y + size, x : x + size] for p, (y, x) in zip(padded, places, strict=True)])
-
-
 class PairLoss(nn.Module):
     """Logistic loss on scaled cosines: same individual, told-apart twins and strangers weigh equally."""
 
@@ -129,7 +121,7 @@ def train(
         flips = torch.cat([flips[:groups].repeat_interleave(PICTURES_EACH), flips[groups:]])
         x = torch.where(flips.view(-1, 1, 1, 1), x.flip(-1), x)
         contents = [(mirrored(i), s) if flip else (i, s) for flip, (i, s) in zip(flips.tolist(), contents, strict=True)]
-        x = shifted(x, noise)
+        x = shifted(x, SHIFT, noise)
         x = x + NOISE * torch.rand(len(x), 1, 1, 1, generator=noise) * torch.randn(x.shape, generator=noise)
         reading = trained.judge(x)
         value, parts = reading_loss(reading, contents)
