@@ -73,9 +73,9 @@ class Pictures:
             step += 1
 
 
-def shifted(pictures: Tensor, pixels: int, rng: torch.Generator) -> Tensor:
-    """Every picture moved by up to ``pixels`` each way, its border continued; no attribute depends on the place."""
-    size = pictures.shape[-1]
-    padded = F.pad(pictures, (pixels,) * 4, mode="replicate")
-    places = torch.randint(2 * pixels + 1, (len(pictures), 2), generator=rng).tolist()
-    return torch.stack([p[:, y : y + size, x : x + size] for p, (y, x) in zip(padded, places, strict=True)])
+def shifted(pictures: Tensor, moves: Tensor) -> Tensor:
+    """Every picture moved by ``moves`` ``(B, 2)`` pixels to the right and down, its border continued."""
+    size, most = pictures.shape[-1], int(moves.abs().max())
+    padded = F.pad(pictures, (most,) * 4, mode="replicate")
+    starts = (most - moves).tolist()
+    return torch.stack([p[:, y : y + size, x : x + size] for p, (x, y) in zip(padded, starts, strict=True)])

@@ -2,22 +2,29 @@
 
 Both are trained from the training split alone, share nothing with the image backbone, and see renderings and their VAE
 reconstructions (``train_judges.py``). A conclusion must hold with both.
+
+Each first finds where the subject is and how large, and looks at it as if it stood in the middle: then an eye is always in
+about the same place, and few pictures teach what it looks like.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .attributes import DOMAINS, EDITS
+from .attributes import DOMAINS, EDITS, Scene
+from .renderer import SIZE, ZOOM
 from .unet import GroupNorm
 
 ARCHITECTURES = {"judge-a": "convolutional", "judge-b": "attentive"}
 IDENTITY_WIDTH = 64
 FEATURES = 512
+CENTRE = (SIZE / 2, SIZE / 2 + 5)  # pixels; where the renderer's origin lies in an unshifted picture
+SHIFT_UNIT = 8.0  # pixels
 
 
 def questions() -> dict[str, int]:
@@ -32,6 +39,57 @@ def questions() -> dict[str, int]:
 def measures() -> list[str]:
     """Every regression read-out."""
     return [f"{domain} {name}" for domain, spec in DOMAINS.items() for name in spec.geometry]
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where ``B`` subjects are.
+
+    Attributes:
+        scale: ``(B,)``, 1 for a portrait.
+        shift: ``(B, 2)`` pixels to the right and down.
+    """
+
+    scale: Tensor
+    shift: Tensor
+
+    @classmethod
+    def of(cls, scenes: Sequence[Scene]) -> Place:
+        return cls(torch.tensor([ZOOM[s.zoom] for s in scenes]), torch.tensor([s.shift for s in scenes]))
+
+
+def centred(pictures: Tensor, place: Place) -> Tensor:
+    """Pictures as unshifted portraits; what lies outside continues the border."""
+    count, centre = len(pictures), torch.tensor(CENTRE)
+    # grid_sample counts from -1 to 1 between the outer edges: source = scale * target + rest.
+    rest = (centre + place.shift - place.scale[:, None] * centre) / (SIZE / 2) - 1 + place.scale[:, None]
+    theta = torch.zeros(count, 2, 3)
+    theta[:, 0, 0], theta[:, 1, 1], theta[:, :, 2] = place.scale, place.scale, rest
+    grid = F.affine_grid(theta, [count, 3, SIZE, SIZE], align_corners=False)
+    return F.grid_sample(pictures.float(), grid, padding_mode="border", align_corners=False)
+
+
+class _Locator(nn.Module):
+    """Pictures -> zoom ``(B, 3)`` as logits and shift ``(B, 2)``, from a quarter of their resolution."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(
+            nn.Conv2d(3, 32, 3, stride=2, padding=1),
+            nn.SiLU(),
+            nn.Conv2d(32, 64, 3, stride=2, padding=1),
+            nn.SiLU(),
+            nn.Conv2d(64, 32, 3, padding=1),
+            nn.SiLU(),
+            nn.Flatten(),
+            nn.Linear(32 * 64, 128),
+            nn.SiLU(),
+            nn.Linear(128, len(ZOOM) + 2),
+        )
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        found = self.body(F.avg_pool2d(x, 4)).float()
+        return found[:, : len(ZOOM)], found[:, len(ZOOM) :] * SHIFT_UNIT
 
 
 class _Residual(nn.Module):
@@ -107,12 +165,14 @@ class Reading:
     """What a judge says of ``B`` pictures.
 
     Attributes:
-        logits: question -> ``(B, answers)``.
+        logits: question -> ``(B, answers)``; of "zoom" as the locator says.
+        shift: ``(B, 2)`` pixels, where the subject is.
         measures: measure -> ``(B,)``, geometry in about [0, 1].
         identity: unit vectors ``(B, 64)``; the cosine of two tells whether it is the same individual.
     """
 
     logits: dict[str, Tensor]
+    shift: Tensor
     measures: dict[str, Tensor]
     identity: Tensor
 
@@ -128,6 +188,7 @@ class Judge(nn.Module):
 
     def __init__(self, architecture: str) -> None:
         super().__init__()
+        self.locate = _Locator()
         self.trunk: nn.Module = _convolutional() if architecture == "convolutional" else _Attentive()
         self.questions = questions()
         self.classify = nn.Linear(FEATURES, sum(self.questions.values()))
@@ -137,15 +198,24 @@ class Judge(nn.Module):
         width = sum(self.questions[q] for q in self.personal) + len(measures())
         self.identify = nn.Sequential(nn.Linear(width, 256), nn.SiLU(), nn.Linear(256, IDENTITY_WIDTH))
 
-    def forward(self, pictures: Tensor) -> Reading:
-        """Reads pictures ``(B, 3, 128, 128)`` in [0, 1]."""
-        features = self.trunk((2 * pictures - 1).contiguous(memory_format=torch.channels_last))
+    def forward(self, pictures: Tensor, place: Place | None = None) -> Reading:
+        """Reads pictures ``(B, 3, 128, 128)`` in [0, 1].
+
+        Args:
+            place: where the subjects are, if it is known (in training); otherwise it is found.
+        """
+        x = (2 * pictures - 1).contiguous(memory_format=torch.channels_last)
+        zoom, shift = self.locate(x)
+        if place is None:
+            place = Place(torch.tensor(ZOOM)[zoom.argmax(1)], shift)
+        features = self.trunk(centred(x, place).contiguous(memory_format=torch.channels_last))
         parts = self.classify(features).float().split(list(self.questions.values()), dim=1)
-        logits = dict(zip(self.questions, parts, strict=True))
+        logits = dict(zip(self.questions, parts, strict=True)) | {"zoom": zoom}
         numbers = self.measure(features).float()
         person = torch.cat([*(logits[q].softmax(1) for q in self.personal), numbers], dim=1)
         return Reading(
             logits,
+            shift,
             dict(zip(measures(), numbers.unbind(1), strict=True)),
             F.normalize(self.identify(person).float(), dim=1),
         )
@@ -156,6 +226,7 @@ class Judge(nn.Module):
         parts = [self(p) for p in pictures.split(batch)]
         return Reading(
             {q: torch.cat([p.logits[q] for p in parts]) for q in self.questions},
+            torch.cat([p.shift for p in parts]),
             {m: torch.cat([p.measures[m] for p in parts]) for m in measures()},
             torch.cat([p.identity for p in parts]),
         )

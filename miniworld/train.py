@@ -80,7 +80,7 @@ def train_base_model(options: argparse.Namespace) -> None:
 
 
 def train_faces(options: argparse.Namespace) -> None:
-    schedule = Schedule(options.steps or 6000, learning_rate=options.rate or 1e-4, warmup=200, ema=0.998)
+    schedule = Schedule(options.steps or 4500, learning_rate=options.rate or 2e-4, warmup=200, decay=0.5, ema=0.998)
     backbone = train_domain.load_backbone()
     concepts = train_domain.Concepts(RUNS / "faces", "face", load_vae(), backbone)
     start, before = _start("faces", options)
@@ -122,7 +122,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="train", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("what", choices=COMMANDS)
     parser.add_argument("--steps", type=int, help="optimiser steps in all (default: the model's own)")
-    parser.add_argument("--rate", type=float, help="learning rate of base or faces (default 8e-4 and 3e-4)")
+    parser.add_argument("--rate", type=float, help="learning rate of base or faces (default 8e-4 and 2e-4)")
     parser.add_argument(
         "--go-on", action="store_true", help="base, faces: start from the shipped weights instead of from scratch"
     )

@@ -99,7 +99,8 @@ def train(
         rng = torch.Generator().manual_seed(seed * 1_000_003 + step)
         x = pictures[chosen]
         mirrored = torch.rand(batch, 1, 1, 1, generator=rng) < 0.5  # captions never say left or right
-        x = shifted(torch.where(mirrored, x.flip(-1), x), SHIFT, rng)
+        x = torch.where(mirrored, x.flip(-1), x)
+        x = shifted(x, torch.randint(-SHIFT, SHIFT + 1, (batch, 2), generator=rng))
         said = torch.randint(2, (batch,), generator=rng).tolist()
         logits = model.similarities(x, captions(list(zip(chosen, said, strict=True))))
         target = torch.arange(batch)

@@ -19,13 +19,14 @@ from torch import Tensor, nn
 
 from .attributes import DOMAINS, EDITS, Identity, Scene
 from .dataset import Pictures, shifted
-from .judge import ARCHITECTURES, Judge, Reading, measures, questions
+from .judge import ARCHITECTURES, SHIFT_UNIT, Judge, Place, Reading, measures, questions
 from .judge_pairs import PICTURES_EACH, Twins
 from .training import Run, Schedule
 from .visibility import true_value
 
 IGNORED = -100
 SHIFT = 6  # pixels; without it a judge remembers pictures: 0.82 of the answers right in training, 0.6 on held-out ones
+SHIFT_ERROR, SCALE_ERROR = 1.0, 0.02  # pixels, and a share
 NOISE = 0.02  # of [0, 1]; sampled pictures are never as clean as drawn ones
 
 
@@ -113,20 +114,31 @@ def train(
 
     def loss(step: int) -> tuple[Tensor, dict[str, float]]:
         pairs, others = next(paired), next(plain)
-        noise = torch.Generator().manual_seed(seed * 1_000_003 + step)
+        rng = torch.Generator().manual_seed(seed * 1_000_003 + step)
         x = torch.cat([pairs.pictures, pictures[others]])
         contents = pairs.contents + [pictures.contents(i) for i in others]
+        place = Place.of([scene for _, scene in contents])
         # A group is mirrored as a whole: a person and its mirror image are two people.
-        flips = torch.rand(groups + len(others), generator=noise) < 0.5
+        flips = torch.rand(groups + len(others), generator=rng) < 0.5
         flips = torch.cat([flips[:groups].repeat_interleave(PICTURES_EACH), flips[groups:]])
         x = torch.where(flips.view(-1, 1, 1, 1), x.flip(-1), x)
         contents = [(mirrored(i), s) if flip else (i, s) for flip, (i, s) in zip(flips.tolist(), contents, strict=True)]
-        x = shifted(x, SHIFT, noise)
-        x = x + NOISE * torch.rand(len(x), 1, 1, 1, generator=noise) * torch.randn(x.shape, generator=noise)
-        reading = trained.judge(x)
+        # Mirrored and moved, where the subject is is still known.
+        moves = torch.randint(-SHIFT, SHIFT + 1, (len(x), 2), generator=rng)
+        x = shifted(x, moves)
+        shift = torch.where(flips[:, None], place.shift * torch.tensor([-1.0, 1.0]), place.shift) + moves
+        x = x + NOISE * torch.rand(len(x), 1, 1, 1, generator=rng) * torch.randn(x.shape, generator=rng)
+        # A reader must bear what its own locator will get wrong.
+        near = Place(
+            place.scale * (1 + SCALE_ERROR * torch.randn(len(x), generator=rng)),
+            shift + SHIFT_ERROR * torch.randn(len(x), 2, generator=rng),
+        )
+        reading = trained.judge(x, near)
         value, parts = reading_loss(reading, contents)
+        located = (reading.shift - shift).square().mean()
         told = trained.pairs(reading.identity[: len(pairs.pictures)], pairs.told_apart)
-        return value + told, {**parts, "pairs": float(told.detach())}
+        parts |= {"pairs": float(told.detach()), "pixels off": float(located.detach().sqrt())}
+        return value + told + located / SHIFT_UNIT**2, parts
 
     run.train(loss)
     run.finish()
