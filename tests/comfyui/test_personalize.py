@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import subprocess
+import sys
+from pathlib import Path
 
 import comfy.model_management
+import learn
 import pytest
 import torch
 from comfy.patcher_extension import WrappersMP
@@ -226,6 +230,16 @@ def test_equal_inputs_give_an_equal_concept_bit_for_bit(run, embeddings, domain)
     assert differences and differences.keys() == second.concept.weight_differences.keys()
     assert all(torch.equal(differences[key], second.concept.weight_differences[key]) for key in differences)
     assert torch.equal(first.concept.static_embedding, second.concept.static_embedding)
+
+
+def test_a_new_process_learns_the_same_bit_for_bit(run):
+    """It starts with an empty store and loads everything anew."""
+    script = Path(learn.__file__)
+    other = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, check=True, timeout=300)
+    STORE.clear()
+    parts = run(settings=QUICK)[2]
+    assert run.tunings == 1
+    assert other.stdout.split()[-1] == learn.learned(parts)
 
 
 def probe(base, parts):
