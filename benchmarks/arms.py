@@ -26,6 +26,7 @@ from . import host
 from .prompts import Prompt, seed_of
 
 WORD = "S*"
+SAMPLING = host.SECOND_ORDER
 STORE_BYTES = 500_000_000
 RENDERED = ("other", "nearest", "render", "vae")
 PROMPTED = ("face", "oracle")
@@ -140,19 +141,23 @@ class Drawer:
 
     def _prompted(self, arm: str, subject: Subject) -> Tensor:
         word = "face" if arm == "face" else ", ".join(["face", *subject_phrases(subject.identity)])
+        return self._draw_at_once(self.base, word, subject)
+
+    def _draw_at_once(self, base: host.Base, word: str, subject: Subject) -> Tensor:
+        """All pictures of a subject in one batch, where nothing refines the word."""
         texts = [p.text.format(word) for p in subject.prompts for _ in range(self.draws)]
         seeds = [seed for number in range(len(subject.prompts)) for seed in self._seeds(subject, number)]
-        return host.draw(self.base, texts, seeds)
+        return host.draw(base, texts, seeds, SAMPLING)
 
     def _learned(self, arm: str, subject: Subject) -> Tensor:
         changes: dict[str, Any] = {"steps": 0} if arm == "encoder" else {}
         mask = face_mask(subject.identity, subject.scene) if arm == "e4t mask" else None
         tuned = personalize(self.base, self.domain, subject.photo, mask, self.settings(**changes))
         if arm == "static":  # the word alone, on a MODEL that holds no concept: what a stock embedding file gives
-            tuned = replace(tuned, model=self.base.model)
+            return self._draw_at_once(replace(tuned, model=self.base.model), WORD, subject)
         parts = []
         for number, prompt in enumerate(subject.prompts):
-            parts.append(host.draw(tuned, [prompt.text.format(WORD)], self._seeds(subject, number)))
+            parts.append(host.draw(tuned, [prompt.text.format(WORD)], self._seeds(subject, number), SAMPLING))
         return torch.cat(parts)
 
 

@@ -15,6 +15,7 @@ import argparse
 import hashlib
 import json
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from miniworld.heldout import concept_photo, held_out
 from miniworld.models import load_judges
 
 from . import host
-from .arms import ARMS, LEARNED, Drawer, Subject, subjects
+from .arms import ARMS, LEARNED, SAMPLING, Drawer, Subject, subjects
 from .picture_cache import cached
 from .prompts import prompts, targets
 from .quality_report import ArmScores, report
@@ -49,7 +50,9 @@ def picture_folder(split: str, arm: str, changes: dict[str, Any]) -> Path:
     """Where an arm's pictures lie: named by all that decides them."""
     weights = [] if arm in ("other", "render", "nearest") else ["base", "text", "vae"] if arm != "vae" else ["vae"]
     weights += ["faces", "backbone"] if arm in LEARNED else []
-    decides = json.dumps([weights and host.weights_fingerprint(*weights), changes if arm in LEARNED else {}])
+    decides = json.dumps([
+        weights and host.weights_fingerprint(*weights), changes if arm in LEARNED else {}, asdict(SAMPLING),
+    ])  # fmt: skip
     key = hashlib.sha256(decides.encode()).hexdigest()[:12]
     return host.ROOT / "runs" / "quality" / split / f"{arm.replace(' ', '_')}-{key}"
 
