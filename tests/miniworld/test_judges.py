@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
 from miniworld.attributes import DOMAINS, EDITS, Scene, random_identity
-from miniworld.judge import IDENTITY_WIDTH, Judge, measures, questions
+from miniworld.dataset import shifted
+from miniworld.judge import IDENTITY_WIDTH, Judge, Place, centred, measures, questions
 from miniworld.judge_gate import area_under_curve, classified, is_small, met
-from miniworld.train_judges import IGNORED, SHIFT, PairLoss, reading_loss, shifted, truth
+from miniworld.renderer import render
+from miniworld.train_judges import IGNORED, PairLoss, mirrored, reading_loss, truth
 
 
 @pytest.mark.parametrize("architecture", ["convolutional", "attentive"])
@@ -84,10 +88,34 @@ def test_a_gate_is_met_only_if_each_of_its_figures_is() -> None:
 
 
 def test_shifting_moves_pictures_and_continues_their_border() -> None:
-    pictures = torch.zeros(8, 3, 32, 32)
+    pictures = torch.zeros(2, 3, 32, 32)
     pictures[:, :, 16, 16], pictures[:, 0] = 1.0, 0.5
-    moved = shifted(pictures, torch.Generator().manual_seed(0))
+    moved = shifted(pictures, torch.tensor([[5, -3], [0, 2]]))
     assert moved.shape == pictures.shape and (moved[:, 0] == 0.5).all()
-    places = (moved[:, 1] == 1).nonzero()
-    assert len(places) == 8 and len({tuple(place[1:].tolist()) for place in places}) > 1
-    assert ((places[:, 1:] - 16).abs() <= SHIFT).all()
+    assert (moved[:, 1] == 1).nonzero().tolist() == [[0, 13, 21], [1, 18, 16]]
+
+
+def test_a_subject_is_centred_wherever_it_stands() -> None:
+    rng = np.random.default_rng(4)
+    people = [random_identity(rng, "face") for _ in range(6)]
+    scenes = [Scene(background=b, zoom=b % 3, shift=(b - 3.0, 2.0 - b)) for b in range(6)]
+    plain = render(people, [replace(scene, zoom=0, shift=(0.0, 0.0)) for scene in scenes])
+    drawn, place = render(people, scenes), Place.of(scenes)
+    middle = slice(40, 100)
+    off = (centred(drawn, place) - plain)[..., middle, middle].abs().mean((1, 2, 3))
+    assert (off < 0.05).all()  # a small picture enlarged is blurred
+    assert ((drawn - plain)[..., middle, middle].abs().mean((1, 2, 3)) > off + 0.02).all()
+    moves = torch.tensor([[4, -2]] * 6)
+    moved = centred(shifted(drawn, moves), Place(place.scale, place.shift + moves))
+    assert ((moved - plain)[..., middle, middle].abs().mean((1, 2, 3)) < 0.05).all()
+
+
+@pytest.mark.parametrize("domain", list(DOMAINS))
+def test_in_the_mirror_left_and_right_marks_change_places(domain: str) -> None:
+    rng = np.random.default_rng(2)
+    for _ in range(20):
+        identity = random_identity(rng, domain)
+        other = mirrored(identity)
+        assert mirrored(other) == identity and other.named == identity.named
+        before, after = (dict(zip(i.spec.marks, i.marks, strict=True)) for i in (identity, other))
+        assert after["left cheek"] == before["right cheek"] and after["forehead"] == before["forehead"]
