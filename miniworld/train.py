@@ -80,7 +80,7 @@ def train_base_model(options: argparse.Namespace) -> None:
 
 
 def train_faces(options: argparse.Namespace) -> None:
-    schedule = Schedule(options.steps or 4500, learning_rate=options.rate or 2e-4, warmup=200, decay=0.5, ema=0.998)
+    schedule = Schedule(options.steps or 3500, learning_rate=options.rate or 2e-4, warmup=200, decay=0.5, ema=0.998)
     backbone = train_domain.load_backbone()
     concepts = train_domain.Concepts(RUNS / "faces", "face", load_vae(), backbone)
     start, before = _start("faces", options)
@@ -94,7 +94,7 @@ def train_faces(options: argparse.Namespace) -> None:
 
 
 def train_judge(options: argparse.Namespace) -> None:
-    schedule = Schedule(options.steps or 4000, learning_rate=1.5e-3, decay=0.5, weight_decay=0.05)
+    schedule = Schedule(options.steps or 6500, learning_rate=1.5e-3, decay=0.5, weight_decay=0.05)
     vae, folder = load_vae().to(memory_format=torch.channels_last), RUNS / "judges"
     twins = Twins(folder, TWIN_GROUPS, vae)
     # Unlike the other models, two judges of one seed would still agree too much: each has its own.

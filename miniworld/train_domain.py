@@ -42,7 +42,7 @@ from .widen import double
 
 log = logging.getLogger(__name__)
 SCALE = 0.1  # the text encoder's word rows have CLIP's norm
-REGULARIZATION = 1e-5
+REGULARIZATION = 1e-4
 CONCEPTS, CONCEPT_SEED = 4096, 11  # training identities, one photo each, and the seed they are drawn from
 CHUNK = 64
 STYLE_PHOTO, ZOOM_PORTRAIT = 0, 0
