@@ -80,7 +80,7 @@ def train_base_model(options: argparse.Namespace) -> None:
 
 
 def train_faces(options: argparse.Namespace) -> None:
-    schedule = Schedule(options.steps or 3500, learning_rate=options.rate or 2e-4, warmup=200, decay=0.5, ema=0.998)
+    schedule = Schedule(options.steps or 3000, learning_rate=options.rate or 2e-4, warmup=200, decay=0.5, ema=0.998)
     backbone = train_domain.load_backbone()
     concepts = train_domain.Concepts(RUNS / "faces", "face", load_vae(), backbone)
     start, before = _start("faces", options)
