@@ -1,0 +1,1 @@
+"""Pre-training of a domain on a real Stable Diffusion base."""
