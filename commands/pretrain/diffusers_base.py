@@ -15,6 +15,7 @@ from typing import Any, get_args
 import torch
 from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
 from safetensors import SafetensorError
+from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from e4t_core.noise_schedule import NoiseSchedule, Prediction
@@ -56,6 +57,14 @@ class PretrainingBase:
     unet: DiffusersUNet
     text: ClipTextEncoder
     vae: LatentCoder
+
+    def encode(self, images: Tensor) -> Tensor:
+        """Latents ``(B, 4, H/8, W/8)`` in the UNet's scale, of images ``(B, 3, H, W)`` in [0, 1]."""
+        return self.vae.encode(images)
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Images ``(B, 3, 8h, 8w)`` in [0, 1] of latents ``(B, 4, h, w)``."""
+        return self.vae.decode(latents)
 
 
 def load_base(

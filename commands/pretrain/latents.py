@@ -23,16 +23,16 @@ class LatentCoder:
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
-        """Latents ``(B, 4, H/8, W/8)`` float32 of images ``(B, 3, H, W)`` in [-1, 1]; the mean, nothing is drawn."""
-        found = self.network.encode(self._to_network(images))
+        """Latents ``(B, 4, H/8, W/8)`` float32 of images ``(B, 3, H, W)`` in [0, 1]; the mean, nothing is drawn."""
+        found = self.network.encode(self._to_network(2 * images.float() - 1))
         code = found.latent_dist.mode() if isinstance(self.network, AutoencoderKL) else found.latents
         return code.float() * self.scale + self.shift
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
-        """Images ``(B, 3, 8h, 8w)`` float32 in [-1, 1] of latents ``(B, 4, h, w)``."""
+        """Images ``(B, 3, 8h, 8w)`` float32 in [0, 1] of latents ``(B, 4, h, w)``."""
         code = (latents.float() - self.shift) / self.scale
-        return self.network.decode(self._to_network(code)).sample.float().clamp(-1, 1)
+        return ((self.network.decode(self._to_network(code)).sample.float() + 1) / 2).clamp(0, 1)
 
     def _to_network(self, tensor: Tensor) -> Tensor:
         parameter = next(self.network.parameters())

@@ -41,7 +41,7 @@ def image_features(domain: Domain, clip_vision: comfy.clip_vision.ClipVisionMode
             f" models/clip_vision{f', from {source}' if source else ''}) into E4T Load Domain."
         )
     _check_fits(domain.info.name, info, clip_vision)
-    return _stock_features(info, clip_vision, pictures)
+    return stock_features(info, clip_vision, pictures)
 
 
 def _check_fits(domain: str, info: BackboneInfo, clip_vision: comfy.clip_vision.ClipVisionModel) -> None:
@@ -55,7 +55,7 @@ def _check_fits(domain: str, info: BackboneInfo, clip_vision: comfy.clip_vision.
         )
 
 
-def _stock_features(info: BackboneInfo, clip_vision: comfy.clip_vision.ClipVisionModel, pictures: Tensor) -> Tensor:
+def stock_features(info: BackboneInfo, clip_vision: comfy.clip_vision.ClipVisionModel, pictures: Tensor) -> Tensor:
     comfy.model_management.load_model_gpu(clip_vision.patcher)
     device = clip_vision.load_device
     pixels = normalise(pictures.to(device).float(), info).to(_precision(device))
