@@ -99,9 +99,9 @@ class SingleFile:
         """
         config = self._unet_config()
         state = self._part(UNET)
-        with init_empty_weights():
-            network = UNet2DConditionModel(**config)
-        return self._fill(network, convert_ldm_unet_checkpoint(state, config), dtype, "UNet")
+        return self._fill(
+            self._build(UNet2DConditionModel, config, "UNet"), convert_ldm_unet_checkpoint(state, config), dtype, "UNet"
+        )
 
     def text(self, dtype: torch.dtype) -> CLIPTextModel:
         """The text model; SD 2.x's without its last layer, which prompts skip.
@@ -131,8 +131,7 @@ class SingleFile:
                 " diffusers folder of the same model."
             )
         config = self._vae_config(state)
-        with init_empty_weights():
-            network = AutoencoderKL(**config)
+        network = self._build(AutoencoderKL, config, "VAE")
         return LatentCoder(self._fill(network, convert_ldm_vae_checkpoint(state, config), dtype, "VAE"), SCALING)
 
     def _tiny_vae(self, dtype: torch.dtype) -> LatentCoder:
@@ -141,8 +140,7 @@ class SingleFile:
             part, number, rest = name.removeprefix(f"{VAE}taesd_").split(".", 2)
             # diffusers has the decoder's clamp in its forward, not as layer 0.
             state[f"{part}.layers.{int(number) - (part == 'decoder')}.{rest}"] = value
-        with init_empty_weights():
-            network = AutoencoderTiny()
+        network = self._build(AutoencoderTiny, {}, "VAE")
         numbers = [self._file.get_tensor(f"{VAE}{name}") for name in TINY_SCALARS if f"{VAE}{name}" in self._shapes]
         scale, shift = (float(number) for number in numbers) if len(numbers) == 2 else (1.0, 0.0)
         return LatentCoder(self._fill(network, state, dtype, "VAE"), SCALING / scale, SCALING * shift)
@@ -194,7 +192,7 @@ class SingleFile:
         for blocks in levels:
             outputs = {self._shapes.get(f"{UNET}input_blocks.{i}.0.out_layers.3.weight", (0,))[0] for i in blocks}
             attention = {f"{UNET}input_blocks.{i}.1.norm.weight" in self._shapes for i in blocks}
-            if len(outputs) != 1 or len(attention) != 1 or len(blocks) != len(levels[0]):
+            if len(outputs) != 1 or outputs == {0} or len(attention) != 1 or len(blocks) != len(levels[0]):
                 raise self._odd_shape("UNet", f"its level {len(channels) + 1} of {len(levels)} is irregular")
             channels.append(outputs.pop())
             attends.append(attention.pop())
@@ -274,6 +272,14 @@ class SingleFile:
         # transformers before 5.6 wraps it once more.
         self._fill(getattr(network, "text_model", network), found, dtype, "text encoder")
         return network
+
+    def _build(self, kind: Any, config: Mapping[str, Any], part: str) -> Any:
+        """A network of these shapes without weights."""
+        try:
+            with init_empty_weights():
+                return kind(**config)
+        except (ValueError, ZeroDivisionError) as error:
+            raise self._odd_shape(part, one_line(error)) from error
 
     def _fill(self, network: Any, state: Mapping[str, Tensor], dtype: torch.dtype, part: str) -> Any:
         expected = {name: tuple(value.shape) for name, value in network.state_dict().items()}

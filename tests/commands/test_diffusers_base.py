@@ -19,6 +19,7 @@ pytest.importorskip("accelerate")
 from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel
 
+from commands.pretrain.clip_text import bundled_tokenizer
 from commands.pretrain.diffusers_base import PretrainingBase, load_base
 from commands.pretrain.diffusers_unet import DiffusersUNet
 from commands.pretrain.single_file import BaseModelError
@@ -156,7 +157,8 @@ def test_gradient_checkpointing_computes_blocks_twice_with_the_same_gradients(fo
     for checkpointing in (False, True):
         unet = load_base(folder, gradient_checkpointing=checkpointing).unet
         count: list[int] = []
-        unet.network.mid_block.resnets[0].register_forward_hook(lambda *_, count=count: count.append(1))
+        # Behind the lent weight, so that gradients pass through it; a second forward may stop before its end.
+        unet.network.mid_block.resnets[1].register_forward_pre_hook(lambda *_, count=count: count.append(1))
         results.append(gradient(unet))
         calls.append(len(count))
     assert calls[1] == 2 * calls[0] == 4
@@ -218,6 +220,15 @@ def test_words_and_templates_that_cannot_be_used_are_named(base: PretrainingBase
         base.text.encode(["a photo"], word)
     with pytest.raises(ValueError, match="5 tokens too long"):
         base.text.encode(["{}" + " cat" * 79], word)
+
+
+def test_a_folder_s_own_tokenizer_is_used(damaged: Path, base: PretrainingBase) -> None:
+    bundled_tokenizer("sd2").save_pretrained(damaged / "tokenizer")
+    text = load_base(damaged).text
+    padded = torch.tensor([[49406, 49407, *[0] * 75]])  # SD 2.x pads with token 0
+    with torch.no_grad():
+        assert torch.equal(text.empty(), text.network(input_ids=padded).last_hidden_state)
+    assert torch.equal(text.word("cat"), base.text.word("cat"))
 
 
 def test_v_prediction_is_read_from_the_scheduler(damaged: Path) -> None:

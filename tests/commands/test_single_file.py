@@ -82,6 +82,9 @@ def test_missing_parts_and_odd_shapes_are_explained(tmp_path: Path) -> None:
         file.text(torch.float32)
     with pytest.raises(BaseModelError, match=r"UNet of base model bare\.safetensors in .* is of no Stable Diffusion"):
         file.unet(torch.float32)
+    block = {"model.diffusion_model.input_blocks.1.0.out_layers.3.weight": torch.zeros(40, 40, 3, 3)}
+    with pytest.raises(BaseModelError, match=r"is of no Stable Diffusion 1\.x or 2\.x \(.*32"):
+        SingleFile(write(tmp_path / "forty.safetensors", **block)).unet(torch.float32)
     narrow = {"cond_stage_model.transformer.text_model.embeddings.token_embedding.weight": torch.zeros(9, 64)}
     narrow["cond_stage_model.transformer.text_model.encoder.layers.0.mlp.fc1.weight"] = torch.zeros(8, 64)
     with pytest.raises(BaseModelError, match="its width is 64, the UNet's context 768"):
