@@ -101,7 +101,9 @@ class ClipTextEncoder:
 
     @property
     def _rows(self) -> nn.Embedding:
-        return self.network.get_input_embeddings()
+        rows = self.network.get_input_embeddings()
+        assert isinstance(rows, nn.Embedding)
+        return rows
 
     def _pieces(self, text: str) -> list[int]:
         return list(self._tokenizer(text, add_special_tokens=False)["input_ids"])

@@ -23,7 +23,7 @@ from e4t_core.noise_schedule import NoiseSchedule, Prediction
 from .clip_text import ClipTextEncoder, bundled_tokenizer
 from .diffusers_unet import DiffusersUNet
 from .latents import LatentCoder
-from .single_file import FAMILIES, SUPPORTED, BaseModelError, SingleFile, one_line
+from .single_file import FAMILIES, SUPPORTED, BaseModelError, SingleFile, one_line, schedule_of
 
 PREDICTIONS: dict[str, Prediction] = {"epsilon": "epsilon", "v_prediction": "v"}
 """diffusers' word -> the core's."""
@@ -92,19 +92,15 @@ def load_base(
         raise BaseModelError(
             f"Prediction type {prediction!r} for base model {path.name} is unknown: it must be 'epsilon' or 'v'."
         )
-    parts = _Folder(path) if path.is_dir() else SingleFile(path)
+    parts: _Folder | SingleFile = _Folder(path) if path.is_dir() else SingleFile(path)
     found = parts.prediction()
-    if isinstance(parts, _Folder) and prediction not in (None, found):
+    if parts.says_prediction and prediction not in (None, found):
         raise BaseModelError(
-            f"Base model {path.name} in {path.parent} predicts {found!r} by its scheduler/scheduler_config.json, but"
-            f" prediction type {prediction!r} is asked for: leave it out, or take another base."
+            f"Base model {path.name} in {path.parent} says that it predicts {found!r}, but prediction type"
+            f" {prediction!r} is asked for: leave it out, or take another base."
         )
-    schedule = parts.schedule() if isinstance(parts, _Folder) else _schedule(DDPMScheduler(**SINGLE_FILE_SCHEDULE))
-    unet = DiffusersUNet(parts.unet(dtype).to(device), schedule, prediction or found, gradient_checkpointing)
-    text = ClipTextEncoder(
-        parts.text(dtype).to(device),
-        parts.tokenizer() if isinstance(parts, _Folder) else bundled_tokenizer(parts.family),
-    )
+    unet = DiffusersUNet(parts.unet(dtype).to(device), parts.schedule(), prediction or found, gradient_checkpointing)
+    text = ClipTextEncoder(parts.text(dtype).to(device), parts.tokenizer())
     if text.width != unet.context_width:
         raise BaseModelError(
             f"The text encoder of base model {path.name} in {path.parent} has width {text.width}, but its UNet reads"
@@ -115,21 +111,10 @@ def load_base(
     return PretrainingBase(path.name, parts.family, unet, text, vae)
 
 
-SINGLE_FILE_SCHEDULE: dict[str, Any] = {
-    "beta_start": 0.00085,
-    "beta_end": 0.012,
-    "beta_schedule": "scaled_linear",
-    "num_train_timesteps": 1000,
-}
-"""Of all Stable Diffusion 1.x and 2.x: a single file does not say it."""
-
-
-def _schedule(scheduler: DDPMScheduler) -> NoiseSchedule:
-    return NoiseSchedule(scheduler.alphas_cumprod.float().clone())
-
-
 class _Folder:
     """A diffusers folder: ``unet``, ``text_encoder``, ``vae``, ``scheduler`` and, if there, ``tokenizer``."""
+
+    says_prediction = True
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -163,7 +148,7 @@ class _Folder:
         return PREDICTIONS[found]
 
     def schedule(self) -> NoiseSchedule:
-        return _schedule(DDPMScheduler.from_config(self._config("scheduler", "scheduler_config.json")))
+        return schedule_of(DDPMScheduler.from_config(self._config("scheduler", "scheduler_config.json")))
 
     def unet(self, dtype: torch.dtype) -> UNet2DConditionModel:
         return self._load(UNet2DConditionModel, "unet", "diffusion_pytorch_model", dtype)

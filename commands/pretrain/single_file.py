@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from accelerate import init_empty_weights
-from diffusers import AutoencoderKL, AutoencoderTiny, UNet2DConditionModel
+from diffusers import AutoencoderKL, AutoencoderTiny, DDPMScheduler, UNet2DConditionModel
 from diffusers.loaders.single_file_utils import (
     convert_ldm_clip_checkpoint,
     convert_ldm_unet_checkpoint,
@@ -22,10 +22,11 @@ from diffusers.loaders.single_file_utils import (
 )
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
-from transformers import CLIPTextConfig, CLIPTextModel
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from e4t_core.noise_schedule import Prediction
+from e4t_core.noise_schedule import PREDICTIONS, NoiseSchedule, Prediction
 
+from .clip_text import bundled_tokenizer
 from .latents import SCALING, LatentCoder
 
 FAMILIES = {768: "sd1", 1024: "sd2"}
@@ -37,6 +38,7 @@ OPEN_CLIP = ("cond_stage_model.model.", "conditioner.embedders.0.model.")
 OPEN_CLIP_ROWS = ("token_embedding.weight", "positional_embedding")
 HEADS = 8  # of every SD 1.x attention
 HEAD_WIDTH = 64  # of every SD 2.x attention, and of CLIP's text towers
+SAID = "modelspec.prediction_type"
 TINY_SCALARS = ("vae_scale", "vae_shift")
 
 
@@ -77,15 +79,27 @@ class SingleFile:
         """ "sd1" or "sd2"."""
         return FAMILIES[self.context_width]
 
+    @property
+    def says_prediction(self) -> bool:
+        """Whether the file itself says what the UNet predicts."""
+        return self._metadata.get(SAID) in PREDICTIONS
+
+    def schedule(self) -> NoiseSchedule:
+        """The noise schedule of all Stable Diffusion 1.x and 2.x: a single file does not say it."""
+        return schedule_of(DDPMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear"))
+
+    def tokenizer(self) -> CLIPTokenizer:
+        """CLIP's, which a single file does not hold."""
+        return bundled_tokenizer(self.family)
+
     def prediction(self) -> Prediction:
         """What the UNet predicts: as the file says, else "epsilon" for SD 1.x and what the weights suggest for SD 2.x.
 
         SD 2.x comes as both. ComfyUI tells them apart by one bias, which spreads by more than 0.09 in those trained to
         predict v; the same is done here, so that a domain made here fits there.
         """
-        said = self._metadata.get("modelspec.prediction_type", "")
-        if said in ("epsilon", "v"):
-            return "v" if said == "v" else "epsilon"
+        if self.says_prediction:
+            return "v" if self._metadata[SAID] == "v" else "epsilon"
         bias = f"{UNET}output_blocks.11.1.transformer_blocks.0.norm1.bias"
         if self.family == "sd1" or bias not in self._shapes:
             return "epsilon"
@@ -299,6 +313,11 @@ class SingleFile:
             f"The {part} of base model {self.path.name} in {self.path.parent} is of no Stable Diffusion 1.x or 2.x"
             f" ({found}): take another checkpoint of these families."
         )
+
+
+def schedule_of(scheduler: DDPMScheduler) -> NoiseSchedule:
+    """A diffusers scheduler's noise schedule."""
+    return NoiseSchedule(scheduler.alphas_cumprod.float().clone())
 
 
 def one_line(error: BaseException) -> str:
