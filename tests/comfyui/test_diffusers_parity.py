@@ -13,7 +13,7 @@ from e4t_pack.e4t_core.clip_backbone import build_vision_tower, from_transformer
 from e4t_pack.e4t_core.domain_info import BackboneInfo
 from safetensors.torch import save_file
 
-from benchmarks import parity
+from benchmarks import parity, random_checkpoint
 from benchmarks.full_size import SD15
 
 pytest.importorskip("diffusers")
@@ -29,7 +29,7 @@ BLOCKS = {
     "transformer_depth": [1, 0],
     "transformer_depth_output": [1, 1, 0, 0],
 }
-SD1 = parity.Family(
+SD1 = random_checkpoint.Family(
     "SD 1.x",
     SD15 | BLOCKS,
     text_layers=2,
@@ -37,9 +37,9 @@ SD1 = parity.Family(
     vae=None,
     loader={"te_model_options": {"clip_l_model_config": {"num_hidden_layers": 2}}},
 )
-SD2 = parity.Family(
+SD2 = random_checkpoint.Family(
     "SD 2.x",
-    parity.SD21 | BLOCKS,
+    random_checkpoint.SD21 | BLOCKS,
     text_layers=3,
     domain_made_by="ComfyUI",
     vae=None,
@@ -62,9 +62,9 @@ def test_one_checkpoint_is_one_base_model_and_a_domain_of_one_side_serves_the_ot
 
 
 def test_a_single_file_s_vae_gives_the_posterior_s_mean_in_the_unet_s_scale(tmp_path):
-    config = parity.SD_VAE | {"ch": 32, "ch_mult": [1, 2], "num_res_blocks": 1, "resolution": 32}
+    config = random_checkpoint.SD_VAE | {"ch": 32, "ch_mult": [1, 2], "num_res_blocks": 1, "resolution": 32}
     stock = AutoencoderKL(ddconfig=config, embed_dim=4)
-    state = parity.draw(parity.shapes_of(stock), torch.Generator().manual_seed(0))
+    state = random_checkpoint.draw(random_checkpoint.shapes_of(stock), torch.Generator().manual_seed(0))
     stock.load_state_dict({name: value.float() for name, value in state.items()})
     unet = {
         "input_blocks.0.0.weight": (8, 4, 3, 3),
