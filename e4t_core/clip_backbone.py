@@ -20,6 +20,27 @@ from torch import Tensor, nn
 
 from .domain_info import BackboneInfo
 
+TRANSFORMERS_ROWS = "vision_model.embeddings.position_embedding.weight"
+TRANSFORMERS_OUTER = {
+    "vision_model.embeddings.class_embedding": "class_embedding",
+    "vision_model.embeddings.patch_embedding.weight": "conv1.weight",
+    TRANSFORMERS_ROWS: "positional_embedding",
+    # The missing "e" is transformers' own.
+    "vision_model.pre_layrnorm.weight": "ln_pre.weight",
+    "vision_model.pre_layrnorm.bias": "ln_pre.bias",
+    "vision_model.post_layernorm.weight": "ln_post.weight",
+    "vision_model.post_layernorm.bias": "ln_post.bias",
+}
+TRANSFORMERS_INNER = {
+    "layer_norm1": "ln_1",
+    "layer_norm2": "ln_2",
+    "fc1": "mlp.c_fc",
+    "fc2": "mlp.c_proj",
+    "out_proj": "attn.out_proj",
+}
+SOURCES = {("ViT-H-14", "laion2b_s32b_b79k"): "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"}
+"""(architecture, pretrained) -> repository, for where open_clip is not installed."""
+
 
 class BackboneError(ValueError):
     """An image backbone that cannot be built or loaded; the message says why and what to do."""
@@ -93,23 +114,73 @@ def _blocks(tower: nn.Module, info: BackboneInfo) -> nn.ModuleList:
     return blocks
 
 
-def read_backbone_weights(path: str | os.PathLike[str]) -> dict[str, Tensor]:
-    """A vision tower's weights from a local safetensors file, of the tower alone or of a whole open_clip model.
+def read_backbone_weights(path: str | os.PathLike[str], info: BackboneInfo | None = None) -> dict[str, Tensor]:
+    """A vision tower's weights, by open_clip's names, from a local safetensors file.
+
+    The file may hold the tower alone, a whole open_clip model, or a model in transformers' layout, which is what
+    ComfyUI's ``models/clip_vision`` usually holds.
+
+    Args:
+        path: of the file.
+        info: what it should be; names where a missing file can be had.
 
     Raises:
         BackboneError: the file is missing or no safetensors file.
     """
     path = Path(path)
     if not path.is_file():
-        raise BackboneError(f"Image backbone file {path.name} was not found in {path.parent}: put it there.")
+        source = backbone_source(info) if info is not None else ""
+        raise BackboneError(
+            f"Image backbone file {path.name} was not found in {path.parent}: put it there"
+            f"{f'; it can be had from {source}' if source else ''}."
+        )
     try:
         tensors = load_file(path)
     except (SafetensorError, OSError) as error:
         raise BackboneError(
             f"Image backbone file {path} could not be read as safetensors ({error}): download or convert it again."
         ) from error
+    if TRANSFORMERS_ROWS in tensors:
+        return from_transformers(tensors)
     visual = {key.removeprefix("visual."): value for key, value in tensors.items() if key.startswith("visual.")}
     return visual or tensors
+
+
+def backbone_source(info: BackboneInfo) -> str:
+    """Where a backbone's weights can be had ("laion/… on Hugging Face"); empty if that is not known."""
+    known = SOURCES.get((info.architecture, info.pretrained))
+    if known is None:
+        try:
+            from open_clip.pretrained import get_pretrained_cfg
+        except ImportError:
+            return ""
+        found = get_pretrained_cfg(info.architecture, info.pretrained)
+        known = (found.get("hf_hub") or "").strip("/")
+        if not known:
+            return str(found.get("url") or "")
+    return f"{known} on Hugging Face"
+
+
+def from_transformers(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A vision tower's weights by open_clip's names, from those of transformers' CLIP model; text weights are left out.
+
+    open_clip keeps q, k and v as one matrix (rows in that order), and the last projection transposed.
+    """
+    layer = "vision_model.encoder.layers."
+    state = {new: tensors[old] for old, new in TRANSFORMERS_OUTER.items() if old in tensors}
+    if "visual_projection.weight" in tensors:
+        state["proj"] = tensors["visual_projection.weight"].T.contiguous()
+    for name, value in tensors.items():
+        if not name.startswith(layer):
+            continue
+        number, *_, part, end = name.removeprefix(layer).split(".")
+        block = f"transformer.resblocks.{number}."
+        if part == "q_proj":
+            rows = [tensors[name.replace(".q_proj.", f".{which}_proj.")] for which in "qkv"]
+            state[f"{block}attn.in_proj_{end}"] = torch.cat(rows)
+        elif part not in ("k_proj", "v_proj"):
+            state[f"{block}{TRANSFORMERS_INNER[part]}.{end}"] = value
+    return state
 
 
 class ClipBackbone:
@@ -119,24 +190,31 @@ class ClipBackbone:
         info: which network, and how it is read.
         state: the tower's weights, e.g. ``Domain.backbone_state`` or :func:`read_backbone_weights`.
         device: where it runs.
+        dtype: in what it computes; half precision where the device is fast at it.
 
     Raises:
         BackboneError: it cannot be built, or the weights do not fit.
     """
 
-    def __init__(self, info: BackboneInfo, state: Mapping[str, Tensor], device: torch.device | str = "cpu") -> None:
+    def __init__(
+        self,
+        info: BackboneInfo,
+        state: Mapping[str, Tensor],
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
         self.info = info
-        # open_clip draws first weights from the global stream: leave that as it was found.
-        with torch.random.fork_rng(devices=[]):
+        # Shapes only: a large tower is not held twice, and no first weights are drawn from the global stream.
+        with torch.device("meta"):
             tower = build_vision_tower(info)
         try:
-            tower.load_state_dict({key: value.float() for key, value in state.items()})
+            tower.load_state_dict({key: value.to(device, dtype) for key, value in state.items()}, assign=True)
         except RuntimeError as error:
             raise BackboneError(
                 f"The weights given for the image backbone {info.architecture!r} do not fit it"
                 f" ({' '.join(str(error).split())[:300]}): use the file this domain names."
             ) from error
-        self.tower = tower.to(device).eval().requires_grad_(False)
+        self.tower = tower.eval().requires_grad_(False)
 
     def cls_features(self, images: Tensor) -> Tensor:
         """[CLS] vectors ``(B, L, C)`` after the listed blocks, before ``ln_post``, of images ``(B, 3, H, W)`` in [0, 1].

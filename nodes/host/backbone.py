@@ -7,13 +7,16 @@ import comfy.model_management
 import torch
 from torch import Tensor
 
-from ...e4t_core.clip_backbone import BackboneError, ClipBackbone, normalise
+from ...e4t_core.clip_backbone import BackboneError, ClipBackbone, backbone_source, normalise
 from ...e4t_core.domain import Domain
 from ...e4t_core.domain_info import BackboneInfo
+from .text_encoder import unload
 
 
 def image_features(domain: Domain, clip_vision: comfy.clip_vision.ClipVisionModel | None, images: Tensor) -> Tensor:
     """[CLS] vectors ``(n, L, C)`` float32 on the CPU, after the blocks that the domain reads.
+
+    Computed in half precision where ComfyUI does so on this device; the backbone leaves the device afterwards.
 
     Args:
         domain: says which backbone, and may hold its weights.
@@ -27,15 +30,18 @@ def image_features(domain: Domain, clip_vision: comfy.clip_vision.ClipVisionMode
     pictures = images.movedim(-1, 1)
     with torch.inference_mode(False), torch.no_grad():
         if domain.backbone_state is not None:
-            return ClipBackbone(info, domain.backbone_state).cls_features(pictures.clone())
+            device = comfy.model_management.get_torch_device()
+            backbone = ClipBackbone(info, domain.backbone_state, device, _precision(device))
+            return backbone.cls_features(pictures.clone()).cpu()
     if clip_vision is None:
+        source = backbone_source(info)
         raise BackboneError(
             f"Domain {domain.info.name!r} reads the image backbone {info.architecture} {info.pretrained}, which is not in"
             " its file: wire a CLIP_VISION model (Load CLIP Vision, e.g. CLIP-ViT-H-14-laion2B-s32B-b79K.safetensors in"
-            " models/clip_vision) into E4T Load Domain."
+            f" models/clip_vision{f', from {source}' if source else ''}) into E4T Load Domain."
         )
     _check_fits(domain.info.name, info, clip_vision)
-    return _stock_features(info, clip_vision, pictures)
+    return stock_features(info, clip_vision, pictures)
 
 
 def _check_fits(domain: str, info: BackboneInfo, clip_vision: comfy.clip_vision.ClipVisionModel) -> None:
@@ -49,10 +55,18 @@ def _check_fits(domain: str, info: BackboneInfo, clip_vision: comfy.clip_vision.
         )
 
 
-def _stock_features(info: BackboneInfo, clip_vision: comfy.clip_vision.ClipVisionModel, pictures: Tensor) -> Tensor:
+def stock_features(info: BackboneInfo, clip_vision: comfy.clip_vision.ClipVisionModel, pictures: Tensor) -> Tensor:
     comfy.model_management.load_model_gpu(clip_vision.patcher)
-    pixels = normalise(pictures.to(clip_vision.load_device).float(), info)
-    with torch.no_grad():
-        # Every block's output, before the final norm: (n, blocks, tokens, width).
-        blocks = clip_vision.model.vision_model(pixel_values=pixels, intermediate_output="all")[1]
-    return torch.stack([blocks[:, number - 1, 0] for number in info.layers], dim=1).float().cpu()
+    device = clip_vision.load_device
+    pixels = normalise(pictures.to(device).float(), info).to(_precision(device))
+    try:
+        with torch.no_grad():
+            # Every block's output, before the final norm: (n, blocks, tokens, width).
+            blocks = clip_vision.model.vision_model(pixel_values=pixels, intermediate_output="all")[1]
+            return torch.stack([blocks[:, number - 1, 0] for number in info.layers], dim=1).float().cpu()
+    finally:
+        unload(clip_vision.patcher)
+
+
+def _precision(device: torch.device) -> torch.dtype:
+    return torch.float16 if comfy.model_management.should_use_fp16(device) else torch.float32

@@ -7,7 +7,14 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from e4t_core.clip_backbone import BackboneError, ClipBackbone, build_vision_tower, normalise, read_backbone_weights
+from e4t_core.clip_backbone import (
+    BackboneError,
+    ClipBackbone,
+    backbone_source,
+    build_vision_tower,
+    normalise,
+    read_backbone_weights,
+)
 from e4t_core.domain_info import BackboneInfo
 
 pytest.importorskip("open_clip")
@@ -108,6 +115,33 @@ def test_weights_are_read_from_a_tower_file_or_a_whole_models_file(tmp_path: Pat
         read_backbone_weights(tmp_path / "text.safetensors")
     with pytest.raises(BackboneError, match=r"none\.safetensors was not found"):
         read_backbone_weights(tmp_path / "none.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("architecture", "pretrained", "source"),
+    [
+        ("ViT-H-14", "laion2b_s32b_b79k", "laion/CLIP-ViT-H-14-laion2B-s32B-b79K on Hugging Face"),
+        ("ViT-B-32", "laion2b_s34b_b79k", "laion/CLIP-ViT-B-32-laion2B-s34B-b79K on Hugging Face"),
+    ],
+)
+def test_a_missing_file_is_named_with_where_it_can_be_had(
+    tmp_path: Path, architecture: str, pretrained: str, source: str
+) -> None:
+    info = BackboneInfo("open_clip", architecture, (1,), 8, 224, pretrained=pretrained)
+    with pytest.raises(BackboneError, match=f"none.safetensors was not found in .*had from {source}"):
+        read_backbone_weights(tmp_path / "none.safetensors", info)
+    assert backbone_source(info) == source
+    assert backbone_source(INFO) == ""
+
+
+def test_half_precision_gives_nearly_the_same_features_as_float32(tower: torch.nn.Module) -> None:
+    images = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    half = ClipBackbone(INFO, tower.state_dict(), dtype=torch.bfloat16)
+    assert {parameter.dtype for parameter in half.tower.parameters()} == {torch.bfloat16}
+    found, wanted = half.cls_features(images), ClipBackbone(INFO, tower.state_dict()).cls_features(images)
+    assert found.dtype == torch.float32 and not torch.equal(found, wanted)
+    # bfloat16 keeps 8 bits; three blocks add up a few roundings.
+    assert torch.allclose(found, wanted, atol=0.05 * float(wanted.abs().max()))
 
 
 def test_a_missing_open_clip_is_said_with_the_way_around(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,320 @@
+"""``python -m benchmarks.parity``: diffusers' and ComfyUI's networks are one base model to E4T, at the true shapes.
+
+For Stable Diffusion 1.5 (context 768, predicts epsilon) and 2.1 (context 1024, predicts v, CLIP-H) a checkpoint with
+random weights is written and read twice: by ComfyUI's own loader, and by the pre-training command's. Both must give
+the same noise prediction, UNet features, prompt contexts, latents and training loss. The domain that weighs in on them
+is made on one side (1.5: diffusers, 2.1: ComfyUI), saved, and loaded on the other as it is. Likewise the [CLS] vectors
+of a random ViT-H/14, from one file, by open_clip and by "Load CLIP Vision".
+
+It needs about 9 GB of memory and 4 GB of temporary disk space.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import tempfile
+import time
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from . import host
+from .full_size import peak_gigabytes
+from .random_checkpoint import FAMILIES, Family, vision_state, write_checkpoint
+from .report import gate, table
+
+TOLERANCE = 1e-4
+TEMPLATES = ("a photo of {}", "a painting of {}'s face, in Paris")
+VIT_H = tuple(range(2, 33, 2))
+
+
+@dataclass(frozen=True, eq=False)
+class Side:
+    """What one implementation says to the same inputs."""
+
+    facts: dict[str, Any]
+    values: dict[str, Tensor]
+    seconds: float
+
+
+def measure(unet: Any, text: Any, encode: Callable[[Tensor], Tensor], domain: Any, modules: Any) -> Side:
+    """Everything of a side that must agree.
+
+    Args:
+        unet, text: the core's two protocols.
+        encode: images ``(B, 3, H, W)`` in [0, 1] -> latents in the UNet's scale.
+        domain: made for this base, here or on the other side.
+        modules: dotted name -> module of the core that belongs to ``domain``.
+    """
+    started = time.perf_counter()
+    generator = torch.Generator().manual_seed(7)
+    z = torch.randn(2, 4, 8, 8, generator=generator)
+    t = torch.tensor([30, 750])
+    noise = torch.randn(2, 4, 8, 8, generator=generator)
+    images = torch.rand(1, 3, 64, 64, generator=generator)
+    clip_features = torch.randn(2, len(domain.info.backbone.layers), domain.info.backbone.width, generator=generator)
+    with torch.inference_mode(False), torch.no_grad():
+        modules("e4t_core.domain").check_base(
+            domain.info, text.width, unet.prediction, unet.feature_width, unet.attention_projections()
+        )
+        word = text.word(domain.info.word)
+        context, empty = text.encode(TEMPLATES, torch.stack([word, 1.5 * word])), text.empty()
+        weights = unet.parameters()
+        values = {
+            "word embedding": word,
+            "context of prompts": context,
+            "context of the empty prompt": empty,
+            "schedule": unet.schedule.alphas_cumprod,
+            "latent of an image": encode(images),
+            "denoise": unet.denoise(z, t, context),
+            "features": unet.features(z, t, empty.expand(2, -1, -1)),
+        }
+        lent = domain.offsets.apply_all(weights)
+        # One number for each matrix and its offset, which a transposed or misnamed one would change.
+        values["offset matrices"] = torch.stack([_probe(name, lent[name], weights[name]) for name in sorted(lent)])
+        with unet.using(lent):
+            values["denoise with offsets"] = unet.denoise(z, t, context)
+            values["features with offsets"] = unet.features(z, t, empty.expand(2, -1, -1))
+            losses = modules("e4t_core.objective").diffusion_losses(
+                unet,
+                text,
+                domain.encoder,
+                latents=z,
+                clip_features=clip_features,
+                timesteps=t,
+                noise=noise,
+                templates=TEMPLATES,
+                domain_word_embedding=word,
+                scale=domain.info.scale,
+                empty=empty,
+            )
+        values["training loss"], values["‖E‖²"] = losses.diffusion, losses.offset
+        facts = {
+            "prediction": unet.prediction,
+            "feature width": unet.feature_width,
+            "parameters": {name: tuple(weight.shape) for name, weight in weights.items()},
+            "matrices with offsets": dict(unet.attention_projections()),
+        }
+    copies = {name: value.detach().float().clone() for name, value in values.items()}
+    return Side(facts, copies, time.perf_counter() - started)
+
+
+def _probe(name: str, lent: Tensor, base: Tensor) -> Tensor:
+    """``aᵀ (lent − base) b`` for random unit vectors that belong to the name."""
+    generator = torch.Generator().manual_seed(zlib.crc32(name.encode()))
+    rows, columns = (torch.randn(size, generator=generator) for size in base.shape)
+    change = (lent - base).float().cpu()
+    return rows @ change @ columns / change.norm()
+
+
+def make_domain(unet: Any, text: Any, modules: Any, seed: int = 3) -> Any:
+    """A domain as if trained: its offsets (up to a few per cent) and its encoder do something."""
+    info = modules("e4t_core.domain_info")
+    generator = torch.Generator().manual_seed(seed)
+    shapes = unet.attention_projections()
+    offsets = modules("e4t_core.weight_offsets").WeightOffsets(shapes, generator=generator)
+    with torch.no_grad():
+        for name, parameter in offsets.named_parameters():
+            if "row" in name:
+                parameter.copy_(0.02 * torch.randn(parameter.shape, generator=generator))
+    backbone = info.BackboneInfo("comfy", "ViT-H-14", VIT_H, 1280, 224, pretrained="laion2b_s32b_b79k")
+    about = info.DomainInfo(
+        name="parity",
+        word="face",
+        base_family="sd1" if text.width == 768 else "sd2",
+        prediction=unet.prediction,
+        context_width=text.width,
+        feature_width=unet.feature_width,
+        projections=shapes,
+        backbone=backbone,
+        scale=0.1,
+        templates="neutral",
+        preset=modules("e4t_core.presets").FACE,
+        image_size=512,
+    )
+    encoder = modules("e4t_core.concept_encoder").ConceptEncoder(
+        len(VIT_H), 1280, unet.feature_width, text.width, generator=generator
+    )
+    return modules("e4t_core.domain").Domain(encoder, offsets, about, None)
+
+
+def comfy_side(checkpoint: Path, domain_file: Path, loader: dict[str, Any]) -> Side:
+    """ComfyUI's loader and this pack's adapters; makes the domain if its file is not there."""
+    import comfy.sd
+
+    with torch.inference_mode():
+        model, clip, vae, _ = comfy.sd.load_checkpoint_guess_config(str(checkpoint), **loader)
+        unet = host.pack("nodes.host.base_model").ComfyUNet(model)
+        text = host.pack("nodes.host.text_encoder").ComfyTextEncoder(clip)
+
+        def encode(images: Tensor) -> Tensor:
+            return model.model.process_latent_in(vae.encode(images.movedim(1, -1)))
+
+        with torch.inference_mode(False):
+            domain = _domain(domain_file, unet, text, host.pack)
+        return measure(unet, text, encode, domain, host.pack)
+
+
+def diffusers_side(checkpoint: Path, domain_file: Path) -> Side:
+    """The pre-training command's loader; makes the domain if its file is not there."""
+    import importlib
+
+    from commands.pretrain.diffusers_base import load_base
+
+    base = load_base(checkpoint)
+    domain = _domain(domain_file, base.unet, base.text, importlib.import_module)
+    return measure(base.unet, base.text, base.encode, domain, importlib.import_module)
+
+
+def _domain(file: Path, unet: Any, text: Any, modules: Any) -> Any:
+    if not file.exists():
+        modules("e4t_core.domain").save_domain(file, make_domain(unet, text, modules), torch.float16)
+        gc.collect()
+    return modules("e4t_core.domain").load_domain(file)
+
+
+def compare(family: Family, folder: Path) -> tuple[list[tuple[str, float]], list[str], tuple[Side, Side]]:
+    """Largest differences by name, the facts that differ, and both sides (diffusers', ComfyUI's)."""
+    checkpoint, domain_file = folder / "base.safetensors", folder / "domain.safetensors"
+    write_checkpoint(checkpoint, family)
+    sides = {}
+    for name in sorted(("diffusers", "ComfyUI"), key=lambda name: name != family.domain_made_by):
+        if name == "diffusers":
+            sides[name] = diffusers_side(checkpoint, domain_file)
+        else:
+            sides[name] = comfy_side(checkpoint, domain_file, family.loader)
+            _forget()
+        gc.collect()
+    ours, stock = sides["diffusers"], sides["ComfyUI"]
+    differences = [(name, difference(value, stock.values[name])) for name, value in ours.values.items()]
+    odd = [name for name, value in ours.facts.items() if value != stock.facts[name]]
+    return differences, odd, (ours, stock)
+
+
+def difference(one: Tensor, other: Tensor) -> float:
+    """Largest absolute difference of two tensors; infinite if shapes differ or one is not finite."""
+    if one.shape != other.shape or not torch.isfinite(one).all():
+        return float("inf")
+    return float((one - other).abs().max())
+
+
+def _forget() -> None:
+    import comfy.model_management
+
+    comfy.model_management.unload_all_models()
+    comfy.model_management.cleanup_models()
+
+
+def vision_features(file: Path, pictures: Tensor) -> dict[str, Tensor]:
+    """[CLS] vectors ``(n, 16, 1280)`` of pictures ``(n, S, S, 3)`` in [0, 1], by each of the two loaders."""
+    import comfy.clip_vision
+
+    backbone = host.pack("e4t_core.clip_backbone")
+    info = host.pack("e4t_core.domain_info").BackboneInfo("open_clip", "ViT-H-14", VIT_H, 1280, 224)
+    tower = backbone.ClipBackbone(info, backbone.read_backbone_weights(file))
+    found = {"open_clip": tower.cls_features(pictures.movedim(-1, 1))}
+    del tower
+    gc.collect()
+    with torch.inference_mode():
+        stock = comfy.clip_vision.load(str(file))
+        found["ComfyUI"] = host.pack("nodes.host.backbone").stock_features(info, stock, pictures).clone()
+        del stock
+        _forget()
+    gc.collect()
+    return found
+
+
+def vision_parity(folder: Path) -> list[tuple[str, Tensor]]:
+    """For both layouts that ViT-H/14's file comes in: its name and the largest difference of each block."""
+    import comfy.clip_vision
+
+    pictures = torch.rand(2, 224, 224, 3, generator=torch.Generator().manual_seed(2))
+    rows = []
+    for layout in ("open_clip", "transformers"):
+        state = vision_state("ViT-H-14")
+        if layout == "transformers":
+            # ComfyUI's own conversion, so that ours is not measured by itself.
+            state = comfy.clip_vision.convert_to_transformers(state, "visual.")
+        file = folder / f"{layout}.safetensors"
+        save_file({name: value.contiguous() for name, value in state.items()}, file)
+        del state
+        found = vision_features(file, pictures)
+        each = (found["open_clip"] - found["ComfyUI"]).abs().amax(dim=(0, 2))
+        rows.append((layout, each))
+        file.unlink()
+    return rows
+
+
+def show_family(family: Family) -> bool:
+    """Compare one family and print its table; true if all of it agrees."""
+    with tempfile.TemporaryDirectory() as folder:
+        differences, odd, (ours, stock) = compare(family, Path(folder))
+    facts = ours.facts
+    print(
+        f"\n{family.name}: predicts {facts['prediction']}, context {family.context}, features {facts['feature width']},"
+        f" {len(facts['parameters'])} parameters, {len(facts['matrices with offsets'])} with offsets; domain made by"
+        f" {family.domain_made_by}"
+    )
+    rows = [
+        (
+            name,
+            "×".join(map(str, ours.values[name].shape)),
+            f"{float(stock.values[name].std(correction=0)):.3g}",
+            f"{value:.1e}",
+        )
+        for name, value in differences
+    ]
+    print(table(("value", "shape", "spread", "largest difference"), rows))
+    print(
+        f"measured in {ours.seconds:.1f} s (diffusers) and {stock.seconds:.1f} s (ComfyUI); {peak_gigabytes():.2f} GB"
+    )
+    met = gate("same names, shapes and prediction", float(not odd), 1, ", ".join(odd))
+    worst = max(differences, key=lambda row: row[1])
+    return (
+        gate(f"{TOLERANCE:g} minus the worst difference", TOLERANCE - worst[1], 0, f"{worst[0]}: {worst[1]:.1e}")
+        and met
+    )
+
+
+def show_vision() -> bool:
+    """Compare ViT-H/14's loaders and print the table; true if they agree."""
+    with tempfile.TemporaryDirectory() as folder:
+        rows = vision_parity(Path(folder))
+    print("\nViT-H/14: 16 [CLS] vectors of width 1280, open_clip against Load CLIP Vision")
+    print(
+        table(("layout of the file", "largest difference"), [(name, f"{float(each.max()):.1e}") for name, each in rows])
+    )
+    print("by block: " + ", ".join(f"{float(value):.0e}" for value in rows[0][1]))
+    worst = max(float(each.max()) for _, each in rows)
+    return gate(
+        f"{TOLERANCE:g} minus the worst difference", TOLERANCE - worst, 0, f"{worst:.1e}; {peak_gigabytes():.2f} GB"
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", choices=("sd1", "sd2", "vision"), help="one of the three comparisons")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    host.import_comfyui()
+    checks: dict[str, Callable[[], bool]] = {
+        "sd1": lambda: show_family(FAMILIES[0]),
+        "sd2": lambda: show_family(FAMILIES[1]),
+        "vision": show_vision,
+    }
+    chosen = [options.only] if options.only else list(checks)
+    met = [checks[name]() for name in chosen]
+    if not all(met):
+        raise SystemExit(1)
+
+
+if __name__ == "__main__":
+    main()
