@@ -1,4 +1,4 @@
-"""[CLS] features of the photo: from the domain file's own backbone (open_clip), or from a stock CLIP_VISION model."""
+"""CLIP features of the photo: from the domain file's own backbone (open_clip), or from a stock CLIP_VISION model."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ import comfy.model_management
 import torch
 from torch import Tensor
 
-from ...e4t_core.clip_backbone import BackboneError, ClipBackbone, normalise
+from ...e4t_core.clip_backbone import BackboneError, ClipBackbone, normalise, read_vectors
 from ...e4t_core.domain import Domain
 from ...e4t_core.domain_info import BackboneInfo
 
 
 def image_features(domain: Domain, clip_vision: comfy.clip_vision.ClipVisionModel | None, images: Tensor) -> Tensor:
-    """[CLS] vectors ``(n, L, C)`` float32 on the CPU, after the blocks that the domain reads.
+    """The vectors ``(n, L, C)``, float32 on the CPU, that the domain reads.
 
     Args:
         domain: says which backbone, and may hold its weights.
@@ -54,5 +54,6 @@ def _stock_features(info: BackboneInfo, clip_vision: comfy.clip_vision.ClipVisio
     pixels = normalise(pictures.to(clip_vision.load_device).float(), info)
     with torch.no_grad():
         # Every block's output, before the final norm: (n, blocks, tokens, width).
-        blocks = clip_vision.model.vision_model(pixel_values=pixels, intermediate_output="all")[1]
-    return torch.stack([blocks[:, number - 1, 0] for number in info.layers], dim=1).float().cpu()
+        vision = clip_vision.model.vision_model
+        blocks = vision(pixel_values=pixels, intermediate_output="all")[1]
+        return read_vectors(info, lambda number: blocks[:, number - 1], vision.post_layernorm).cpu()

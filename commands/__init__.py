@@ -1,0 +1,1 @@
+"""What is run from a clone, not from a graph: ``python -m commands.NAME --help``."""
