@@ -1,1 +1,1 @@
-"""What is run from a clone, not from a graph: ``python -m commands.NAME --help``."""
+"""What is run from a clone and not from a graph: pre-training, its data, conversion of other projects' checkpoints."""

@@ -112,11 +112,10 @@ def _describe(source: PeerDirectory) -> list[str]:
     network, tower = source.encoder.network, source.encoder.tower
     kind = "tuned" if source.config.tuned else "pre-trained"
     return [
-        f"Directory {source.path}: {kind}, domain word {source.config.word!r}, placeholder {source.config.placeholder!r},"
-        f" s = {source.config.scale:g}.",
-        f"Offsets: {len(source.offsets.names)} matrices, {9 * len(source.offsets.names)} tensors. Encoder:"
-        f" {len(network.state_dict())} tensors, {network.layers} tokens of width {network.clip_width}. Image backbone:"
-        f" {len(tower.state) if tower else 0} tensors. UNet: {len(source.unet)} tensors.",
+        f"Directory {source.path}: {kind}, domain word {source.config.word!r}, s = {source.config.scale:g}.",
+        f"Offsets: {len(source.offsets.names)} matrices, {9 * len(source.offsets.names)} tensors.",
+        f"Encoder: {len(network.state_dict())} tensors, {network.layers} tokens of width {network.clip_width}.",
+        f"Image backbone: {len(tower.state) if tower else 0} tensors. UNet: {len(source.unet)} tensors.",
     ]
 
 

@@ -40,7 +40,8 @@ if (COMFYUI / "comfy").is_dir():
     torch.set_num_threads(1)
     if PACK not in sys.modules:
         _import_as(PACK, ROOT)
-    sys.path.append(str(Path(__file__).parent))  # for world.py
+    # For world.py, and for the rooms beside the pack (the core, commands, benchmarks).
+    sys.path += [folder for folder in (str(Path(__file__).parent), str(ROOT)) if folder not in sys.path]
 else:
     collect_ignore_glob = ["test_*.py"]
 
