@@ -31,7 +31,7 @@ Converts a checkpoint directory of mkshing/e4t-diffusion into a domain file for 
 Pre-trained directories hold config.json, weight_offsets.pt and encoder.pt; tuned ones unet.pt in place of the offsets
 and sometimes text_encoder.pt. The .pt files are pickles: only tensors are read from them, nothing is executed.
 
-The image backbone: encoder.pt carries open_clip's ViT-H-14, 2.5 GB (1.2 GB with --half). Whether that is, byte for byte,
+The image backbone: encoder.pt carries open_clip's ViT-H-14, 2.5 GB (1.3 GB with --half). Whether that is, byte for byte,
 the stock file that artists have cannot be known offline. --backbone auto (the default) goes by config.json: if it says
 that the backbone was trained (unfreeze_clip_vision) the weights go into the domain file; otherwise they are left out, and
 in ComfyUI "Load CLIP Vision" with CLIP-ViT-H-14-laion2B-s32B-b79K.safetensors takes their place. --backbone inside
@@ -100,7 +100,10 @@ def convert(directory: Path, output: Path | None, options: Options, overwrite: b
     if source.text_encoder is not None:
         _save_text_encoder(text_target, source.text_encoder, options.half)
         written.append(text_target)
-        print(f"Its text encoder was tuned too: wire {text_target.name} (Load CLIP) in place of the checkpoint's CLIP.")
+        print(
+            f"Its text encoder was tuned too: put {text_target.name} into models/text_encoders and wire Load CLIP in place of"
+            " the checkpoint's CLIP."
+        )
     if source.config.tuned and source.unet:
         print(
             "Its tuned UNet is not part of a domain file: commands.convert.to_concept makes a concept of it in memory."
@@ -152,9 +155,7 @@ def _parser() -> argparse.ArgumentParser:
         "-o", "--output", type=Path, help="the domain file or its folder; else DIRECTORY.safetensors here"
     )
     parser.add_argument("--overwrite", action="store_true", help="replace an output that is there already")
-    parser.add_argument(
-        "--half", action="store_true", help="store in float16: half the size, results equal to about 1e-3"
-    )
+    parser.add_argument("--half", action="store_true", help="store in float16: half the size, values rounded")
     parser.add_argument("--backbone", choices=BACKBONES, default="auto", help="the image backbone's weights; see above")
     parser.add_argument("--architecture", default="", help="its open_clip name or JSON; else config.json's")
     parser.add_argument("--name", default="", help="the domain's name; else the directory's")

@@ -123,6 +123,7 @@ def test_the_published_checkpoints_shapes_have_657_encoder_tensors_and_a_named_b
         head = PatchTokenEncoder(129, 1280, 10880, 768, device="meta")
     tower.proj = None
     assert len(tower.state_dict()) + len(head.state_dict()) == 657
+    assert sum(parameter.numel() for parameter in tower.parameters()) == 630_766_080  # 2.5 GB in float32, says --help
     assert sum(parameter.numel() for parameter in head.parameters()) == 231_347_968
 
 
