@@ -37,7 +37,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         raise PeerFileError(f"File {path} holds a {type(data).__name__} in place of named tensors: {ADVICE}.")
     for key, value in data.items():
         if not isinstance(key, str) or not isinstance(value, Tensor):
-            raise PeerFileError(f"Entry {key!r} of {path} is a {type(value).__name__}, not a tensor: {ADVICE}.")
+            raise PeerFileError(f"Entry {key!r} of {path} is a {type(value).__name__}, not a named tensor: {ADVICE}.")
         if value.layout is not torch.strided or value.is_quantized or value.is_meta:
             raise PeerFileError(f"Tensor {key} of {path} is sparse, quantised or without data: {ADVICE}.")
     return {key: value.detach() for key, value in data.items()}

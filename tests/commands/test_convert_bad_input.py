@@ -91,8 +91,8 @@ def test_a_bare_malicious_pickle_does_not_execute(tmp_path: Path, refusal: Calla
     [
         ([1, 2], "holds a list in place of named tensors"),
         ({}, "holds a dict in place of named tensors"),
-        ({"state_dict": {"a": torch.ones(1)}}, "Entry 'state_dict' .* is a dict, not a tensor"),
-        ({3: torch.ones(1)}, "Entry 3 .* is a Tensor, not a tensor|Entry 3"),
+        ({"state_dict": {"a": torch.ones(1)}}, "Entry 'state_dict' .* is a dict, not a named tensor"),
+        ({3: torch.ones(1)}, "Entry 3 .* not a named tensor"),
         ({"a": torch.ones(2, 2).to_sparse()}, "Tensor a .* is sparse"),
     ],
     ids=["list", "empty", "nested", "number as name", "sparse"],
