@@ -116,7 +116,9 @@ def _value(path: Path, name: str, config: dict[str, Any], notes: list[str]) -> A
         fits, wanted = isinstance(value, str) and bool(value.strip()), "a text"
     else:
         number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) and value > 0
-        fits, wanted = number and (isinstance(default, float) or isinstance(value, int)), "a number above 0"
+        whole = isinstance(default, int)
+        fits = number and (isinstance(value, int) or not whole)
+        wanted = "a whole number above 0" if whole else "a number above 0"
     if not fits:
         raise PeerFileError(f"Field {name} = {value!r} in {path} must be {wanted}: correct it, or leave it out.")
     return value
