@@ -1,4 +1,6 @@
-"""The frozen image backbone: [CLS] vectors of a CLIP vision transformer after several of its blocks (the paper's section 3.1).
+"""The frozen image backbone: what a CLIP vision transformer says of a photo (the paper's section 3.1).
+
+The paper's encoder reads [CLS] vectors after several of its blocks; converted domains read tokens of the last one.
 
 It is built by open_clip, which is imported only when a tower is built: inside ComfyUI a stock CLIP_VISION model can
 take its place, and then open_clip need not be installed.
@@ -8,7 +10,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from .domain_info import BackboneInfo
+from .domain_info import PATCH_TOKENS, BackboneInfo
 
 TRANSFORMERS_ROWS = "vision_model.embeddings.position_embedding.weight"
 TRANSFORMERS_OUTER = {
@@ -207,6 +209,9 @@ class ClipBackbone:
         # Shapes only: a large tower is not held twice, and no first weights are drawn from the global stream.
         with torch.device("meta"):
             tower = build_vision_tower(info)
+        if info.reading == PATCH_TOKENS:
+            # Their files hold no projection: tokens are read before it.
+            tower.proj = None  # type: ignore[assignment]
         try:
             tower.load_state_dict({key: value.to(device, dtype) for key, value in state.items()}, assign=True)
         except RuntimeError as error:
@@ -217,7 +222,7 @@ class ClipBackbone:
         self.tower = tower.eval().requires_grad_(False)
 
     def cls_features(self, images: Tensor) -> Tensor:
-        """[CLS] vectors ``(B, L, C)`` after the listed blocks, before ``ln_post``, of images ``(B, 3, H, W)`` in [0, 1].
+        """The vectors ``(B, L, C)`` that the domain reads (:func:`read_vectors`), of images ``(B, 3, H, W)`` in [0, 1].
 
         Images are resized to the backbone's square (squashed, if they are not square) and normalised here.
         """
@@ -227,11 +232,29 @@ class ClipBackbone:
 def normalise(images: Tensor, info: BackboneInfo) -> Tensor:
     """Images ``(B, 3, H, W)`` in [0, 1] as the backbone wants them: its size, its mean and standard deviation."""
     size = (info.image_size, info.image_size)
-    if images.shape[-2:] != size:
+    if images.shape[-2:] != size and info.reading == PATCH_TOKENS:
+        # As that variant was trained: corners aligned, not smoothed, and overshoot kept.
+        images = F.interpolate(images, size=size, mode="bicubic", align_corners=True)
+    elif images.shape[-2:] != size:
         images = F.interpolate(images, size=size, mode="bicubic", antialias=True).clamp(0, 1)
     mean = torch.tensor(info.mean, device=images.device).view(1, 3, 1, 1)
     std = torch.tensor(info.std, device=images.device).view(1, 3, 1, 1)
     return (images - mean) / std
+
+
+def read_vectors(info: BackboneInfo, block: Callable[[int], Tensor], norm: Callable[[Tensor], Tensor]) -> Tensor:
+    """The vectors ``(B, L, C)`` that an encoder reads, from any implementation of the vision transformer.
+
+    Args:
+        info: "cls_layers": [CLS] after each listed block, before ``ln_post``. "patch_tokens": of the one listed block
+            ``ln_post([CLS])`` and the patch tokens 1, 3, 5, … (the first patch is 0) as they are.
+        block: number of a block, from 1 -> its output ``(B, 1 + patches, C)``, [CLS] first.
+        norm: ``ln_post``.
+    """
+    if info.reading == PATCH_TOKENS:
+        tokens = block(info.layers[0])
+        return torch.cat([norm(tokens[:, :1]), tokens[:, 2::2]], dim=1).float()
+    return torch.stack([block(number)[:, 0] for number in info.layers], dim=1).float()
 
 
 @torch.no_grad()
@@ -253,5 +276,11 @@ def cls_features(tower: nn.Module, info: BackboneInfo, images: Tensor) -> Tensor
     finally:
         for handle in handles:
             handle.remove()
-    token_axis = 1 if getattr(tower.transformer, "batch_first", True) else 0
-    return torch.stack([outputs[number].select(token_axis, 0) for number in info.layers], dim=1).float()
+    batch_first = getattr(tower.transformer, "batch_first", True)
+
+    def block(number: int) -> Tensor:
+        return outputs[number] if batch_first else outputs[number].transpose(0, 1)
+
+    norm = tower.ln_post
+    assert isinstance(norm, nn.Module)
+    return read_vectors(info, block, norm)

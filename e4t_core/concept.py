@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from .concept_encoder import ConceptEncoder
+from .concept_encoder import OffsetEncoder
 from .presets import TuningSettings
 
 
@@ -42,7 +42,7 @@ class Concept:
     base_fingerprint: str
     domain_word_embedding: Tensor
     scale: float
-    encoder: ConceptEncoder
+    encoder: OffsetEncoder
     clip_features: Tensor
     static_embedding: Tensor
     domain_factors: dict[str, tuple[Tensor, Tensor]]

@@ -24,9 +24,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from .concept_encoder import ConceptEncoder
-from .domain_info import BackboneInfo, DomainInfo, DomainMismatchError, check_base
+from .concept_encoder import ConceptEncoder, OffsetEncoder
+from .domain_info import CLS_LAYERS, PATCH_TOKENS, BackboneInfo, DomainInfo, DomainMismatchError, check_base
 from .fingerprint import fingerprint
+from .patch_token_encoder import PatchTokenEncoder
 from .presets import TuningSettings
 from .weight_offsets import WeightOffsets
 
@@ -38,6 +39,7 @@ __all__ = [
     "DomainMismatchError",
     "check_base",
     "load_domain",
+    "new_encoder",
     "read_domain_info",
     "save_domain",
 ]
@@ -61,7 +63,7 @@ class Domain:
         backbone_state: the image backbone's weights, if ``info.backbone.weights_inside``.
     """
 
-    encoder: ConceptEncoder
+    encoder: OffsetEncoder
     offsets: WeightOffsets
     info: DomainInfo
     backbone_state: dict[str, Tensor] | None = None
@@ -72,7 +74,13 @@ class Domain:
         tensors: dict[str, Tensor] = {f"encoder.{key}": value for key, value in self.encoder.state_dict().items()}
         tensors |= {f"offsets.{key}": value for key, value in self.offsets.state_dict().items()}
         tensors |= {f"backbone.{key}": value for key, value in (self.backbone_state or {}).items()}
-        return fingerprint(tensors, json.dumps(_numbers_as_float(dataclasses.asdict(self.info)), sort_keys=True))
+        return fingerprint(tensors, json.dumps(_numbers_as_float(_described(self.info)), sort_keys=True))
+
+
+def new_encoder(info: DomainInfo, device: torch.device | str | None = None) -> OffsetEncoder:
+    """The encoder network of a domain's variant and widths; on the "meta" device shapes only."""
+    kind = {CLS_LAYERS: ConceptEncoder, PATCH_TOKENS: PatchTokenEncoder}[info.backbone.reading]
+    return kind(info.backbone.vectors, info.backbone.width, info.feature_width, info.context_width, device=device)
 
 
 def save_domain(path: str | os.PathLike[str], domain: Domain, dtype: torch.dtype = torch.float32) -> None:
@@ -106,7 +114,7 @@ def save_domain(path: str | os.PathLike[str], domain: Domain, dtype: torch.dtype
     metadata = {
         "e4t.format": FORMAT,
         "e4t.version": VERSION,
-        "e4t.info": json.dumps(dataclasses.asdict(domain.info), sort_keys=True),
+        "e4t.info": json.dumps(_described(domain.info), sort_keys=True),
         "modelspec.sai_model_spec": "1.0.0",
         "modelspec.title": f"E4T domain {domain.info.name}",
         "modelspec.architecture": f"{domain.info.base_family}/e4t-domain",
@@ -137,9 +145,7 @@ def load_domain(path: str | os.PathLike[str]) -> Domain:
     """
     path = Path(path)
     info, tensors = _read(path)
-    encoder = ConceptEncoder(
-        len(info.backbone.layers), info.backbone.width, info.feature_width, info.context_width, device="meta"
-    )
+    encoder = new_encoder(info, device="meta")
     offsets = WeightOffsets(info.projections, info.v_size, device="meta")
     expected = {f"encoder.{key}": value.shape for key, value in encoder.state_dict().items()}
     expected |= {f"offsets.{key}": value.shape for key, value in offsets.state_dict().items()}
@@ -166,6 +172,14 @@ def read_domain_info(path: str | os.PathLike[str]) -> DomainInfo:
         DomainFileError: as :func:`load_domain`, as far as it can be seen without them.
     """
     return _read(Path(path), only_info=True)[0]
+
+
+def _described(info: DomainInfo) -> dict[str, Any]:
+    """A domain's description as it is stored and hashed; files of the paper's variant do not name it."""
+    described = dataclasses.asdict(info)
+    if info.backbone.reading == CLS_LAYERS:
+        del described["backbone"]["reading"], described["backbone"]["tokens"]
+    return described
 
 
 def _numbers_as_float(value: Any) -> Any:

@@ -11,6 +11,9 @@ from .noise_schedule import PREDICTIONS
 from .presets import TuningSettings, templates_of
 
 BACKBONE_KINDS = ("open_clip", "comfy")
+# What is read from the backbone, and with it which encoder network reads on (see ``BackboneInfo.reading``).
+CLS_LAYERS, PATCH_TOKENS = "cls_layers", "patch_tokens"
+READINGS = (CLS_LAYERS, PATCH_TOKENS)
 BASE_FAMILIES = ("sd1", "sd2")
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -28,12 +31,17 @@ class BackboneInfo:
         kind: "open_clip" (built by open_clip_torch), or "comfy" (a stock CLIP_VISION model serves as well).
         architecture: an open_clip name ("ViT-H-14"), or a JSON object {"embed_dim": …, "vision_cfg": {…}}.
         pretrained: open_clip's tag of the weights ("laion2b_s32b_b79k"); empty where the domain file holds them.
-        layers: blocks whose [CLS] output is read, counted from 1, rising (ViT-H: 2, 4, … 32).
+        layers: blocks that are read, counted from 1, rising (ViT-H: 2, 4, … 32).
         width: width of a [CLS] vector (ViT-H: 1280).
         image_size: side of its square input in pixels.
         mean, std: per channel, of pixels in [0, 1].
         weights_inside: the domain file holds the weights, because they were trained for it or are tiny.
         sha256: hash of the weights file, where that is outside; may be empty.
+        reading: the variant of the encoder. "cls_layers" (the paper's): the [CLS] vector after each of ``layers``, for
+            :class:`~.concept_encoder.ConceptEncoder`. "patch_tokens" (converted domains): of the one block in ``layers``
+            the normalised [CLS] and every second patch token, for :class:`~.patch_token_encoder.PatchTokenEncoder`;
+            pictures are resized as that variant was trained.
+        tokens: how many vectors "patch_tokens" reads (ViT-H/14: 129); 0 for "cls_layers".
 
     Raises:
         ValueError: a value is out of range.
@@ -49,8 +57,24 @@ class BackboneInfo:
     std: tuple[float, float, float] = CLIP_STD
     weights_inside: bool = False
     sha256: str = ""
+    reading: str = CLS_LAYERS
+    tokens: int = 0
+
+    @property
+    def vectors(self) -> int:
+        """L, the number of vectors that a photo becomes."""
+        return self.tokens if self.reading == PATCH_TOKENS else len(self.layers)
 
     def __post_init__(self) -> None:
+        if self.reading not in READINGS:
+            raise ValueError(f"Backbone reading {self.reading!r} must be one of {', '.join(READINGS)}.")
+        if self.reading == PATCH_TOKENS and (self.tokens < 1 or len(self.layers) != 1):
+            raise ValueError(
+                f"Backbone reading {PATCH_TOKENS!r} needs one layer and at least 1 token, but layers are"
+                f" {self.layers!r} and tokens = {self.tokens!r}."
+            )
+        if self.reading == CLS_LAYERS and self.tokens != 0:
+            raise ValueError(f"Backbone tokens = {self.tokens!r} must be 0 for reading {CLS_LAYERS!r}.")
         if self.kind not in BACKBONE_KINDS:
             raise ValueError(f"Backbone kind {self.kind!r} must be one of {', '.join(BACKBONE_KINDS)}.")
         if not self.layers or list(self.layers) != sorted(set(self.layers)) or self.layers[0] < 1:

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .concept_encoder import ConceptEncoder
+from .concept_encoder import OffsetEncoder
 from .unet import TextEncoder, UNet
 
 
@@ -96,7 +96,7 @@ class LossParts:
 
 def predict_offset(
     unet: UNet,
-    encoder: ConceptEncoder,
+    encoder: OffsetEncoder,
     z: Tensor,
     t: Tensor,
     clip_features: Tensor,
@@ -116,7 +116,7 @@ def predict_offset(
 def diffusion_losses(
     unet: UNet,
     text: TextEncoder,
-    encoder: ConceptEncoder,
+    encoder: OffsetEncoder,
     *,
     latents: Tensor,
     clip_features: Tensor,

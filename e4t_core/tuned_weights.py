@@ -70,7 +70,9 @@ class TunedWeights:
                 continue
             before, after = base.float(), self._held.get(name, base).float()
             if name in now:
-                before, after = offset_weight(before, *self._before[name]), offset_weight(after, *now[name])
+                # What was learned is smaller than bfloat16's rounding of Δ, so autocast may not round it.
+                with torch.autocast("cpu", enabled=False):
+                    before, after = offset_weight(before, *self._before[name]), offset_weight(after, *now[name])
             difference = after - before
             if difference.any():
                 differences[name] = difference.cpu()

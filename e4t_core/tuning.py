@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from .concept import Concept
-from .concept_encoder import ConceptEncoder
+from .concept_encoder import OffsetEncoder
 from .domain import Domain
 from .domain_info import check_base
 from .fingerprint import fingerprint
@@ -323,9 +323,8 @@ def _chunks(count: int, size: int) -> Iterator[range]:
         yield range(start, min(start + size, count))
 
 
-def _copy_encoder(encoder: ConceptEncoder, device: torch.device, trains: bool) -> ConceptEncoder:
-    copy = ConceptEncoder(encoder.layers, encoder.clip_width, encoder.feature_width, encoder.word_width, device="meta")
-    return _fill(copy, encoder, device, trains)
+def _copy_encoder(encoder: OffsetEncoder, device: torch.device, trains: bool) -> OffsetEncoder:
+    return _fill(encoder.blank(), encoder, device, trains)
 
 
 def _copy_offsets(offsets: WeightOffsets, device: torch.device, trains: bool) -> WeightOffsets:

@@ -115,8 +115,11 @@ class WeightOffsets(nn.Module):
         return {name: self.apply(name, weights[name]) for name in self.shapes}
 
     def collapse(self) -> dict[str, tuple[Tensor, Tensor]]:
-        """All P and Q, detached: what is needed once training is over (SD 1.5: 448,128 numbers)."""
-        with torch.no_grad():
+        """All P and Q, detached: what is needed once training is over (SD 1.5: 448,128 numbers).
+
+        They are float32 also where a CPU trains under autocast: rounded to bfloat16 they would not be the domain's.
+        """
+        with torch.no_grad(), torch.autocast("cpu", enabled=False):
             return {name: (p.detach(), q.detach()) for name, (p, q) in self._all_factors()}
 
     def _all_factors(self) -> Iterator[tuple[str, tuple[Tensor, Tensor]]]:

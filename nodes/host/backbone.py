@@ -1,4 +1,4 @@
-"""[CLS] features of the photo: from the domain file's own backbone (open_clip), or from a stock CLIP_VISION model."""
+"""CLIP features of the photo: from the domain file's own backbone (open_clip), or from a stock CLIP_VISION model."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ import comfy.model_management
 import torch
 from torch import Tensor
 
-from ...e4t_core.clip_backbone import BackboneError, ClipBackbone, backbone_source, normalise
+from ...e4t_core.clip_backbone import BackboneError, ClipBackbone, backbone_source, normalise, read_vectors
 from ...e4t_core.domain import Domain
 from ...e4t_core.domain_info import BackboneInfo
 from .text_encoder import unload
 
 
 def image_features(domain: Domain, clip_vision: comfy.clip_vision.ClipVisionModel | None, images: Tensor) -> Tensor:
-    """[CLS] vectors ``(n, L, C)`` float32 on the CPU, after the blocks that the domain reads.
+    """The vectors ``(n, L, C)``, float32 on the CPU, that the domain reads.
 
     Computed in half precision where ComfyUI does so on this device; the backbone leaves the device afterwards.
 
@@ -62,8 +62,9 @@ def stock_features(info: BackboneInfo, clip_vision: comfy.clip_vision.ClipVision
     try:
         with torch.no_grad():
             # Every block's output, before the final norm: (n, blocks, tokens, width).
-            blocks = clip_vision.model.vision_model(pixel_values=pixels, intermediate_output="all")[1]
-            return torch.stack([blocks[:, number - 1, 0] for number in info.layers], dim=1).float().cpu()
+            vision = clip_vision.model.vision_model
+            blocks = vision(pixel_values=pixels, intermediate_output="all")[1]
+            return read_vectors(info, lambda number: blocks[:, number - 1], vision.post_layernorm).float().cpu()
     finally:
         unload(clip_vision.patcher)
 

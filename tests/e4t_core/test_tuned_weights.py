@@ -89,3 +89,18 @@ def test_half_precision_bases_get_float32_masters_and_differences() -> None:
         weights.parameters[0].view(-1)[0] += 1e-6
     (difference,) = weights.differences().values()
     assert difference.dtype == torch.float32 and difference.abs().max() == pytest.approx(1e-6, rel=0.1)
+
+
+def test_differences_are_not_rounded_where_a_cpu_tunes_under_autocast() -> None:
+    def tuned() -> TunedWeights:
+        private = offsets(True)
+        weights = TunedWeights(BASE, private, train_offsets=True, train_unet=False)
+        for parameter in private.parameters():
+            parameter.data += 1e-4
+        return weights
+
+    plain = tuned().differences()
+    with torch.autocast("cpu", torch.bfloat16):
+        rounded = tuned().differences()
+    assert plain.keys() == rounded.keys() == PROJECTIONS.keys()
+    assert all(torch.equal(plain[name], rounded[name]) for name in plain)

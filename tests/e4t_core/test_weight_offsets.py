@@ -113,3 +113,13 @@ def test_names_are_checked() -> None:
         WeightOffsets({"to_q": (3, 2)})
     with pytest.raises(KeyError, match="other"):
         WeightOffsets({NAME: (3, 2)}).factors("other.weight")
+
+
+def test_collapsed_factors_are_not_rounded_where_a_cpu_trains_under_autocast() -> None:
+    offsets = offsets_of((40, 30)).float()
+    p, q = offsets.collapse()[NAME]
+    with torch.autocast("cpu", torch.bfloat16):
+        rounded, _ = offsets.factors(NAME)
+        same_p, same_q = offsets.collapse()[NAME]
+    assert not torch.equal(rounded, p), "autocast rounds nothing here, so this test is blind"
+    assert torch.equal(same_p, p) and torch.equal(same_q, q)

@@ -1,0 +1,175 @@
+"""From the peer's directory to our domain."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from e4t_core.clip_backbone import build_vision_tower
+from e4t_core.domain import BackboneInfo, Domain, DomainInfo
+from e4t_core.domain_info import PATCH_TOKENS
+from e4t_core.presets import PRESETS
+
+from .peer_directory import PeerDirectory, context_width
+from .peer_tensors import PeerFileError
+
+BACKBONES = ("auto", "stock", "inside")
+SD2_WIDTH = 1024
+# The one architecture whose shapes are known where encoder.pt brings no backbone: (blocks, image size, width, tokens).
+VIT_H = ("ViT-H-14", (32, 224, 1280, 129))
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a person may decide; an empty text leaves it to the directory.
+
+    Attributes:
+        name: the domain's name; else the directory's.
+        word: the domain word.
+        templates: our template set, "neutral" or "style".
+        preset: of tuning, one of ``presets.PRESETS``.
+        prediction: "epsilon" or "v", the base's.
+        architecture: the backbone's, an open_clip name or JSON.
+        backbone: "stock", "inside", or "auto" (inside only if it was trained).
+        half: store everything in float16.
+        licence: of weights and data.
+    """
+
+    name: str = ""
+    word: str = ""
+    templates: str = ""
+    preset: str = ""
+    prediction: str = ""
+    architecture: str = ""
+    backbone: str = "auto"
+    half: bool = False
+    licence: str = ""
+
+
+def to_domain(source: PeerDirectory, options: Options = Options()) -> tuple[Domain, tuple[str, ...]]:
+    """The domain, and sentences on what was assumed.
+
+    Raises:
+        PeerFileError: the backbone should be inside, but the directory has none, or its shapes are unknown.
+        BackboneError: open_clip is missing or cannot build the backbone that should be inside.
+        ValueError: an option has a value that does not exist.
+    """
+    config, notes = source.config, list(source.config.notes)
+    context = context_width(source.offsets)
+    family = "sd2" if context == SD2_WIDTH else "sd1"
+    word = options.word or config.word
+    templates = options.templates or ("style" if config.template == "art" or word == "art" else "neutral")
+    if not options.templates:
+        notes.append(f"Its prompt template {config.template!r} becomes our set {templates!r}.")
+    preset = options.preset or (word if word in ("face", "cat", "art") else "art" if templates == "style" else "face")
+    if preset not in PRESETS:
+        raise ValueError(f"Preset {preset!r} is unknown: it must be one of {', '.join(sorted(PRESETS))}.")
+    prediction = options.prediction or ("v" if family == "sd2" and not config.base.endswith("-base") else "epsilon")
+    backbone = _backbone(source, options, notes)
+    info = DomainInfo(
+        name=options.name or source.path.resolve().name,
+        word=word,
+        base_family=family,
+        prediction=prediction,
+        context_width=context,
+        feature_width=source.encoder.network.feature_width,
+        projections=source.offsets.shapes,
+        backbone=backbone,
+        scale=config.scale,
+        templates=templates,
+        preset=PRESETS[preset],
+        image_size=config.resolution,
+        v_size=source.offsets.v_size,
+        training={
+            "converted_from": "mkshing/e4t-diffusion",
+            "tuned_to_one_photo": config.tuned,
+            "base_model": config.base,
+            "placeholder_token": config.placeholder,
+            "prompt_template": config.template,
+            **config.training,
+        },
+        licence=options.licence,
+        step=_steps(source),
+    )
+    state = None
+    if backbone.weights_inside and source.encoder.tower is not None:
+        dtype = torch.float16 if options.half else torch.float32
+        state = {key: value.to(dtype) for key, value in source.encoder.tower.state.items()}
+    return Domain(source.encoder.network, source.offsets, info, state), tuple(notes)
+
+
+def _steps(source: PeerDirectory) -> int:
+    steps = source.config.training.get("max_train_steps", 0)
+    return steps if isinstance(steps, int) and steps > 0 else 0
+
+
+def _backbone(source: PeerDirectory, options: Options, notes: list[str]) -> BackboneInfo:
+    config, encoder = source.config, source.encoder
+    architecture = options.architecture or config.architecture
+    if options.backbone not in BACKBONES:
+        raise ValueError(f"Backbone {options.backbone!r} must be one of {', '.join(BACKBONES)}.")
+    file = source.path / "encoder.pt"
+    inside = options.backbone == "inside" or (options.backbone == "auto" and config.tower_trained)
+    if inside and encoder.tower is None:
+        if options.backbone == "inside":
+            raise PeerFileError(
+                f"File {file} holds no image backbone (clip_vision.*) that could be put inside: convert with --backbone"
+                " stock."
+            )
+        notes.append(
+            "Its image backbone was trained, but is not in encoder.pt: like its own loader, the stock one is read."
+        )
+        inside = False
+    if config.tower_trained and encoder.tower is not None:
+        notes.append(
+            "Its image backbone was trained along (unfreeze_clip_vision), so no stock file has its weights: they"
+            f" {'go into the domain file' if inside else 'are left out all the same, and results will differ'}."
+        )
+    blocks, image_size, width, tokens = _shapes(source, architecture)
+    info = BackboneInfo(
+        kind="open_clip",
+        architecture=architecture,
+        layers=(blocks,),
+        width=width,
+        image_size=image_size,
+        pretrained="" if inside else config.pretrained,
+        weights_inside=inside,
+        reading=PATCH_TOKENS,
+        tokens=tokens,
+    )
+    if inside:
+        _check_architecture(source, info)
+    return info
+
+
+def _shapes(source: PeerDirectory, architecture: str) -> tuple[int, int, int, int]:
+    """Blocks, image size, width and tokens of the backbone."""
+    tower, network = source.encoder.tower, source.encoder.network
+    if tower is not None:
+        return tower.blocks, tower.image_size, tower.width, tower.tokens
+    name, shapes = VIT_H
+    if architecture != name or (network.clip_width, network.layers) != shapes[2:]:
+        raise PeerFileError(
+            f"File {source.path / 'encoder.pt'} holds no image backbone, and {network.layers} tokens of width"
+            f" {network.clip_width} are not those of {name}: the shapes of {architecture!r} are not known, so name a"
+            " directory whose encoder.pt has clip_vision.*."
+        )
+    return shapes
+
+
+def _check_architecture(source: PeerDirectory, info: BackboneInfo) -> None:
+    """That the named architecture has the shapes of the weights that go inside."""
+    assert source.encoder.tower is not None
+    with torch.device("meta"):
+        built = {
+            key: tuple(value.shape) for key, value in build_vision_tower(info).state_dict().items() if key != "proj"
+        }
+    held = {key: tuple(value.shape) for key, value in source.encoder.tower.state.items()}
+    wrong = sorted(key for key in built.keys() | held.keys() if built.get(key) != held.get(key))
+    if wrong:
+        raise PeerFileError(
+            f"The image backbone in {source.path / 'encoder.pt'} is not {info.architecture} ({wrong[0]} is"
+            f" {held.get(wrong[0], 'missing')} in place of {built.get(wrong[0], 'missing')}): name its architecture with"
+            " --architecture."
+        )
