@@ -208,7 +208,8 @@ class ClipBackbone:
         self.info = info
         # Shapes only: a large tower is not held twice, and no first weights are drawn from the global stream.
         with torch.device("meta"):
-            tower = build_vision_tower(info)
+            # Frozen at once: ComfyUI's nodes run in inference mode, where no tensor may start to require gradients.
+            tower = build_vision_tower(info).requires_grad_(False)
         if info.reading == PATCH_TOKENS:
             # Their files hold no projection: tokens are read before it.
             tower.proj = None  # type: ignore[assignment]
@@ -219,7 +220,7 @@ class ClipBackbone:
                 f"The weights given for the image backbone {info.architecture!r} do not fit it"
                 f" ({' '.join(str(error).split())[:300]}): use the file this domain names."
             ) from error
-        self.tower = tower.eval().requires_grad_(False)
+        self.tower = tower.eval()
 
     def cls_features(self, images: Tensor) -> Tensor:
         """The vectors ``(B, L, C)`` that the domain reads (:func:`read_vectors`), of images ``(B, 3, H, W)`` in [0, 1].
