@@ -14,7 +14,7 @@ from torch import Tensor
 
 from e4t_core.weight_offsets import WeightOffsets
 
-from .peer_tensors import ADVICE, PeerFileError, check_finite, check_keys, check_tensors, size
+from .peer_tensors import ADVICE, PeerFileError, Shape, check_finite, check_keys, check_tensors, size
 
 OURS = {"linear1": "u", "linear2": "y", "linear_column": "column", "linear_row": "row"}
 LEAVES = ("v", *(f"{layer}.{part}" for layer in OURS for part in ("weight", "bias")))
@@ -38,7 +38,8 @@ def read_offsets(path: Path, tensors: Mapping[str, Tensor]) -> WeightOffsets:
     matrices = [f"{block}.attn{number}.wo_{part}" for block in blocks for number in (1, 2) for part in "qkv"]
     check_keys(path, tensors, {f"{matrix}.{leaf}" for matrix in matrices for leaf in LEAVES})
     v_size = size(path, tensors, f"{matrices[0]}.v")
-    expected, shapes = {}, {}
+    expected: dict[str, Shape] = {}
+    shapes: dict[str, tuple[int, int]] = {}
     for matrix in matrices:
         n, m = size(path, tensors, f"{matrix}.linear1.bias"), size(path, tensors, f"{matrix}.linear2.bias")
         shapes[_canonical(matrix)] = (m, n)
