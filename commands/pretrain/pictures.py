@@ -63,7 +63,9 @@ def open_rgb(encoded: bytes) -> Image.Image:
         if image.mode.startswith("I"):
             image = Image.fromarray((np.asarray(image).clip(0, 65535) / 257).round().astype(np.uint8))
         return image if image.mode == "RGB" else image.convert("RGB")
-    except Exception as error:  # Pillow's decoders raise whatever their parsers meet: OSError, SyntaxError, struct.error …
+    except (
+        Exception
+    ) as error:  # Pillow's decoders raise whatever their parsers meet: OSError, SyntaxError, struct.error …
         raise ValueError(f"{type(error).__name__}: {error}") from error
 
 

@@ -83,7 +83,7 @@ def scan_shard(path: Path) -> ShardIndex:
             # tarfile takes a damaged header for the end; a true end is a block of zeros.
             cut = cut or file.read(BLOCK) != bytes(BLOCK)
     except (tarfile.TarError, OSError) as error:
-        if path.suffix == ".tar" and not keys and length:
+        if length and not keys:
             raise DataError(f"Shard {path} could not be read as a tar file ({error}): make it again.") from error
         cut = True
     return ShardIndex(tuple(keys), np.array(places, dtype=np.int64).reshape(-1, 2), cut)
@@ -141,7 +141,9 @@ class ShardSource(EncodedSource):
         for shard in manifest["shards"]:
             path = self.folder / shard["name"]
             if not path.is_file():
-                raise DataError(f"Shard {path} is in the manifest but not in its folder: copy it there, or run prepare.")
+                raise DataError(
+                    f"Shard {path} is in the manifest but not in its folder: copy it there, or run prepare."
+                )
             if path.stat().st_size != shard["bytes"]:
                 log.warning(
                     "Shard %s has %d bytes, its manifest says %d: what is missing of it counts as corrupt.",
