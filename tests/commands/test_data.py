@@ -1,6 +1,7 @@
 """Training data in every layout: the same order for any number of readers, exact resume, corrupt samples."""
 
 import logging
+from itertools import chain
 from pathlib import Path
 
 import pytest
@@ -59,9 +60,10 @@ def test_the_processes_of_a_run_share_out_the_order_of_one(tmp_path: Path) -> No
     sources = [open_layout("shards", tmp_path / "s"), open_layout("folder", tmp_path / "f")]
     data = TrainingData(sources, [0.7, 0.3], SIZE, SEED)
     alone = [numbers(batch.images) for batch in run(data, 3)]
-    steps = [sum(alone[step * 4 : step * 4 + 4], []) for step in range(3)]
+    steps = [list(chain.from_iterable(alone[step * 4 : step * 4 + 4])) for step in range(3)]
     shares = [[numbers(b.images) for b in run(data, 3, process=r, processes=2, workers=r)] for r in range(2)]
-    together = [sum((sum(share[step * 2 : step * 2 + 2], []) for share in shares), []) for step in range(3)]
+    pairs = [[batch for share in shares for batch in share[step * 2 : step * 2 + 2]] for step in range(3)]
+    together = [list(chain.from_iterable(pair)) for pair in pairs]
     assert together == steps
 
 
@@ -98,7 +100,7 @@ def test_a_corrupt_picture_is_replaced_counted_once_and_named(tmp_path: Path, ca
     assert len(count.found) == 1
     assert "01/00017.png" in caplog.text
     repeated = [numbers(batch.images) for batch in run(data, 30)]
-    assert sum(repeated, []) == seen
+    assert list(chain.from_iterable(repeated)) == seen
 
 
 def test_more_than_one_percent_corrupt_stops_the_run(tmp_path: Path) -> None:
