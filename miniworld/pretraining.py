@@ -20,7 +20,7 @@ from .renderer import SIZE, render
 from .train_domain import CHUNK, concept_scene, load_backbone, subject_masks, training_identities, widen_domain
 from .training_unet import TrainingText, TrainingUNet
 
-__all__ = ["MiniBase", "Photo", "TrainingPhotos", "load_backbone", "load_base"]
+__all__ = ["MiniBase", "MiniVae", "Photo", "TrainingPhotos", "load_backbone", "load_base"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,28 +76,39 @@ def _contents(domain: str, seed: int, chunk: int) -> Sequence[tuple[Identity, Sc
     return [(identity, concept_scene(rng)) for identity in identities]
 
 
-@dataclass(frozen=True, eq=False)
-class MiniBase:
-    """The mini world's narrow base model.
+class MiniVae:
+    """The mini world's autoencoder in the terms that a base for pre-training has: images in [-1, 1]."""
 
-    Attributes:
-        unet, text: the core's protocols.
-        vae: the autoencoder.
-    """
-
-    unet: TrainingUNet
-    text: TrainingText
-    vae: Autoencoder
+    def __init__(self, network: Autoencoder) -> None:
+        self.network = network
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
-        """Images ``(B, 3, 128, 128)`` in [0, 1] -> latents ``(B, 4, 16, 16)`` in the UNet's scale."""
-        return self.vae.to_unet(self.vae.encode(images))
+        """Images ``(B, 3, 128, 128)`` in [-1, 1] -> latents ``(B, 4, 16, 16)`` in the UNet's scale."""
+        return self.network.to_unet(self.network.encode((images + 1) / 2)).float()
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
-        """Latents ``(B, 4, 16, 16)`` -> images ``(B, 3, 128, 128)`` in [0, 1]."""
-        return self.vae.decode(self.vae.from_unet(latents)).float().clamp(0, 1)
+        """Latents ``(B, 4, 16, 16)`` -> images ``(B, 3, 128, 128)`` in [-1, 1]."""
+        return self.network.decode(self.network.from_unet(latents)).float().clamp(0, 1) * 2 - 1
+
+
+@dataclass(frozen=True, eq=False)
+class MiniBase:
+    """The mini world's narrow base model, frozen.
+
+    Attributes:
+        name: of the base.
+        family: whose checkpoint layout the widened base has.
+        unet, text: the core's protocols.
+        vae: photos to latents and back.
+    """
+
+    name: str
+    family: str
+    unet: TrainingUNet
+    text: TrainingText
+    vae: MiniVae
 
     def finish(self, encoder: ConceptEncoder, offsets: WeightOffsets) -> tuple[ConceptEncoder, WeightOffsets]:
         """What was trained on this base, made fit for the 320-channel base that ComfyUI loads."""
@@ -110,4 +121,4 @@ def load_base() -> MiniBase:
     Raises:
         MissingWeightsError: they have not been trained.
     """
-    return MiniBase(TrainingUNet(load_unet()), TrainingText(load_text()), load_vae())
+    return MiniBase("miniworld", "sd1", TrainingUNet(load_unet()), TrainingText(load_text()), MiniVae(load_vae()))
