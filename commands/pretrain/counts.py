@@ -118,7 +118,7 @@ def _positions(name: str, levels: int, latent: tuple[int, int]) -> tuple[int, in
         level = levels - 1 - int(name.split(".")[1]) - bool(UPSAMPLERS.search(name))
     else:
         level = 0
-    height, width = (-(-side >> 0) if level == 0 else -(-side // 2**level) for side in latent)
+    height, width = (-(-side // 2**level) for side in latent)
     whole = height * width
     if name.startswith(("time_embedding.", "class_embedding.")) or ".time_emb_proj." in name:
         return 1, whole

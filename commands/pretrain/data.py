@@ -13,6 +13,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,9 +21,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from .config import Config
 from .order import EpochOrder, Mix, hash64
 from .pictures import CorruptSample, DataError, Picture
-from .sources import Source
+from .sources import Source, open_source
 
 log = logging.getLogger(__name__)
 ATTEMPTS = 100
@@ -126,6 +128,25 @@ class TrainingData(Dataset[Sample]):
             f"{ATTEMPTS} samples in a row of data source {source + 1} could not be read, the last was"
             f" {corrupt[-1][1]}: prepare the data again."
         )
+
+
+def open_data(config: Config) -> TrainingData:
+    """The training data of a config.
+
+    Raises:
+        DataError: a source is missing, empty or of another kind, or its factory refuses its options.
+    """
+    sources: list[Source] = []
+    for entry in config.data.sources:
+        place = {"window": entry.window, "column": entry.column, "factory": entry.factory, "options": entry.options}
+        try:
+            sources.append(open_source(entry.kind, Path(entry.path), **place))
+        except DataError:
+            raise
+        except (TypeError, ValueError) as error:
+            raise DataError(f"Data source {entry.factory} refuses its options {entry.options}: {error}") from error
+    weights = [entry.weight for entry in config.data.sources]
+    return TrainingData(sources, weights, config.domain.image_size, config.training.seed)
 
 
 class Collect:

@@ -20,12 +20,11 @@ from tqdm import tqdm
 
 from .config import Config, ConfigError
 from .config_file import load_config
-from .data import TrainingData
+from .data import TrainingData, open_data
 from .estimate import Estimate, estimate, measured_speed
 from .header import HeaderError
 from .model_files import BackboneCounts, BaseCounts, check_backbone, check_base
 from .pictures import CorruptSample, DataError
-from .sources import Source, open_source
 
 log = logging.getLogger(__name__)
 PROBES = 32
@@ -45,34 +44,6 @@ class Findings:
     base: BaseCounts | None = None
     backbone: BackboneCounts | None = None
     estimate: Estimate | None = None
-
-
-def open_data(config: Config) -> TrainingData:
-    """The training data of a config.
-
-    Raises:
-        DataError: a source is missing, empty or of another kind.
-    """
-    sources: list[Source] = []
-    for entry in config.data.sources:
-        try:
-            sources.append(
-                open_source(
-                    entry.kind,
-                    Path(entry.path),
-                    window=entry.window,
-                    column=entry.column,
-                    factory=entry.factory,
-                    options=entry.options,
-                )
-            )
-        except (TypeError, ValueError) as error:
-            if isinstance(error, DataError):
-                raise
-            raise DataError(f"Data source {entry.factory} refuses its options {entry.options}: {error}") from error
-    return TrainingData(
-        sources, [s.weight for s in config.data.sources], config.domain.image_size, config.training.seed
-    )
 
 
 def validate(config: Config, processes: int = 1) -> Findings:
