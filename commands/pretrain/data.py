@@ -138,7 +138,12 @@ def open_data(config: Config) -> TrainingData:
     """
     sources: list[Source] = []
     for entry in config.data.sources:
-        place = {"window": entry.window, "column": entry.column, "factory": entry.factory, "options": entry.options}
+        place: dict[str, Any] = {
+            "window": entry.window,
+            "column": entry.column,
+            "factory": entry.factory,
+            "options": entry.options,
+        }
         try:
             sources.append(open_source(entry.kind, Path(entry.path), **place))
         except DataError:
@@ -197,7 +202,7 @@ def make_loader(
     """
     return DataLoader(
         data,
-        batch_sampler=batches,  # type: ignore[arg-type]  # any iterable of index lists will do
+        batch_sampler=batches,
         num_workers=workers,
         collate_fn=Collect(),
         prefetch_factor=prefetch if workers else None,

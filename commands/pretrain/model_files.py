@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from e4t_core.canonical_names import canonical_names
 
@@ -62,8 +62,8 @@ def check_base(settings: BaseSettings, image: int) -> BaseCounts:
     """
     if settings.kind == "python":
         base = from_factory(settings.factory)()
-        unet = {name: tuple(weight.shape) for name, weight in base.unet.parameters().items()}
-        text, vae = ({name: tuple(p.shape) for name, p in _module(part).items()} for part in (base.text, base.vae))
+        unet: Shapes = {name: tuple(weight.shape) for name, weight in base.unet.parameters().items()}
+        text, vae = _module(base.text), _module(base.vae)
     elif settings.kind == "checkpoint":
         unet, text, vae = _single_file(Path(settings.path))
     else:
@@ -92,10 +92,10 @@ def check_base(settings: BaseSettings, image: int) -> BaseCounts:
     )
 
 
-def _module(part: object) -> Mapping[str, object]:
-    """The parameters of a wrapped network, whichever attribute it hangs on."""
+def _module(part: Any) -> Shapes:
+    """The shapes of a wrapped network's parameters, whichever attribute it hangs on."""
     network = getattr(part, "network", None) or getattr(part, "model", None)
-    return dict(network.named_parameters()) if network is not None else {}
+    return {} if network is None else {name: tuple(weight.shape) for name, weight in network.named_parameters()}
 
 
 def _single_file(path: Path) -> tuple[Shapes, Shapes, Shapes]:

@@ -57,7 +57,7 @@ def open_rgb(encoded: bytes) -> Image.Image:
         with warnings.catch_warnings():
             # Scanned paintings are large; the error at twice that size stays.
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            image = Image.open(io.BytesIO(encoded))
+            image: Image.Image = Image.open(io.BytesIO(encoded))
             image.load()
         ImageOps.exif_transpose(image, in_place=True)
         if image.mode.startswith("I"):
