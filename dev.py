@@ -83,7 +83,7 @@ def test(arguments: list[str]) -> int:
     checks = {
         "ruff check": ("-m", "ruff", "check", "."),
         "ruff format": ("-m", "ruff", "format", "--check", "."),
-        "mypy": ("-m", "mypy", "e4t_core"),
+        "mypy": ("-m", "mypy"),
         "pytest": ("-m", "pytest", "--import-mode=importlib", *(arguments or ["tests"])),
     }
     failed = []

@@ -1,0 +1,327 @@
+"""The settings of a pre-training run: what each means, its default, its range.
+
+A config file is TOML with these sections (``config_file`` reads it); the shipped ones in ``configs`` say line by line
+where a number comes from.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+from e4t_core.domain_info import BASE_FAMILIES
+from e4t_core.noise_schedule import PREDICTIONS
+from e4t_core.presets import PRESETS, TEMPLATES
+
+SOURCE_KINDS = ("folder", "shards", "parquet", "python")
+BASE_KINDS = ("diffusers", "checkpoint", "python")
+BACKBONE_KINDS = ("open_clip", "python")
+PRECISIONS = ("fp32", "bf16", "fp16")
+
+
+class ConfigError(ValueError):
+    """A setting that cannot be used; the message is one sentence that names the setting and its range."""
+
+
+def _number(
+    default: Any = dataclasses.MISSING,
+    *,
+    least: float | None = None,
+    above: float | None = None,
+    most: float | None = None,
+    below: float | None = None,
+) -> Any:
+    return field(default=default, metadata={"least": least, "above": above, "most": most, "below": below})
+
+
+def _choice(choices: tuple[str, ...], default: Any = dataclasses.MISSING) -> Any:
+    return field(default=default, metadata={"choices": choices})
+
+
+def _text(default: Any = dataclasses.MISSING) -> Any:
+    """A text that may not be empty."""
+    return field(default=default, metadata={"filled": True})
+
+
+def check(section: str, settings: Any) -> None:
+    """Check every field of a section against its range.
+
+    Raises:
+        ConfigError: the first that is out of it.
+    """
+    for item in dataclasses.fields(settings):
+        value, rules, name = getattr(settings, item.name), item.metadata, f"{section}.{item.name}"
+        for part in value if isinstance(value, tuple) else (value,):
+            if isinstance(part, float) and not math.isfinite(part):
+                raise ConfigError(f"{name} = {part} must be a finite number.")
+            if rules.get("least") is not None and part < rules["least"]:
+                raise ConfigError(f"{name} = {part} must be at least {rules['least']:g}.")
+            if rules.get("above") is not None and part <= rules["above"]:
+                raise ConfigError(f"{name} = {part} must be greater than {rules['above']:g}.")
+            if rules.get("most") is not None and part > rules["most"]:
+                raise ConfigError(f"{name} = {part} must be at most {rules['most']:g}.")
+            if rules.get("below") is not None and part >= rules["below"]:
+                raise ConfigError(f"{name} = {part} must be less than {rules['below']:g}.")
+        if rules.get("filled") and not value:
+            raise ConfigError(f"{name} is empty: give it a value.")
+        if "choices" in rules and value not in rules["choices"]:
+            raise ConfigError(f"{name} = {value!r} must be one of {', '.join(rules['choices'])}.")
+
+
+@dataclass(frozen=True)
+class DomainSettings:
+    """What the domain is.
+
+    Attributes:
+        name: of the domain file.
+        word: the coarse descriptor, one token of the base's text encoder ("face").
+        templates: set of prompt templates ("neutral", "style", "mini").
+        scale: s in ``e_c = e_d + s·E``; above 0. SD 1.x: 0.1; else 0.26 times the length of the word's embedding.
+        preset: settings of one-shot tuning that the domain file recommends.
+        image_size: side of the training pictures in pixels, a multiple of 8.
+        crop_margin: room that tuning leaves around a face's box, as a share of its longer side; at least 0.
+        v_size: length of the offsets' learned constant; at least 1.
+        licence: of data and weights, as it shall stand in the domain file.
+    """
+
+    name: str = _text()
+    word: str = _text()
+    templates: str = _choice(tuple(TEMPLATES), "neutral")
+    scale: float = _number(0.1, above=0)
+    preset: str = _choice(tuple(PRESETS), "face")
+    image_size: int = _number(512, least=64, most=4096)
+    crop_margin: float = _number(0.25, least=0)
+    v_size: int = _number(1, least=1)
+    licence: str = _text("unknown")
+
+    def __post_init__(self) -> None:
+        check("domain", self)
+        if self.image_size % 8:
+            raise ConfigError(f"domain.image_size = {self.image_size} must be a multiple of 8, the autoencoder's step.")
+
+
+@dataclass(frozen=True)
+class BaseSettings:
+    """The frozen base model.
+
+    Attributes:
+        kind: "diffusers" (a folder), "checkpoint" (one .safetensors file), or "python" (what a factory returns).
+        path: of the folder or file.
+        factory: "package.module:function", for kind "python".
+        family: "sd1" or "sd2".
+        prediction: "epsilon" or "v".
+    """
+
+    kind: str = _choice(BASE_KINDS)
+    path: str = ""
+    factory: str = ""
+    family: str = _choice(BASE_FAMILIES, "sd1")
+    prediction: str = _choice(tuple(PREDICTIONS), "epsilon")
+
+    def __post_init__(self) -> None:
+        check("base", self)
+        _place("base", self.kind, self.path, self.factory)
+
+
+@dataclass(frozen=True)
+class BackboneSettings:
+    """The frozen image backbone.
+
+    Attributes:
+        kind: "open_clip" (architecture by name, weights from a file), or "python" (what a factory returns).
+        path: of the weights, a safetensors file of the vision tower or of the whole open_clip model.
+        factory: "package.module:function", for kind "python".
+        architecture, pretrained: open_clip's names of network and weights.
+        layers: blocks whose [CLS] vector is read, counted from 1, rising.
+        width: of a [CLS] vector.
+        image_size: side of the backbone's input in pixels.
+    """
+
+    kind: str = _choice(BACKBONE_KINDS)
+    path: str = ""
+    factory: str = ""
+    architecture: str = _text("ViT-H-14")
+    pretrained: str = "laion2b_s32b_b79k"
+    layers: tuple[int, ...] = _number(tuple(range(2, 33, 2)), least=1)
+    width: int = _number(1280, least=1)
+    image_size: int = _number(224, least=1)
+
+    def __post_init__(self) -> None:
+        check("backbone", self)
+        _place("backbone", self.kind, self.path, self.factory)
+        if not self.layers or list(self.layers) != sorted(set(self.layers)):
+            raise ConfigError(f"backbone.layers = {list(self.layers)} must be rising numbers of blocks.")
+
+
+@dataclass(frozen=True)
+class TrainingSettings:
+    """The optimisation.
+
+    Attributes:
+        seed: decides every sample, noise, timestep and template of the run.
+        steps: optimiser steps.
+        batch: samples per optimiser step, over all processes.
+        micro_batch: how many of them pass the UNet at once in a process; changes memory and time, not the result.
+        learning_rate_per_sample: times ``batch`` is AdamW's learning rate (the paper: 1e-6).
+        regularization: λ, the weight of ``mean ‖E‖²``; at least 0.
+        warmup: steps over which the learning rate rises from 0.
+        decay: share of the steps, at the end, over which it falls to 0; 0 keeps it constant.
+        weight_decay, betas, eps: of AdamW.
+        clip: largest norm of all gradients together; 0 does not clip.
+        ema: decay of the averaged weights that the domain file gets; 0 takes the last weights.
+        first_answer: factor on the first weights of the encoder's last layer, above 0; below 1, an untrained encoder drowns the
+            domain word less.
+        train_encoder, train_offsets: what is trained; what is not keeps its first weights.
+        use_mask: weight the diffusion loss by the source's masks.
+        stop_feature_gradient: no gradients through the UNet's feature pass (an ablation).
+        precision: "fp32", "bf16" or "fp16" of the frozen networks and of autocast; what is trained stays fp32.
+        gradient_checkpointing: compute the UNet's activations twice instead of keeping them.
+    """
+
+    seed: int = _number(0, least=0)
+    steps: int = _number(30000, least=1)
+    batch: int = _number(16, least=1)
+    micro_batch: int = _number(4, least=1)
+    learning_rate_per_sample: float = _number(1e-6, above=0, most=1)
+    regularization: float = _number(0.01, least=0)
+    warmup: int = _number(0, least=0)
+    decay: float = _number(0.0, least=0, most=1)
+    weight_decay: float = _number(0.01, least=0)
+    betas: tuple[float, ...] = _number((0.9, 0.999), least=0, below=1)
+    eps: float = _number(1e-8, above=0)
+    clip: float = _number(0.0, least=0)
+    ema: float = _number(0.0, least=0, below=1)
+    first_answer: float = _number(1.0, above=0)
+    train_encoder: bool = True
+    train_offsets: bool = True
+    use_mask: bool = False
+    stop_feature_gradient: bool = False
+    precision: str = _choice(PRECISIONS, "bf16")
+    gradient_checkpointing: bool = True
+
+    def __post_init__(self) -> None:
+        check("training", self)
+        if self.micro_batch > self.batch:
+            raise ConfigError(
+                f"training.micro_batch = {self.micro_batch} is larger than training.batch = {self.batch}: lower it."
+            )
+        if len(self.betas) != 2:
+            raise ConfigError(f"training.betas = {list(self.betas)} must be two numbers.")
+        if not (self.train_encoder or self.train_offsets):
+            raise ConfigError("training.train_encoder and training.train_offsets are both false: nothing would train.")
+
+    @property
+    def learning_rate(self) -> float:
+        """AdamW's: ``learning_rate_per_sample * batch``."""
+        return self.learning_rate_per_sample * self.batch
+
+    def rate(self, step: int) -> float:
+        """The learning rate of a step, counted from 0: rises over ``warmup``, falls over the last ``decay``."""
+        ending = max(1, int(self.steps * self.decay))
+        falling = max(0.0, (self.steps - step) / ending) if self.decay else 1.0
+        return self.learning_rate * min(1.0, (step + 1) / max(1, self.warmup), falling)
+
+
+@dataclass(frozen=True)
+class SourceSettings:
+    """One source of pictures.
+
+    Attributes:
+        kind: "folder" (picture files), "shards" (webdataset tars), "parquet", or "python" (what a factory returns).
+        path: of the folder or file.
+        weight: its part of the samples, against the other sources' weights; above 0.
+        window: shards or row groups that are mixed at once; more mix better and hold more files or memory.
+        column: of a parquet file, with the pictures.
+        factory: "package.module:callable" for kind "python"; it is called with ``options``.
+        options: of the factory.
+    """
+
+    kind: str = _choice(SOURCE_KINDS)
+    path: str = ""
+    weight: float = _number(1.0, above=0)
+    window: int = _number(8, least=1, most=1000)
+    column: str = _text("image")
+    factory: str = ""
+    options: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        check("data.sources", self)
+        _place("data.sources", self.kind, self.path, self.factory)
+
+
+@dataclass(frozen=True)
+class DataSettings:
+    """The training data and how it is read.
+
+    Attributes:
+        sources: at least one.
+        workers: reading processes per training process; 0 reads in the training process.
+        prefetch: micro-batches that each worker makes ahead.
+        most_corrupt: share of corrupt samples, 0-1, above which the run stops.
+        cache_features: keep latents and CLIP features of every picture after its first use, in ``cache_folder``.
+        cache_folder: of that cache; empty: beside the run.
+    """
+
+    sources: tuple[SourceSettings, ...] = field(default=())
+    workers: int = _number(2, least=0, most=256)
+    prefetch: int = _number(4, least=1, most=256)
+    most_corrupt: float = _number(0.01, least=0, below=1)
+    cache_features: bool = False
+    cache_folder: str = ""
+
+    def __post_init__(self) -> None:
+        check("data", self)
+        if not self.sources:
+            raise ConfigError("data.sources is empty: name at least one source of pictures.")
+
+
+@dataclass(frozen=True)
+class OutputSettings:
+    """What a run leaves behind.
+
+    Attributes:
+        folder: of checkpoints, logs and previews.
+        checkpoint_every: steps between checkpoints.
+        keep_checkpoints: how many of the latest are kept.
+        log_every: steps between lines of the log.
+        preview_every: steps between preview grids; 0 draws none.
+        preview_prompts: of the grids, each with "{}" once.
+        tensorboard: log for TensorBoard as well.
+    """
+
+    folder: str = _text()
+    checkpoint_every: int = _number(1000, least=1)
+    keep_checkpoints: int = _number(3, least=1)
+    log_every: int = _number(50, least=1)
+    preview_every: int = _number(1000, least=0)
+    preview_prompts: tuple[str, ...] = ("a photo of {}",)
+    tensorboard: bool = True
+
+    def __post_init__(self) -> None:
+        check("output", self)
+        for prompt in self.preview_prompts:
+            if prompt.count("{}") != 1:
+                raise ConfigError(f'output.preview_prompts has {prompt!r}, which must hold "{{}}" exactly once.')
+
+
+@dataclass(frozen=True)
+class Config:
+    """A whole pre-training run; see the sections' classes."""
+
+    domain: DomainSettings
+    base: BaseSettings
+    backbone: BackboneSettings
+    training: TrainingSettings
+    data: DataSettings
+    output: OutputSettings
+
+
+def _place(section: str, kind: str, path: str, factory: str) -> None:
+    if kind == "python":
+        module, colon, attribute = factory.partition(":")
+        if not (module and colon and attribute):
+            raise ConfigError(f"{section}.factory = {factory!r} must be written as 'package.module:function'.")
+    elif not path:
+        raise ConfigError(f"{section}.path is empty: say where the {kind} data or model lies.")

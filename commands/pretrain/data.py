@@ -1,0 +1,256 @@
+"""Training data: the sample of every global index, and the micro-batches of a process.
+
+Optimiser step n of a run sees the global sample indices ``n * batch`` to ``(n + 1) * batch - 1``; process r of R takes the
+r-th of R equal runs of them. Which picture an index means is decided by (seed, index) alone, see ``order``. So the order
+is the same for any number of workers, processes and nodes, and a run goes on at any step as if it had never stopped. Only
+the set of files must be the same.
+
+A corrupt sample's place is taken by another of its source, which depends on (seed, index) as well.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from .config import Config
+from .order import EpochOrder, Mix, hash64
+from .pictures import CorruptSample, DataError, Picture
+from .sources import Source, open_source
+
+log = logging.getLogger(__name__)
+ATTEMPTS = 100
+
+
+@dataclass(frozen=True, eq=False)
+class Sample:
+    """One picture, whence it came, and what was met on the way.
+
+    Attributes:
+        picture: see :class:`~.pictures.Picture`.
+        index: global sample index.
+        row: number of the picture over all sources; a cache's key.
+        corrupt: ``(row, label: reason)`` of samples that were skipped for it.
+    """
+
+    picture: Picture
+    index: int
+    row: int
+    corrupt: tuple[tuple[int, str], ...] = ()
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """The samples of a micro-batch.
+
+    Attributes:
+        images: ``(B, 3, S, S)`` uint8; ``pictures.to_float`` makes [0, 1] of them on the device.
+        masks: ``(B, 1, S, S)`` uint8, 255 where the loss counts, or None.
+        indices: ``(B,)`` int64, global sample indices, for ``e4t_core.objective.draw_samples``.
+        rows: ``(B,)`` int64, numbers of the pictures over all sources.
+        corrupt: ``(row, label: reason)`` of samples that were skipped.
+    """
+
+    images: Tensor
+    masks: Tensor | None
+    indices: Tensor
+    rows: Tensor
+    corrupt: tuple[tuple[int, str], ...]
+
+    def pin_memory(self) -> Batch:
+        """The same in page-locked memory; DataLoader calls it."""
+        return replace(
+            self, images=self.images.pin_memory(), masks=None if self.masks is None else self.masks.pin_memory()
+        )
+
+
+class TrainingData(Dataset[Sample]):
+    """Sources mixed by weight; item i is the sample with global index i, for any i from 0 on.
+
+    Args:
+        sources: at least one; their order belongs to the order of the samples.
+        weights: one positive number per source.
+        size: side of the pictures in pixels.
+        seed: of the run.
+
+    Raises:
+        DataError: some sources have masks and some have not (at reading), or a source is empty.
+    """
+
+    def __init__(self, sources: Sequence[Source], weights: Sequence[float], size: int, seed: int) -> None:
+        self.sources, self.size, self.seed = tuple(sources), size, seed
+        try:
+            self._mix = Mix(weights, seed)
+            self._orders = [EpochOrder(s.parts, s.window, seed, str(number)) for number, s in enumerate(sources)]
+        except ValueError as error:
+            raise DataError(f"The data sources cannot be mixed: {error}") from error
+        self._first_rows = np.concatenate([[0], np.cumsum([order.rows for order in self._orders])])
+
+    @property
+    def rows(self) -> int:
+        """How many pictures all sources hold."""
+        return int(self._first_rows[-1])
+
+    def row_of(self, index: int) -> int:
+        """The row that a global sample index stands for, were no sample corrupt."""
+        source, within = self._mix.locate(index)
+        return int(self._first_rows[source]) + self._orders[source].row(within)
+
+    def read_row(self, row: int) -> Picture:
+        """The picture of a row, whichever source it lies in.
+
+        Raises:
+            CorruptSample: it cannot be read.
+        """
+        source = int(np.searchsorted(self._first_rows, row, side="right")) - 1
+        return self.sources[source].read(row - int(self._first_rows[source]), self.size)
+
+    def __getitem__(self, index: int) -> Sample:
+        source, within = self._mix.locate(index)
+        rows, first = self._orders[source].rows, int(self._first_rows[source])
+        row = self._orders[source].row(within)
+        corrupt: list[tuple[int, str]] = []
+        for attempt in range(ATTEMPTS):
+            try:
+                return Sample(self.sources[source].read(row, self.size), index, first + row, tuple(corrupt))
+            except CorruptSample as error:
+                corrupt.append((first + row, str(error)))
+                row = hash64("replacement", self.seed, index, attempt) % rows
+        raise DataError(
+            f"{ATTEMPTS} samples in a row of data source {source + 1} could not be read, the last was"
+            f" {corrupt[-1][1]}: prepare the data again."
+        )
+
+
+def open_data(config: Config) -> TrainingData:
+    """The training data of a config.
+
+    Raises:
+        DataError: a source is missing, empty or of another kind, or its factory refuses its options.
+    """
+    sources: list[Source] = []
+    for entry in config.data.sources:
+        place: dict[str, Any] = {
+            "window": entry.window,
+            "column": entry.column,
+            "factory": entry.factory,
+            "options": entry.options,
+        }
+        try:
+            sources.append(open_source(entry.kind, Path(entry.path), **place))
+        except DataError:
+            raise
+        except (TypeError, ValueError) as error:
+            raise DataError(f"Data source {entry.factory} refuses its options {entry.options}: {error}") from error
+    weights = [entry.weight for entry in config.data.sources]
+    return TrainingData(sources, weights, config.domain.image_size, config.training.seed)
+
+
+class Collect:
+    """Makes a :class:`Batch` of samples.
+
+    Raises:
+        DataError: some of the samples have a mask and some have none.
+    """
+
+    def __call__(self, samples: Sequence[Sample]) -> Batch:
+        masks = [sample.picture.mask for sample in samples if sample.picture.mask is not None]
+        if masks and len(masks) < len(samples):
+            raise DataError("Some data sources have masks and some have none: use sources of one sort.")
+        return Batch(
+            torch.stack([sample.picture.image for sample in samples]),
+            torch.stack(masks) if masks else None,
+            torch.tensor([sample.index for sample in samples]),
+            torch.tensor([sample.row for sample in samples]),
+            tuple(entry for sample in samples for entry in sample.corrupt),
+        )
+
+
+def micro_batches(
+    first_step: int, steps: int, batch: int, micro_batch: int, process: int = 0, processes: int = 1
+) -> Iterator[list[int]]:
+    """The global sample indices of one process, micro-batch by micro-batch, from ``first_step`` to ``steps`` (exclusive).
+
+    Raises:
+        DataError: the batch cannot be shared out evenly.
+    """
+    if batch % processes:
+        raise DataError(
+            f"A batch of {batch} cannot be shared evenly by {processes} processes: make training.batch a multiple of it."
+        )
+    share = batch // processes
+    for step in range(first_step, steps):
+        start = step * batch + process * share
+        for offset in range(0, share, micro_batch):
+            yield list(range(start + offset, start + min(offset + micro_batch, share)))
+
+
+def make_loader(
+    data: TrainingData, batches: Iterable[list[int]], workers: int, prefetch: int = 4, pin: bool = False
+) -> DataLoader[Any]:
+    """An iterable of :class:`Batch`, in the order of ``batches``, whatever the number of workers (0: this process).
+
+    Every worker makes whole micro-batches, ``prefetch`` ahead. No global random stream is touched.
+    """
+    return DataLoader(
+        data,
+        batch_sampler=batches,
+        num_workers=workers,
+        collate_fn=Collect(),
+        prefetch_factor=prefetch if workers else None,
+        pin_memory=pin,
+        generator=torch.Generator(),
+        worker_init_fn=_single_threaded,
+    )
+
+
+def _single_threaded(worker: int) -> None:
+    torch.set_num_threads(1)
+
+
+class CorruptionCount:
+    """Which samples were found corrupt, and whether they are too many.
+
+    Counted are distinct rows, against all rows of the data, so that neither the order nor further epochs change the
+    verdict. A process counts what it saw; ``add`` what the others tell to know all.
+
+    Args:
+        rows: of the data.
+        most: share that is borne (0.01).
+    """
+
+    def __init__(self, rows: int, most: float) -> None:
+        self.rows, self.most = rows, most
+        self.found: dict[int, str] = {}
+
+    def add(self, corrupt: Iterable[tuple[int, str]]) -> None:
+        """Count what a batch met; each new one is logged.
+
+        Raises:
+            DataError: more than the share that is borne is corrupt.
+        """
+        for row, text in corrupt:
+            if row not in self.found:
+                self.found[row] = text
+                log.warning("Corrupt sample skipped (%d so far): %s", len(self.found), text)
+        if len(self.found) > self.most * self.rows:
+            raise DataError(
+                f"{len(self.found)} of {self.rows} samples are corrupt, more than {self.most:.2%}; the last was"
+                f" {list(self.found.values())[-1]}: prepare the data again, or raise data.most_corrupt."
+            )
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint keeps."""
+        return {"found": dict(self.found)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on counting from a checkpoint."""
+        self.found = {int(row): str(text) for row, text in state["found"].items()}

@@ -1,0 +1,49 @@
+"""A folder of picture files, with any folders inside."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from .pictures import EXTENSIONS, DataError
+from .sources import EncodedSource
+
+
+def picture_files(folder: Path) -> Iterator[str]:
+    """Paths of the picture files below ``folder``, relative, with "/", in no order. Hidden files and folders are left out."""
+    for place, folders, files in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        for name in files:
+            if name.lower().endswith(EXTENSIONS) and not name.startswith("."):
+                yield Path(place, name).relative_to(folder).as_posix()
+
+
+class FolderSource(EncodedSource):
+    """All pictures below a folder, sorted by path; one part, so that an epoch is mixed completely.
+
+    Paths are held as one block of bytes: a Python list of a million strings would be copied, page by page, into every
+    worker that touches it.
+
+    Raises:
+        DataError: there is no such folder, or no picture in it.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        if not folder.is_dir():
+            raise DataError(f"Data folder {folder} does not exist: correct the path, or prepare the data first.")
+        names = sorted(name.encode("utf-8", "surrogateescape") for name in picture_files(folder))
+        if not names:
+            raise DataError(f"Data folder {folder} holds no picture ({', '.join(EXTENSIONS)}): choose another one.")
+        self.folder, self.parts = folder, (len(names),)
+        self._names = b"".join(names)
+        self._ends = np.cumsum([len(name) for name in names], dtype=np.int64)
+
+    def label(self, row: int) -> str:
+        start = int(self._ends[row - 1]) if row else 0
+        return self._names[start : int(self._ends[row])].decode("utf-8", "surrogateescape")
+
+    def encoded(self, row: int) -> bytes:
+        return (self.folder / self.label(row)).read_bytes()

@@ -1,0 +1,94 @@
+"""What a source of training pictures is, and how a config's entry becomes one."""
+
+from __future__ import annotations
+
+import importlib
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from .pictures import CorruptSample, DataError, Picture, decode
+
+
+class Source(Protocol):
+    """Rows of pictures that can be read in any order, in any process.
+
+    Attributes:
+        parts: how many rows lie together (a shard's, a row group's), in file order; their sum is the number of rows.
+        window: how many parts are mixed at once, see :class:`~.order.EpochOrder`.
+    """
+
+    parts: Sequence[int]
+    window: int
+
+    def read(self, row: int, size: int) -> Picture:
+        """The picture of a row as a square of ``size`` pixels; the same one at every call.
+
+        Raises:
+            CorruptSample: it cannot be read.
+        """
+
+
+class EncodedSource(ABC):
+    """A source whose rows are encoded pictures (JPEG, PNG, WebP …)."""
+
+    parts: Sequence[int]
+    window: int = 1
+
+    @abstractmethod
+    def encoded(self, row: int) -> bytes:
+        """The row's bytes.
+
+        Raises:
+            OSError, ValueError: they cannot be read.
+        """
+
+    @abstractmethod
+    def label(self, row: int) -> str:
+        """How a person finds the row."""
+
+    def read(self, row: int, size: int) -> Picture:
+        try:
+            return decode(self.encoded(row), size)
+        except (OSError, ValueError) as error:
+            raise CorruptSample(self.label(row), str(error)) from error
+
+
+def from_factory(name: str) -> Any:
+    """The object that "package.module:attribute" names; the config's author answers for what importing it does.
+
+    Raises:
+        DataError: there is no such thing.
+    """
+    module, _, attribute = name.partition(":")
+    try:
+        return getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise DataError(
+            f"Factory {name!r} could not be found ({error}): write 'package.module:function', as Python imports it."
+        ) from error
+
+
+def open_source(kind: str, path: Path, *, window: int, column: str, factory: str, options: dict[str, Any]) -> Source:
+    """A source by the words of a config's ``[[data.sources]]``.
+
+    Raises:
+        DataError: it is missing, empty or of another kind.
+    """
+    if kind == "folder":
+        from .folders import FolderSource
+
+        return FolderSource(path)
+    if kind == "shards":
+        from .shards import ShardSource
+
+        return ShardSource(path, window)
+    if kind == "parquet":
+        from .parquet import ParquetSource
+
+        return ParquetSource(path, window, column)
+    made: Source = from_factory(factory)(**options)
+    if not sum(made.parts):
+        raise DataError(f"Source {factory} has no row with the options {options}: correct them.")
+    return made

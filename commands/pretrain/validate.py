@@ -1,0 +1,178 @@
+"""``python -m commands.pretrain.validate --config CONFIG [section.key=value …]``: is a run fit to start, and what will it take?
+
+Checks the config, the data (each source is opened, some pictures are read), base and backbone (files and their headers)
+and the room for checkpoints; lists everything that is wrong; estimates memory and time. Nothing is trained or loaded
+onto a GPU; weights are read only for kinds named "python".
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import shutil
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tqdm import tqdm
+
+from .config import Config, ConfigError
+from .config_file import load_config
+from .data import TrainingData, open_data
+from .estimate import Estimate, estimate, measured_speed
+from .header import HeaderError
+from .model_files import BackboneCounts, BaseCounts, check_backbone, check_base
+from .pictures import CorruptSample, DataError
+
+log = logging.getLogger(__name__)
+PROBES = 32
+
+
+@dataclass(eq=False)
+class Findings:
+    """Attributes:
+    problems: sentences; empty if the run can start.
+    notes: what was found.
+    base, backbone: counts, if their files are right.
+    estimate: if both are.
+    """
+
+    problems: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    base: BaseCounts | None = None
+    backbone: BackboneCounts | None = None
+    estimate: Estimate | None = None
+
+
+def validate(config: Config, processes: int = 1) -> Findings:
+    """Everything that can be known before a run of ``processes`` processes starts."""
+    findings = Findings()
+    if config.training.batch % processes:
+        findings.problems.append(
+            f"training.batch = {config.training.batch} cannot be shared evenly by {processes} processes: make it a"
+            " multiple."
+        )
+    try:
+        _check_data(config, open_data(config), findings)
+    except (DataError, OSError) as error:
+        findings.problems.append(str(error))
+    try:
+        findings.base = check_base(config.base, config.domain.image_size)
+    except (HeaderError, DataError, OSError) as error:
+        findings.problems.append(str(error))
+    try:
+        findings.backbone = check_backbone(config.backbone)
+    except (HeaderError, DataError, OSError) as error:
+        findings.problems.append(str(error))
+    if findings.base and findings.backbone:
+        findings.estimate = estimate(config, findings.base, findings.backbone)
+        _check_room(config, findings.estimate, findings)
+    return findings
+
+
+def _check_data(config: Config, data: TrainingData, findings: Findings) -> None:
+    epochs = config.training.steps * config.training.batch / data.rows
+    findings.notes.append(f"data: {data.rows:,} pictures in {len(data.sources)} source(s), {epochs:.2f} epochs")
+    probes = sorted({number * data.rows // PROBES for number in range(PROBES)})
+    corrupt = []
+    for row in tqdm(probes, desc="reading some pictures", disable=None, leave=False):
+        try:
+            picture = data.read_row(row)
+        except CorruptSample as error:
+            corrupt.append(str(error))
+            continue
+        except ValueError as error:
+            findings.problems.append(str(error))
+            return
+        if config.training.use_mask and picture.mask is None:
+            findings.problems.append(
+                "training.use_mask is true, but the data has no masks: set it to false, or use a source with masks."
+            )
+            return
+    findings.notes.append(f"data: {len(probes)} pictures read, {len(corrupt)} corrupt")
+    if len(corrupt) > max(1, config.data.most_corrupt * len(probes)):
+        findings.problems.append(
+            f"{len(corrupt)} of {len(probes)} pictures that were read are corrupt, the first is {corrupt[0]}: prepare the"
+            " data again."
+        )
+
+
+def _check_room(config: Config, needed: Estimate, findings: Findings) -> None:
+    folder = Path(config.output.folder)
+    place = next((path for path in (folder, *folder.resolve().parents) if path.is_dir()), None)
+    # One more than are kept: a new one is written before the oldest goes.
+    room = needed.checkpoint * (config.output.keep_checkpoints + 1)
+    if folder.exists() and not folder.is_dir():
+        findings.problems.append(f"output.folder = {folder} is a file: choose another name.")
+    elif place is None or not os.access(place, os.W_OK):
+        findings.problems.append(f"output.folder = {folder} cannot be made or written to: choose another one.")
+    elif shutil.disk_usage(place).free < room:
+        free = shutil.disk_usage(place).free
+        findings.problems.append(
+            f"output.folder = {folder} has {free / 1e9:.1f} GB free, but checkpoints need {room / 1e9:.1f} GB: free some,"
+            " or lower output.keep_checkpoints."
+        )
+
+
+def report(findings: Findings, config: Config, speed: float, basis: str, processes: int) -> list[str]:
+    """What the command prints."""
+    training = config.training
+    lines = [
+        *findings.notes,
+        f"learning rate: {training.learning_rate_per_sample:g} × batch {training.batch} = {training.learning_rate:g}",
+    ]
+    if findings.base and findings.backbone and findings.estimate:
+        found, base, backbone = findings.estimate, findings.base, findings.backbone
+        unet, hours = base.unet, found.seconds(speed, processes) / 3600
+        networks = f"UNet {unet.parameters:,}, text encoder {base.text_parameters:,}, VAE {base.vae_parameters:,}"
+        lines.append(f"base: {networks} parameters")
+        lines.append(f"base: {len(unet.projections)} attention matrices, features {unet.feature_width} wide")
+        lines.append(
+            f"backbone: {backbone.parameters:,} parameters, {backbone.layers} layers of width {backbone.width}"
+        )
+        lines.append(f"trained: encoder {found.encoder:,}, offsets {found.offsets:,} parameters")
+        lines.append("memory per process (estimated, without allocator and driver):")
+        lines += [f"  {size / 1e9:7.2f} GB  {what}" for what, size in found.memory.items() if size]
+        lines.append(f"  {sum(found.memory.values()) / 1e9:7.2f} GB  together")
+        lines.append(f"disk: {found.checkpoint / 1e9:.2f} GB per checkpoint")
+        lines.append("operations per sample (counted):")
+        lines += [f"  {count / 1e9:7.0f} GFLOP  {what}" for what, count in found.operations.items() if count]
+        lines.append(f"time: {hours:.1f} hours for {found.samples:,} samples on {processes} process(es), at {basis}")
+    return lines
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command; returns its exit status."""
+    parser = argparse.ArgumentParser(
+        prog="commands.pretrain.validate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--config", type=Path, required=True, help="TOML file, or the name of a shipped one")
+    parser.add_argument("--processes", type=int, default=1, help="GPUs in all")
+    parser.add_argument("--teraflops", type=float, default=0.0, help="that training reaches per process, if known")
+    parser.add_argument("overrides", nargs="*", help="section.key=value")
+    options = parser.parse_args(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
+    try:
+        config = load_config(options.config, options.overrides)
+    except ConfigError as error:
+        log.error("wrong: %s", error)
+        return 1
+    findings = validate(config, options.processes)
+    if options.teraflops > 0:
+        speed, basis = options.teraflops * 1e12, f"{options.teraflops:g} TFLOP/s as given"
+    else:
+        speed, basis = measured_speed(config.training.precision)
+    for line in report(findings, config, speed, basis, options.processes):
+        log.info("%s", line)
+    for problem in findings.problems:
+        log.error("wrong: %s", problem)
+    log.info(
+        "%s", "The run can start." if not findings.problems else f"{len(findings.problems)} thing(s) to mend first."
+    )
+    return 1 if findings.problems else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

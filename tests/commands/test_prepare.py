@@ -1,0 +1,173 @@
+"""``prepare``: every data set's own layout, corrupt files, and going on after an interruption."""
+
+import json
+from pathlib import Path
+
+import lmdb
+import pytest
+import webdataset
+from layouts import make_folder, noise, picture
+from PIL import Image
+
+from commands.pretrain import prepare as module
+from commands.pretrain.layouts import LAYOUTS
+from commands.pretrain.pictures import DataError
+from commands.pretrain.prepare import Preparation, main, prepare
+from commands.pretrain.shards import ShardSource
+
+COUNT = 25
+
+
+def draw_layout(layout: str, folder: Path) -> Path:
+    """``COUNT`` good pictures, 60×40, as the data set has them."""
+    for number in range(COUNT):
+        if layout == "ffhq":
+            place, kind = folder / "images1024x1024" / f"{number // 10 * 1000:05}" / f"{number:05}.png", "PNG"
+        elif layout == "celeba-hq":
+            place, kind = folder / f"{number}.{'jpg' if number % 2 else 'png'}", "JPEG" if number % 2 else "PNG"
+        else:
+            place, kind = folder / ("Cubism", "Pop_Art")[number % 2] / f"a-painter_v.-{number}.jpg", "JPEG"
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.write_bytes(picture(number, 60, 40, kind))
+    return folder
+
+
+def draw_lsun(folder: Path, count: int = COUNT) -> Path:
+    with lmdb.open(str(folder / "cat"), map_size=1 << 24) as database, database.begin(write=True) as transaction:
+        for number in range(count):
+            kind = "WEBP" if number % 2 else "JPEG"
+            transaction.put(f"{number * 7919 % 1000:040x}".encode(), picture(number, 60, 40, kind))
+    return folder
+
+
+def names_of(target: Path) -> list[str]:
+    """What webdataset's own reader finds, in file order."""
+    shards = sorted(str(path) for path in target.glob("*.tar"))
+    found = webdataset.WebDataset(shards, shardshuffle=False)
+    return [json.loads(sample["json"])["name"] for sample in found]
+
+
+@pytest.mark.parametrize("layout", ["ffhq", "celeba-hq", "lsun-cat", "wikiart"])
+def test_a_data_set_as_downloaded_becomes_shards(layout: str, tmp_path: Path) -> None:
+    (tmp_path / "raw").mkdir()
+    source = draw_lsun(tmp_path / "raw") if layout == "lsun-cat" else draw_layout(layout, tmp_path / "raw")
+    manifest = prepare(source, tmp_path / "shards", Preparation(layout, side=32, per_shard=10))
+    assert [shard["samples"] for shard in manifest["shards"]] == [10, 10, 5]
+    assert manifest["samples"] == COUNT
+    assert (manifest["corrupt"], manifest["shortest_side"], manifest["longest_side"]) == (0, 32, 48)
+    assert manifest["licence"]
+    names = names_of(tmp_path / "shards")
+    assert len(set(names)) == COUNT
+    assert names != sorted(names)
+    reader = ShardSource(tmp_path / "shards", window=2)
+    assert reader.parts == (10, 10, 5)
+    reds = sorted(int(reader.read(row, 32).image[0, 5, 5]) for row in range(COUNT))
+    assert all(abs(red - number) <= 3 for number, red in enumerate(reds)), "JPEG changes values by a little only"
+
+
+def test_corrupt_files_are_skipped_counted_and_named(tmp_path: Path) -> None:
+    source = make_folder(tmp_path / "raw", 30, corrupt=[4, 21])
+    manifest = prepare(source, tmp_path / "shards", Preparation("folder", side=32, per_shard=20))
+    assert (manifest["samples"], manifest["corrupt"]) == (28, 2)
+    assert {entry["name"] for entry in manifest["corrupt_names"]} == {"00/00004.png", "02/00021.png"}
+    assert all("truncated" in entry["reason"] for entry in manifest["corrupt_names"])
+    assert not {"00/00004.png", "02/00021.png"} & set(names_of(tmp_path / "shards"))
+
+
+def test_an_interrupted_run_goes_on_and_makes_no_shard_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source, preparation = make_folder(tmp_path / "raw", 30), Preparation("folder", side=32, per_shard=10)
+    whole = prepare(source, tmp_path / "whole", preparation, workers=1)
+    real, made = module.encode, []
+
+    def interrupted(original: bytes, how: Preparation) -> module.Encoded:
+        made.append(original)
+        if len(made) == 17:
+            raise KeyboardInterrupt
+        return real(original, how)
+
+    monkeypatch.setattr(module, "encode", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        prepare(source, tmp_path / "shards", preparation, workers=1)
+    assert not (tmp_path / "shards" / "manifest.json").exists()
+    first = tmp_path / "shards" / "folder-000000.tar"
+    assert [path.name for path in (tmp_path / "shards").glob("*.tar")] == [first.name]
+    before = first.stat().st_mtime_ns
+    made.clear()
+    monkeypatch.setattr(module, "encode", lambda original, how: made.append(original) or real(original, how))
+    resumed = prepare(source, tmp_path / "shards", preparation, workers=1)
+    assert first.stat().st_mtime_ns == before
+    assert len(made) == 20
+    assert resumed == whole
+    assert not list((tmp_path / "shards").glob("*.part"))
+
+
+def test_a_finished_preparation_is_not_repeated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source, preparation = make_folder(tmp_path / "raw", 12), Preparation("folder", side=32, per_shard=10)
+    manifest = prepare(source, tmp_path / "shards", preparation)
+    monkeypatch.setattr(module, "encode", None)
+    assert prepare(source, tmp_path / "shards", preparation) == manifest
+
+
+def test_a_shard_that_was_cut_afterwards_is_made_again(tmp_path: Path) -> None:
+    source, preparation = make_folder(tmp_path / "raw", 12), Preparation("folder", side=32, per_shard=10)
+    manifest = prepare(source, tmp_path / "shards", preparation)
+    shard = tmp_path / "shards" / "folder-000001.tar"
+    whole = shard.read_bytes()
+    shard.write_bytes(whole[:1000])
+    assert prepare(source, tmp_path / "shards", preparation) == manifest
+    assert shard.read_bytes() == whole
+
+
+@pytest.mark.parametrize("change", ["setting", "files"])
+def test_going_on_with_something_else_is_refused(change: str, tmp_path: Path) -> None:
+    source = make_folder(tmp_path / "raw", 12)
+    prepare(source, tmp_path / "shards", Preparation("folder", side=32))
+    if change == "files":
+        make_folder(source, 13)
+    says = "setting side" if change == "setting" else "files of the data set"
+    with pytest.raises(DataError, match=says):
+        prepare(source, tmp_path / "shards", Preparation("folder", side=16 if change == "setting" else 32))
+
+
+def test_files_can_be_stored_as_they_are(tmp_path: Path) -> None:
+    data = noise(3, 50)
+    (tmp_path / "raw").mkdir()
+    (tmp_path / "raw" / "a.jpg").write_bytes(data)
+    prepare(tmp_path / "raw", tmp_path / "shards", Preparation("folder", side=0))
+    (sample,) = webdataset.WebDataset([str(tmp_path / "shards" / "folder-000000.tar")], shardshuffle=False)
+    assert sample["jpg"] == data
+
+
+def test_small_pictures_are_not_enlarged(tmp_path: Path) -> None:
+    source = make_folder(tmp_path / "raw", 3)
+    assert prepare(source, tmp_path / "shards", Preparation("folder", side=512))["longest_side"] == 40
+
+
+def test_shards_do_not_depend_on_the_number_of_workers(tmp_path: Path) -> None:
+    source, preparation = make_folder(tmp_path / "raw", 30), Preparation("folder", side=32, per_shard=10)
+    one, three = (prepare(source, tmp_path / str(n), preparation, workers=n) for n in (1, 3))
+    assert one == three
+
+
+@pytest.mark.parametrize(
+    ("layout", "says"), [("ffhq", "is it FFHQ"), ("wikiart", "is it WikiArt"), ("lsun-cat", "no data.mdb")]
+)
+def test_another_data_set_than_named_is_noticed(layout: str, says: str, tmp_path: Path) -> None:
+    (tmp_path / "raw").mkdir()
+    Image.new("RGB", (8, 8)).save(tmp_path / "raw" / "me.jpg")
+    with pytest.raises(DataError, match=says):
+        prepare(tmp_path / "raw", tmp_path / "shards", Preparation(layout))
+
+
+def test_the_command_says_what_is_wrong_in_one_sentence(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    assert main(["folder", str(tmp_path / "none"), str(tmp_path / "shards")]) == 1
+    assert "does not exist" in caplog.text
+    assert "Traceback" not in caplog.text
+
+
+def test_a_database_that_was_cut_is_named(tmp_path: Path) -> None:
+    file = draw_lsun(tmp_path, count=200) / "cat" / "data.mdb"
+    with file.open("r+b") as opened:
+        opened.truncate(20480)
+    with pytest.raises(DataError, match=r"data\.mdb (is cut|could not be read)"):
+        LAYOUTS["lsun-cat"](tmp_path)

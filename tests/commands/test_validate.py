@@ -1,0 +1,130 @@
+"""``validate``: what is wrong is said before a run starts, all of it, each in one sentence."""
+
+from pathlib import Path
+
+import pytest
+from layouts import make_folder, make_shards
+from model_headers import backbone_shapes, base_shapes, write_header
+
+from commands.pretrain.config import Config
+from commands.pretrain.config_file import load_config
+from commands.pretrain.validate import main, validate
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Data, base and backbone that are right."""
+    folder = tmp_path_factory.mktemp("run")
+    make_shards(folder / "data", [30, 30])
+    write_header(folder / "base.safetensors", base_shapes())
+    write_header(folder / "backbone.safetensors", backbone_shapes())
+    return folder
+
+
+def settings(place: Path) -> list[str]:
+    return [
+        "domain.image_size=128",
+        f'base.path="{(place / "base.safetensors").as_posix()}"',
+        f'backbone.path="{(place / "backbone.safetensors").as_posix()}"',
+        f'data.sources=[{{kind = "shards", path = "{(place / "data").as_posix()}"}}]',
+        f'output.folder="{(place / "out").as_posix()}"',
+        "training.steps=100",
+    ]
+
+
+def config_of(place: Path, *overrides: str) -> Config:
+    return load_config(Path("face"), [*settings(place), *overrides])
+
+
+def test_a_run_that_can_start_is_estimated(place: Path, caplog: pytest.LogCaptureFixture) -> None:
+    findings = validate(config_of(place))
+    assert findings.problems == []
+    assert findings.estimate is not None
+    assert findings.estimate.samples == 1600
+    assert findings.estimate.operations["image backbone"] == pytest.approx(2 * 630e6 * 257, rel=0.05)
+    with caplog.at_level("INFO"):
+        assert main(["--config", "face", "--teraflops", "100", *settings(place)]) == 0
+    assert "The run can start." in caplog.text
+
+
+def test_caching_and_stopped_gradients_cost_less(place: Path) -> None:
+    plain = validate(config_of(place)).estimate
+    cached = validate(config_of(place, "data.cache_features=true")).estimate
+    stopped = validate(config_of(place, "training.stop_feature_gradient=true")).estimate
+    kept = validate(config_of(place, "training.gradient_checkpointing=false")).estimate
+    assert plain and cached and stopped and kept
+    assert cached.operations["image backbone"] == 0
+    assert stopped.operations["feature pass"] * 3 == plain.operations["feature pass"]
+    assert kept.memory["activations"] > plain.memory["activations"]
+    assert kept.seconds(1e12) < plain.seconds(1e12)
+
+
+BROKEN = {
+    "missing base": (["base.path=nowhere.safetensors"], "base model nowhere.safetensors was not found in"),
+    "wrong family": (["base.family=sd2"], "has 1024: correct base.family"),
+    "too few blocks": (["backbone.layers=[2, 40]"], "has 32 blocks, but backbone.layers asks for block 40"),
+    "wrong width": (["backbone.width=1024"], "has width 1280, but backbone.width = 1024"),
+    "no data": (["data.sources.0.path=nowhere"], "Shard folder nowhere does not exist"),
+    "no masks": (["training.use_mask=true"], "the data has no masks"),
+    "no folder of diffusers": (["base.kind=diffusers", "base.path=nowhere"], "no diffusers folder"),
+    "no factory": (["base.kind=python", "base.factory=miniworld.pretraining:nothing"], "could not be found"),
+    "a factory's options": (
+        ['data.sources=[{kind="python", factory="miniworld.pretraining:TrainingPhotos", options={domain="dog"}}]'],
+        "refuses its options",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_a_broken_config_is_named_in_one_sentence(name: str, place: Path) -> None:
+    overrides, says = BROKEN[name]
+    (problem,) = validate(config_of(place, *overrides)).problems
+    assert says in problem
+    assert "\n" not in problem
+
+
+def test_everything_wrong_is_listed_at_once(place: Path) -> None:
+    findings = validate(config_of(place, "base.path=a", "backbone.path=b", "data.sources.0.path=c"), processes=3)
+    assert len(findings.problems) == 4
+
+
+def test_a_base_that_was_cut_is_named(place: Path, tmp_path: Path) -> None:
+    cut = write_header(tmp_path / "cut.safetensors", base_shapes())
+    with cut.open("r+b") as file:
+        file.truncate(cut.stat().st_size - 2)
+    (problem,) = validate(config_of(place, f'base.path="{cut.as_posix()}"')).problems
+    assert "is cut or damaged" in problem
+
+
+def test_a_pickle_in_place_of_a_base_is_refused(place: Path, tmp_path: Path) -> None:
+    (tmp_path / "model.ckpt").write_bytes(b"PK\x03\x04" + bytes(100))
+    (problem,) = validate(config_of(place, f'base.path="{(tmp_path / "model.ckpt").as_posix()}"')).problems
+    assert "is no safetensors file" in problem
+
+
+def test_a_base_for_inpainting_is_refused(place: Path, tmp_path: Path) -> None:
+    shapes = base_shapes()
+    name = "model.diffusion_model.input_blocks.0.0.weight"
+    shapes[name] = (shapes[name][0], 9, 3, 3)
+    base = write_header(tmp_path / "inpainting.safetensors", shapes)
+    (problem,) = validate(config_of(place, f'base.path="{base.as_posix()}"')).problems
+    assert "reads 9 channels, not 4" in problem
+
+
+def test_corrupt_pictures_are_seen_before_the_start(place: Path, tmp_path: Path) -> None:
+    make_folder(tmp_path / "data", 60, corrupt=range(0, 60, 3))
+    path = (tmp_path / "data").as_posix()
+    (problem,) = validate(config_of(place, f'data.sources=[{{kind = "folder", path = "{path}"}}]')).problems
+    assert "pictures that were read are corrupt" in problem
+
+
+def test_the_command_ends_with_status_one_at_an_unknown_key(caplog: pytest.LogCaptureFixture) -> None:
+    assert main(["--config", "face", "training.stepps=5"]) == 1
+    assert "did you mean 'training.steps'" in caplog.text
+
+
+@pytest.mark.parametrize("name", ["mini_face", "mini_cat"])
+def test_the_mini_worlds_configs_can_start(name: str) -> None:
+    findings = validate(load_config(Path(name)))
+    assert findings.problems == []
+    assert findings.estimate is not None
