@@ -202,7 +202,8 @@ class SingleFile:
             else:
                 levels[-1].append(number)
             number += 1
-        channels, attends = [], []
+        channels: list[int] = []
+        attends: list[bool] = []
         for blocks in levels:
             outputs = {self._shapes.get(f"{UNET}input_blocks.{i}.0.out_layers.3.weight", (0,))[0] for i in blocks}
             attention = {f"{UNET}input_blocks.{i}.1.norm.weight" in self._shapes for i in blocks}
