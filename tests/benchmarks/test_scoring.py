@@ -42,7 +42,7 @@ def reading_of(identities: list[Identity], scenes: list[Scene]) -> Reading:
         name: torch.tensor([0.0 if name.startswith("cat ") else true_value(i, SCENE, name) for i in identities])
         for name in measures()
     }
-    return Reading(logits, numbers, torch.zeros(len(identities), 64))
+    return Reading(logits, torch.zeros(len(identities), 2), numbers, torch.zeros(len(identities), 64))
 
 
 def all_seen(count: int) -> Visibility:
