@@ -1,6 +1,7 @@
 """Training data in every layout: the same order for any number of readers, exact resume, corrupt samples."""
 
 import logging
+import pickle
 from itertools import chain
 from pathlib import Path
 
@@ -76,6 +77,14 @@ def test_a_run_goes_on_at_any_step_as_if_it_had_not_stopped(tmp_path: Path) -> N
     resumed = run(again, 12, first=9)
     assert [b.indices.tolist() for b in resumed] == [b.indices.tolist() for b in whole[9 * 4 :]]
     assert all(torch.equal(a.images, b.images) for a, b in zip(resumed, whole[9 * 4 :], strict=True))
+
+
+@pytest.mark.parametrize("layout", ["folder", "shards", "parquet"])
+def test_data_that_was_read_from_can_be_sent_to_a_worker(layout: str, tmp_path: Path) -> None:
+    data = TrainingData([open_layout(layout, tmp_path)], [1], SIZE, SEED)
+    first = data[5].picture.image
+    copy = pickle.loads(pickle.dumps(data))  # what a worker gets where processes are not forked
+    assert torch.equal(copy[5].picture.image, first)
 
 
 def test_reading_touches_no_global_random_stream(tmp_path: Path) -> None:
