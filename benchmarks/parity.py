@@ -6,7 +6,7 @@ the same noise prediction, UNet features, prompt contexts, latents and training 
 is made on one side (1.5: diffusers, 2.1: ComfyUI), saved, and loaded on the other as it is. Likewise the [CLS] vectors
 of a random ViT-H/14, from one file, by open_clip and by "Load CLIP Vision".
 
-It needs about 9 GB of memory and 4 GB of temporary disk space.
+It needs about 10 GB of memory and 4 GB of temporary disk space.
 """
 
 from __future__ import annotations
