@@ -2,7 +2,7 @@
 
 Everything stays float32 (weights, gradients, sums, Adam's moments); only what enters a matrix product or a convolution is
 rounded to bfloat16 on the way into the unit, as TF32 does on a graphics card. A CPU without such units would gain
-nothing and is left alone: autocast, which helps one with AVX512-BF16 (2.4 times as fast), lets tuning come out spoilt.
+nothing and is left alone: autocast makes one with AVX512-BF16 faster, but a face tuned under it came out spoilt.
 """
 
 from __future__ import annotations
