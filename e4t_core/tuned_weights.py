@@ -70,9 +70,7 @@ class TunedWeights:
                 continue
             before, after = base.float(), self._held.get(name, base).float()
             if name in now:
-                # What was learned is smaller than bfloat16's rounding of Δ, so autocast may not round it.
-                with torch.autocast("cpu", enabled=False):
-                    before, after = offset_weight(before, *self._before[name]), offset_weight(after, *now[name])
+                before, after = offset_weight(before, *self._before[name]), offset_weight(after, *now[name])
             difference = after - before
             if difference.any():
                 differences[name] = difference.cpu()

@@ -13,6 +13,7 @@ directly would move Δ hundreds of times less at the same rate); P and Q are wha
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -103,7 +104,9 @@ class WeightOffsets(nn.Module):
         """
         if name not in self.shapes:
             raise KeyError(f"There is no weight offset for {name!r}.")
-        p, q = self.get_submodule(name.removesuffix(WEIGHT))()
+        matrix = self.get_submodule(name.removesuffix(WEIGHT))
+        with _unrounded(matrix.v0.device):
+            p, q = matrix()
         return p, q
 
     def apply(self, name: str, weight: Tensor) -> Tensor:  # type: ignore[override]
@@ -115,11 +118,8 @@ class WeightOffsets(nn.Module):
         return {name: self.apply(name, weights[name]) for name in self.shapes}
 
     def collapse(self) -> dict[str, tuple[Tensor, Tensor]]:
-        """All P and Q, detached: what is needed once training is over (SD 1.5: 448,128 numbers).
-
-        They are float32 also where a CPU trains under autocast: rounded to bfloat16 they would not be the domain's.
-        """
-        with torch.no_grad(), torch.autocast("cpu", enabled=False):
+        """All P and Q, detached: what is needed once training is over (SD 1.5: 448,128 numbers)."""
+        with torch.no_grad():
             return {name: (p.detach(), q.detach()) for name, (p, q) in self._all_factors()}
 
     def _all_factors(self) -> Iterator[tuple[str, tuple[Tensor, Tensor]]]:
@@ -129,4 +129,14 @@ class WeightOffsets(nn.Module):
 
 def offset_weight(weight: Tensor, p: Tensor, q: Tensor) -> Tensor:
     """``W0 * (1 + P Qᵀ)``: weight ``(M, N)``, p ``(M, 3)``, q ``(N, 3)``. With Δ = 0 it is ``W0``, bit for bit."""
-    return weight * (1.0 + p @ q.T)
+    with _unrounded(weight.device):
+        return weight * (1.0 + p @ q.T)
+
+
+def _unrounded(device: torch.device) -> AbstractContextManager[object]:
+    """Autocast, if any, is off within it.
+
+    In bfloat16 there is no number between 1 and 1 + 1/128: rounded there, ``1 + Δ`` is 1 as long as Δ is small, so
+    training would not see what it does, and would go on until it shows, by then far too far in float32.
+    """
+    return nullcontext() if device.type == "meta" else torch.autocast(device.type, enabled=False)

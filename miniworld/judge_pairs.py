@@ -26,31 +26,57 @@ CHUNK = 8  # groups drawn at once
 PICTURES_EACH = 4  # A and B in one scene, A and B in another
 
 
+def kinds(domain: str) -> int:
+    """How many things twins can differ in: each named attribute, the geometry, the marks."""
+    return len(DOMAINS[domain].named) + 2
+
+
+def _changed(identity: Identity, stranger: Identity, kind: int) -> Identity | None:
+    """``identity`` with one thing of ``stranger``; None if that cannot be seen or belongs to another split."""
+    named = len(identity.spec.named)
+    if kind < named:
+        other = replace(identity, named=(*identity.named[:kind], stranger.named[kind], *identity.named[kind + 1 :]))
+    elif kind == named:
+        other = replace(identity, geometry=stranger.geometry)
+    else:
+        other = replace(identity, marks=stranger.marks)
+    # A bald head's hair colour is no difference; of one split with its twin, or the splits would mix.
+    differs_visibly = other.canonical() != identity.canonical() or other.geometry != identity.geometry
+    return other if differs_visibly and other.split() == identity.split() else None
+
+
 def twin(rng: np.random.Generator, identity: Identity) -> Identity:
     """Another identity of the same split that differs in one named attribute, or in geometry, or in marks."""
-    spec, split = identity.spec, identity.split()
     while True:
         stranger = random_identity(rng, identity.domain)
-        kind = int(rng.integers(len(spec.named) + 2))
-        if kind < len(spec.named):
-            named = (*identity.named[:kind], stranger.named[kind], *identity.named[kind + 1 :])
-            other = replace(identity, named=named)
-        elif kind == len(spec.named):
-            other = replace(identity, geometry=stranger.geometry)
-        else:
-            other = replace(identity, marks=stranger.marks)
-        # A bald head's hair colour is no difference; of one split with its twin, or the splits would mix.
-        differs_visibly = other.canonical() != identity.canonical() or other.geometry != identity.geometry
-        if differs_visibly and other.split() == split:
+        other = _changed(identity, stranger, int(rng.integers(kinds(identity.domain))))
+        if other is not None:
             return other
 
 
-def draw_group(rng: np.random.Generator, domain: str, split: str) -> tuple[list[Identity], list[Scene]]:
+def twins_of_kind(rng: np.random.Generator, domain: str, split: str, kind: int) -> tuple[Identity, Identity]:
+    """Two identities that differ in thing ``kind`` only.
+
+    In a small split nearly every change of a named attribute leaves the split; whoever draws the kind first, as here,
+    still gets all kinds alike.
+    """
+    while True:
+        identity = random_identity(rng, domain, split)
+        other = _changed(identity, random_identity(rng, domain), kind)
+        if other is not None:
+            return identity, other
+
+
+def in_two_scenes(rng: np.random.Generator, a: Identity, b: Identity) -> tuple[list[Identity], list[Scene]]:
     """The four contents of a group: A1, B1, A2, B2."""
-    a = random_identity(rng, domain, split)
-    b = twin(rng, a)
     first, second = random_scene(rng), random_scene(rng)
     return [a, b, a, b], [first, first, second, second]
+
+
+def draw_group(rng: np.random.Generator, domain: str, split: str) -> tuple[list[Identity], list[Scene]]:
+    """A group of someone at random and a twin."""
+    a = random_identity(rng, domain, split)
+    return in_two_scenes(rng, a, twin(rng, a))
 
 
 @dataclass(frozen=True)

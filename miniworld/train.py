@@ -27,7 +27,8 @@ from .weights import save_weights
 log = logging.getLogger(__name__)
 RUNS = Path(__file__).parent.parent / "runs"
 PICTURES = 16384
-TWIN_GROUPS = 5120  # of four pictures each
+TWIN_GROUPS = 10240  # of four pictures each
+JUDGES = {"judge-a": (14000, 1.5e-3), "judge-b": (9000, 1e-3)}  # steps, learning rate
 
 
 def _pictures() -> Pictures:
@@ -94,7 +95,8 @@ def train_faces(options: argparse.Namespace) -> None:
 
 
 def train_judge(options: argparse.Namespace) -> None:
-    schedule = Schedule(options.steps or 8500, learning_rate=1.5e-3, decay=0.5, weight_decay=0.05)
+    steps, rate = JUDGES[options.what]
+    schedule = Schedule(options.steps or steps, learning_rate=rate, decay=0.5, weight_decay=0.05)
     vae, folder = load_vae().to(memory_format=torch.channels_last), RUNS / "judges"
     twins = Twins(folder, TWIN_GROUPS, vae)
     # Unlike the other models, two judges of one seed would still agree too much: each has its own.

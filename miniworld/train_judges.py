@@ -69,7 +69,7 @@ def reading_loss(reading: Reading, contents: list[tuple[Identity, Scene]]) -> tu
             asked += count
     errors = torch.stack(list(reading.measures.values()), dim=1) - numbers.nan_to_num()
     geometry = errors.square()[~numbers.isnan()].mean() * 12
-    return torch.stack(losses).mean() + 0.3 * geometry, {"right": right / asked, "geometry": float(geometry.detach())}
+    return torch.stack(losses).mean() + geometry, {"right": right / asked, "geometry": float(geometry.detach())}
 
 
 class PairLoss(nn.Module):
@@ -104,11 +104,11 @@ class _Trained(nn.Module):
 def train(
     folder: Path, name: str, pictures: Pictures, twins: Twins, schedule: Schedule, batch: int, seed: int
 ) -> Judge:
-    """Trains one judge; half of a batch of ``batch`` pictures are twins."""
+    """Trains one judge; three quarters of a batch of ``batch`` pictures are twins."""
     torch.manual_seed(seed)
     trained = _Trained(Judge(ARCHITECTURES[name])).to(memory_format=torch.channels_last)
     run = Run(folder, trained, schedule)
-    groups = batch // 2 // PICTURES_EACH
+    groups = batch * 3 // 4 // PICTURES_EACH
     plain = pictures.batches(batch - groups * PICTURES_EACH, seed, run.step)
     paired = twins.batches(groups, seed, run.step)
 

@@ -1,8 +1,9 @@
-"""Lets a CPU with matrix units tune several times as fast: float32 tensors, products of bfloat16 numbers.
+"""Lets a CPU with bfloat16 instructions tune two to three times as fast.
 
-Everything stays float32 (weights, gradients, sums, Adam's moments); only what enters a matrix product or a convolution is
-rounded to bfloat16 on the way into the unit, as TF32 does on a graphics card. A CPU without such units would gain
-nothing and is left alone: autocast makes one with AVX512-BF16 faster, but a face tuned under it came out spoilt.
+Weights, gradients, sums and Adam's moments stay float32; what enters a matrix product or a convolution is rounded to
+bfloat16, as TF32 rounds it on a graphics card. With matrix units (AMX) nothing else changes. With vector instructions alone
+(AVX512-BF16) that rounding costs what it saves, so there what lies between two products is bfloat16 as well (autocast).
+A CPU with neither would gain nothing and is left alone.
 """
 
 from __future__ import annotations
@@ -13,17 +14,30 @@ from contextlib import contextmanager
 import torch
 
 
+def _supports(name: str) -> bool:
+    known = getattr(torch.cpu, f"_is_{name}_supported", None)
+    return bool(known and known())
+
+
 def has_matrix_units() -> bool:
     """Whether this CPU multiplies bfloat16 matrices in hardware (AMX)."""
-    supported = getattr(torch.cpu, "_is_amx_tile_supported", None)
-    return bool(supported and supported() and hasattr(torch.backends.mkldnn, "matmul"))
+    return _supports("amx_tile") and hasattr(torch.backends.mkldnn, "matmul")
+
+
+def has_vector_instructions() -> bool:
+    """Whether this CPU multiplies bfloat16 vectors in hardware (AVX512-BF16)."""
+    return _supports("avx512_bf16")
 
 
 @contextmanager
 def bfloat16_products(device: torch.device) -> Iterator[None]:
-    """Within it, products on such a CPU use its matrix units; whatever was set before is set again afterwards."""
-    if device.type != "cpu" or not has_matrix_units():
+    """Within it, products on such a CPU are of bfloat16 numbers; whatever was set before is set again afterwards."""
+    if device.type != "cpu" or not (has_matrix_units() or has_vector_instructions()):
         yield
+        return
+    if not has_matrix_units():
+        with torch.autocast("cpu", torch.bfloat16):
+            yield
         return
     backends = (torch.backends.mkldnn.matmul, torch.backends.mkldnn.conv)
     before = [backend.fp32_precision for backend in backends]
