@@ -77,20 +77,20 @@ def _contents(domain: str, seed: int, chunk: int) -> Sequence[tuple[Identity, Sc
 
 
 class MiniVae:
-    """The mini world's autoencoder in the terms that a base for pre-training has: images in [-1, 1]."""
+    """The mini world's autoencoder in the terms that a base for pre-training has: images in [0, 1]."""
 
     def __init__(self, network: Autoencoder) -> None:
         self.network = network
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
-        """Images ``(B, 3, 128, 128)`` in [-1, 1] -> latents ``(B, 4, 16, 16)`` in the UNet's scale."""
-        return self.network.to_unet(self.network.encode((images + 1) / 2)).float()
+        """Images ``(B, 3, 128, 128)`` -> latents ``(B, 4, 16, 16)`` in the UNet's scale."""
+        return self.network.to_unet(self.network.encode(images)).float()
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
-        """Latents ``(B, 4, 16, 16)`` -> images ``(B, 3, 128, 128)`` in [-1, 1]."""
-        return self.network.decode(self.network.from_unet(latents)).float().clamp(0, 1) * 2 - 1
+        """Latents ``(B, 4, 16, 16)`` -> images ``(B, 3, 128, 128)``."""
+        return self.network.decode(self.network.from_unet(latents)).float().clamp(0, 1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,10 +115,11 @@ class MiniBase:
         return widen_domain(encoder, offsets)
 
 
-def load_base() -> MiniBase:
+def load_base(device: torch.device | str = "cpu") -> MiniBase:
     """The base from its shipped weights.
 
     Raises:
         MissingWeightsError: they have not been trained.
     """
-    return MiniBase("miniworld", "sd1", TrainingUNet(load_unet()), TrainingText(load_text()), MiniVae(load_vae()))
+    unet, text, vae = load_unet().to(device), load_text().to(device), load_vae().to(device)
+    return MiniBase("miniworld", "sd1", TrainingUNet(unet), TrainingText(text), MiniVae(vae))

@@ -61,9 +61,9 @@ def training_identities(domain: str, chunk: int, rng: np.random.Generator | None
     return [random_identity(rng, domain, "train") for _ in range(CHUNK)]
 
 
-def load_backbone() -> ClipBackbone:
+def load_backbone(device: torch.device | str = "cpu") -> ClipBackbone:
     """The shipped image backbone."""
-    return ClipBackbone(BACKBONE, read("backbone")[0])
+    return ClipBackbone(BACKBONE, read("backbone")[0], device)
 
 
 def subject_masks(identities: Sequence[Identity], scenes: Sequence[Scene], pictures: Tensor) -> Tensor:

@@ -64,20 +64,24 @@ class TrainingText:
     def __init__(self, model: TextEncoder) -> None:
         self.model = model.eval().requires_grad_(False)
 
+    @property
+    def _device(self) -> torch.device:
+        return next(self.model.parameters()).device
+
     def word(self, word: str) -> Tensor:
         tokens = tokenize(word)
         if len(tokens) != 1:
             raise WordError(f"{word!r} is {len(tokens)} tokens in this text encoder, not one: choose another word.")
-        return self.model.embed(torch.tensor([tokens]))[0, 0].detach()
+        return self.model.embed(torch.tensor([tokens], device=self._device))[0, 0].detach()
 
     def encode(self, templates: Sequence[str], words: Tensor) -> Tensor:
         slots = [1 + len(tokenize(template[: template.index("{}")])) for template in templates]
         tokens = pad_tokens([template.format(PLACEHOLDER) for template in templates])
-        rows = self.model.embed(tokens)
-        chosen = torch.zeros(rows.shape[:2], dtype=torch.bool)
+        rows = self.model.embed(tokens.to(words.device))
+        chosen = torch.zeros(rows.shape[:2], dtype=torch.bool, device=words.device)
         chosen[torch.arange(len(slots)), torch.tensor(slots)] = True
         return self.model.transform(torch.where(chosen[..., None], words[:, None].to(rows.dtype), rows))
 
     def empty(self) -> Tensor:
         with torch.no_grad():
-            return self.model(pad_tokens([""]))
+            return self.model(pad_tokens([""]).to(self._device))

@@ -260,7 +260,7 @@ class DataSettings:
         workers: reading processes per training process; 0 reads in the training process.
         prefetch: micro-batches that each worker makes ahead.
         most_corrupt: share of corrupt samples, 0-1, above which the run stops.
-        cache_features: keep latents and CLIP features of every picture after its first use, in ``cache_folder``.
+        cache_features: compute latents and CLIP features of every picture once, before training, into ``cache_folder``.
         cache_folder: of that cache; empty: beside the run.
     """
 

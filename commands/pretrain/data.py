@@ -99,11 +99,6 @@ class TrainingData(Dataset[Sample]):
         """How many pictures all sources hold."""
         return int(self._first_rows[-1])
 
-    def row_of(self, index: int) -> int:
-        """The row that a global sample index stands for, were no sample corrupt."""
-        source, within = self._mix.locate(index)
-        return int(self._first_rows[source]) + self._orders[source].row(within)
-
     def read_row(self, row: int) -> Picture:
         """The picture of a row, whichever source it lies in.
 
@@ -113,20 +108,23 @@ class TrainingData(Dataset[Sample]):
         source = int(np.searchsorted(self._first_rows, row, side="right")) - 1
         return self.sources[source].read(row - int(self._first_rows[source]), self.size)
 
-    def __getitem__(self, index: int) -> Sample:
+    def rows_for(self, index: int) -> Iterator[int]:
+        """The row of a sample, then those that take its place where that is corrupt: ``ATTEMPTS`` in all."""
         source, within = self._mix.locate(index)
         rows, first = self._orders[source].rows, int(self._first_rows[source])
-        row = self._orders[source].row(within)
+        yield first + self._orders[source].row(within)
+        for attempt in range(ATTEMPTS - 1):
+            yield first + hash64("replacement", self.seed, index, attempt) % rows
+
+    def __getitem__(self, index: int) -> Sample:
         corrupt: list[tuple[int, str]] = []
-        for attempt in range(ATTEMPTS):
+        for row in self.rows_for(index):
             try:
-                return Sample(self.sources[source].read(row, self.size), index, first + row, tuple(corrupt))
+                return Sample(self.read_row(row), index, row, tuple(corrupt))
             except CorruptSample as error:
-                corrupt.append((first + row, str(error)))
-                row = hash64("replacement", self.seed, index, attempt) % rows
+                corrupt.append((row, str(error)))
         raise DataError(
-            f"{ATTEMPTS} samples in a row of data source {source + 1} could not be read, the last was"
-            f" {corrupt[-1][1]}: prepare the data again."
+            f"{ATTEMPTS} samples in a row could not be read, the last was {corrupt[-1][1]}: prepare the data again."
         )
 
 

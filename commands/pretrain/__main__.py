@@ -1,0 +1,94 @@
+"""``python -m commands.pretrain --config CONFIG [section.key=value …]``: pre-train a domain.
+
+On several GPUs or nodes: ``accelerate launch … -m commands.pretrain --config CONFIG``, or ``torchrun -m``. It starts where the
+last checkpoint in ``output.folder`` ends; Ctrl-C saves first. At the end the domain file lies in ``output.folder``: put it
+into ComfyUI's ``models/e4t_domains``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from safetensors import SafetensorError
+
+from e4t_core.clip_backbone import BackboneError
+from e4t_core.domain import DomainFileError
+from e4t_core.unet import WordError
+
+from .checkpoints import CheckpointError
+from .config import ConfigError
+from .config_file import load_config
+from .header import HeaderError
+from .pictures import DataError
+from .single_file import BaseModelError
+from .training import Stopped, Training, TrainingError
+from .validate import validate
+
+log = logging.getLogger(__name__)
+STOPPED = 130
+FAULTS = (
+    BackboneError,
+    BaseModelError,
+    CheckpointError,
+    ConfigError,
+    DataError,
+    DomainFileError,
+    HeaderError,
+    SafetensorError,
+    TrainingError,
+    WordError,
+    OSError,
+)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command; returns its exit status: 0, 1 after a fault, 130 after Ctrl-C."""
+    parser = argparse.ArgumentParser(
+        prog="commands.pretrain", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--config", type=Path, required=True, help="TOML file, or the name of a shipped one")
+    parser.add_argument("--dry-run", action="store_true", help="three steps on the real shapes, nothing is written")
+    parser.add_argument("--export", action="store_true", help="only write the domain file of the last checkpoint")
+    parser.add_argument("--accept-changes", action="store_true", help="go on although settings have changed")
+    parser.add_argument("overrides", nargs="*", help="section.key=value")
+    options = parser.parse_args(arguments)
+    first = int(os.environ.get("RANK", "0")) == 0
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    logging.basicConfig(
+        level=logging.INFO if first else logging.WARNING, format="%(message)s", stream=sys.stdout, force=True
+    )
+    try:
+        config = load_config(options.config, options.overrides)
+        # The other processes meet the same faults when they open the same files.
+        findings = validate(config, processes) if first else None
+        for problem in findings.problems if findings else ():
+            log.error("wrong: %s", problem)
+        if findings and findings.problems:
+            return 1
+        for note in findings.notes if findings else ():
+            log.info("%s", note)
+        training = Training(config, options.accept_changes, options.dry_run)
+        if options.export:
+            if not training.step:
+                raise TrainingError(f"{training.checkpoints.folder} holds no checkpoint: there is nothing to export.")
+            path = training.write_domain() if first else None
+        else:
+            path = training.run()
+    except Stopped as stopped:
+        log.warning("%s", stopped)
+        return STOPPED
+    except FAULTS as error:
+        log.error("wrong: %s", error)
+        return 1
+    if path is not None:
+        log.info("%s is the domain after %d steps: put it into ComfyUI's models/e4t_domains.", path, training.step)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

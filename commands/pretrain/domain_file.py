@@ -1,0 +1,72 @@
+"""The domain file that a run leaves: what the nodes load."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from e4t_core.concept_encoder import ConceptEncoder
+from e4t_core.domain import Domain, save_domain
+from e4t_core.domain_info import DomainInfo
+from e4t_core.presets import PRESETS
+from e4t_core.weight_offsets import WeightOffsets
+
+from .config import Config
+from .features import Extractor
+from .networks import holds_backbone
+from .trained import Trained
+
+
+def write_domain(config: Config, extractor: Extractor, trained: Trained, step: int) -> Path:
+    """Write ``<output.folder>/<domain.name>.safetensors``, encoder and offsets as float16.
+
+    Raises:
+        DomainFileError: it could not be written, or holds NaN or infinity.
+    """
+    path = Path(config.output.folder) / f"{config.domain.name}.safetensors"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_domain(path, make_domain(config, extractor, trained, step), torch.float16)
+    return path
+
+
+def make_domain(config: Config, extractor: Extractor, trained: Trained, step: int) -> Domain:
+    """The domain of what is trained, fit for the base that it is for."""
+    base, backbone = extractor.base, extractor.backbone
+    encoder: ConceptEncoder = trained.encoder
+    offsets: WeightOffsets = trained.offsets
+    finish: Any = getattr(base, "finish", None)
+    if finish is not None:
+        encoder, offsets = finish(encoder, offsets)
+    inside = holds_backbone(config)
+    domain, training = config.domain, config.training
+    info = DomainInfo(
+        name=domain.name,
+        word=domain.word,
+        base_family=base.family,
+        prediction=base.unet.prediction,
+        context_width=base.text.width,
+        feature_width=encoder.feature_width,
+        projections=offsets.shapes,
+        backbone=replace(backbone.info, weights_inside=inside),
+        scale=domain.scale,
+        templates=domain.templates,
+        preset=PRESETS[domain.preset],
+        image_size=domain.image_size,
+        crop_margin=domain.crop_margin,
+        v_size=domain.v_size,
+        training={
+            "base": base.name,
+            "data": [Path(s.path).name or s.factory for s in config.data.sources],
+            "batch": training.batch,
+            "learning_rate": training.learning_rate,
+            "regularization": training.regularization,
+            "seed": training.seed,
+        },
+        licence=domain.licence,
+        step=step,
+    )
+    state = {name: value.half().cpu() for name, value in backbone.tower.state_dict().items()} if inside else None
+    return Domain(encoder, offsets, info, state)

@@ -1,0 +1,185 @@
+"""What is trained, and what it is trained to minimise, as ONE module: the unit that processes keep equal."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from e4t_core.concept_encoder import ConceptEncoder
+from e4t_core.objective import diffusion_losses, draw_samples
+from e4t_core.presets import templates_of
+from e4t_core.weight_offsets import WeightOffsets
+
+from .config import Config
+from .networks import Base
+
+
+@dataclass(frozen=True, eq=False)
+class Inputs:
+    """What a micro-batch's loss is made of, on the device.
+
+    Attributes:
+        latents: ``(B, 4, h, w)`` float32.
+        clip_features: ``(B, L, C)`` float32.
+        masks: ``(B, 1, H, W)`` float32 in 0-1, or None.
+        indices: B global sample indices.
+        corrupt: ``(row, label: reason)`` of samples that were skipped.
+    """
+
+    latents: Tensor
+    clip_features: Tensor
+    masks: Tensor | None
+    indices: tuple[int, ...]
+    corrupt: tuple[tuple[int, str], ...] = ()
+
+
+class Trained(nn.Module):
+    """Encoder and weight offsets on a frozen base; called on :class:`Inputs` it gives the loss in parts.
+
+    Args:
+        config: of the run.
+        base: the frozen base.
+        layers, clip_width: of the backbone's features.
+        device: where it trains.
+
+    Raises:
+        WordError: the domain word is not one token of the base's text encoder.
+    """
+
+    def __init__(self, config: Config, base: Base, layers: int, clip_width: int, device: torch.device) -> None:
+        super().__init__()
+        training = config.training
+        unet, text = base.unet, base.text
+        self.encoder = ConceptEncoder(layers, clip_width, unet.feature_width, text.width)
+        with torch.no_grad():
+            self.encoder.final.weight.mul_(training.first_answer)
+            if training.first_answer < 1:
+                self.encoder.final.bias.zero_()
+        self.offsets = WeightOffsets(unet.attention_projections(), config.domain.v_size)
+        self.encoder.requires_grad_(training.train_encoder)
+        self.offsets.requires_grad_(training.train_offsets)
+        self.to(device)
+        # Not a module of this one, so that neither checkpoints nor processes carry the frozen weights.
+        self._frozen = (base, unet.parameters())
+        self._held: ExitStack | None = None
+        self._settings, self._scale = training, config.domain.scale
+        self._templates = templates_of(config.domain.templates)
+        self._word = text.word(config.domain.word).detach().float().to(device)
+        with torch.no_grad():
+            self._empty = text.empty().to(device)
+
+    @property
+    def word_length(self) -> float:
+        """‖e_d‖, the length of the domain word's embedding."""
+        return float(self._word.norm())
+
+    @contextmanager
+    def lending(self) -> Iterator[None]:
+        """The UNet has the offset weights until the end: hold it over a forward AND its backward pass."""
+        with ExitStack() as held:
+            self._held = held
+            try:
+                yield
+            finally:
+                self._held = None
+
+    def forward(self, inputs: Inputs) -> tuple[Tensor, Tensor]:
+        """Per sample, the diffusion loss ``(B,)`` and ‖E‖² ``(B,)``; only within :meth:`lending`."""
+        assert self._held is not None, "hold lending() open over forward and backward"
+        base, weights = self._frozen
+        settings = self._settings
+        sample = draw_samples(
+            settings.seed,
+            inputs.indices,
+            latent_shape=inputs.latents.shape[1:],
+            batch=settings.batch,
+            templates=len(self._templates),
+            timesteps=base.unet.schedule.timesteps,
+            stream="pre-training",
+        )
+        device = inputs.latents.device
+        self._held.enter_context(base.unet.using(self.offsets.apply_all(weights)))
+        parts = diffusion_losses(
+            base.unet,
+            base.text,
+            self.encoder,
+            latents=inputs.latents,
+            clip_features=inputs.clip_features,
+            timesteps=sample.timesteps.to(device),
+            noise=sample.noise.to(device),
+            templates=[self._templates[number] for number in sample.templates],
+            domain_word_embedding=self._word,
+            scale=self._scale,
+            empty=self._empty,
+            masks=inputs.masks if settings.use_mask else None,
+            stop_feature_gradient=settings.stop_feature_gradient,
+        )
+        return parts.diffusion, parts.offset
+
+    def words(self, clip_features: Tensor, features: Tensor) -> Tensor:
+        """Word embeddings ``e_d + s·E`` ``(B, D)``."""
+        return self._word + self._scale * self.encoder(clip_features, features).float()
+
+    @property
+    def empty(self) -> Tensor:
+        """Context ``(1, L, D)`` of the empty prompt."""
+        return self._empty
+
+    @torch.no_grad()
+    def offset_rms(self) -> float:
+        """Root mean square of all offsets Δ, by ``‖P Qᵀ‖² = trace(PᵀP QᵀQ)``."""
+        total, count = 0.0, 0
+        for p, q in self.offsets.collapse().values():
+            total += float(((p.T @ p).double() * (q.T @ q).double()).sum())
+            count += p.shape[0] * q.shape[0]
+        return (max(total, 0.0) / count) ** 0.5
+
+
+class Average:
+    """Exponential moving average of a module's trained weights.
+
+    Args:
+        decay: per step; 0 keeps none.
+    """
+
+    def __init__(self, module: nn.Module, decay: float) -> None:
+        self.decay = decay
+        self.state: dict[str, Tensor] = (
+            {name: weight.detach().clone() for name, weight in module.named_parameters() if weight.requires_grad}
+            if decay
+            else {}
+        )
+
+    @torch.no_grad()
+    def update(self, module: nn.Module, step: int) -> None:
+        """Take in the weights after step number ``step``, counted from 1; a young average forgets faster."""
+        weight = 1 - min(self.decay, step / (step + 10))
+        for name, value in module.named_parameters():
+            if name in self.state:
+                self.state[name].lerp_(value, weight)
+
+    @contextmanager
+    def used_by(self, module: nn.Module) -> Iterator[None]:
+        """The module has the averaged weights, if there are any; afterwards its own again."""
+        own = {name: weight.detach().clone() for name, weight in module.named_parameters() if name in self.state}
+        try:
+            _fill(module, self.state)
+            yield
+        finally:
+            _fill(module, own)
+
+
+@torch.no_grad()
+def _fill(module: nn.Module, state: Mapping[str, Tensor]) -> None:
+    own = dict(module.named_parameters())
+    for name, value in state.items():
+        own[name].copy_(value)
+
+
+def not_finite(tensors: Sequence[tuple[str, Tensor]]) -> str | None:
+    """The name of the first tensor with NaN or infinity."""
+    return next((name for name, value in tensors if not torch.isfinite(value).all()), None)

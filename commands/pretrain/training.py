@@ -1,0 +1,394 @@
+"""The training loop (the paper's section 3.3), on one process or many, on accelerate.
+
+Every process takes its share of each batch; DistributedDataParallel averages the gradients. A sample's picture, noise,
+timestep and template follow from (seed, global sample index), so P processes with batch B each do what one does with P·B,
+and a resumed run does what an uninterrupted one does.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import signal
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from torch import Tensor
+
+from .checkpoints import Checkpoint, CheckpointError, Checkpoints
+from .config import Config
+from .config_file import to_dict
+from .data import CorruptionCount, make_loader, micro_batches, open_data
+from .domain_file import write_domain
+from .features import Extractor, FeatureCache, cached_inputs, live_inputs
+from .journal import Journal
+from .networks import open_backbone, open_base
+from .previews import Previews
+from .trained import Average, Inputs, Trained, not_finite
+
+log = logging.getLogger(__name__)
+DRY_STEPS = 3
+FREE_TO_CHANGE = {
+    ("training", "steps"),
+    ("training", "micro_batch"),
+    ("training", "gradient_checkpointing"),
+    ("data", "workers"),
+    ("data", "prefetch"),
+    ("data", "most_corrupt"),
+    ("data", "cache_folder"),
+    ("data", "cache_features"),
+}
+"""Settings that a resumed run may have other than its checkpoint; "steps" makes it longer."""
+TERMS = ("diffusion", "word offset")
+
+
+class TrainingError(RuntimeError):
+    """A run that cannot go on; the message is one sentence that says why and what to do."""
+
+
+class Stopped(Exception):
+    """The run was asked to stop (Ctrl-C) and has saved where it is; the message says so."""
+
+
+class Training:
+    """One run, on one of its processes.
+
+    Args:
+        config: of the run.
+        accept_changes: go on from a checkpoint although settings that decide the result are others than its own.
+        dry: do ``DRY_STEPS`` steps, write nothing.
+
+    Raises:
+        TrainingError, CheckpointError, DataError, BaseModelError, BackboneError, WordError: it cannot start; one
+            sentence says why.
+    """
+
+    def __init__(self, config: Config, accept_changes: bool = False, dry: bool = False) -> None:
+        self.config, self.dry = config, dry
+        training = config.training
+        self.accelerator = _accelerator(training.precision)
+        self.device = self.accelerator.device
+        self.data = open_data(config)
+        self.corruption = CorruptionCount(self.data.rows, config.data.most_corrupt)
+        base = open_base(config.base, training.precision, training.gradient_checkpointing, self.device)
+        backbone = open_backbone(config.backbone, training.precision, self.device)
+        self.extractor = Extractor(base, backbone, self.device)
+        info = backbone.info
+        self.trained = Trained(config, base, info.vectors, info.width, self.device)
+        self.average = Average(self.trained, training.ema)
+        self.parameters = {n: p for n, p in self.trained.named_parameters() if p.requires_grad}
+        self.optimizer = torch.optim.AdamW(
+            self.parameters.values(),
+            lr=training.learning_rate,
+            betas=(training.betas[0], training.betas[1]),
+            eps=training.eps,
+            weight_decay=training.weight_decay,
+        )
+        self.step = 0
+        self.folder = Path(config.output.folder)
+        self.checkpoints = Checkpoints(self.folder / "checkpoints", config.output.keep_checkpoints)
+        if not dry:
+            self._resume(accept_changes)
+        self.module, self.stepper = self.accelerator.prepare(self.trained, self.optimizer)
+        self._asked_to_stop = False
+
+    @property
+    def last_step(self) -> int:
+        """At which the run ends."""
+        return DRY_STEPS if self.dry else self.config.training.steps
+
+    def run(self) -> Path | None:
+        """Train to the end.
+
+        Returns:
+            The domain file; None of a dry run, and on processes other than the first.
+
+        Raises:
+            Stopped: by Ctrl-C, after a checkpoint.
+            TrainingError: the loss or a weight is not finite.
+            DataError: too many samples are corrupt.
+            CheckpointError: a checkpoint could not be written.
+        """
+        first, output = self.accelerator.is_main_process, self.config.output
+        writes = first and not self.dry
+        journal = Journal(self.folder, self.last_step, self.step, output.tensorboard) if writes else None
+        previews = Previews(self.config, self.data, self.extractor) if writes and output.preview_every else None
+        inputs = self._inputs()
+        window: list[Tensor] = []
+        since, started = time.perf_counter(), self.step
+        try:
+            with _stop_signals(self._stop):
+                while self.step < self.last_step:
+                    figures = self._one_step(inputs)
+                    self.step += 1
+                    window.append(figures)
+                    if journal:
+                        journal.advance()
+                    stop = bool(figures[-1] > 0)
+                    every = self.step == self.last_step or stop
+                    if every or self.step % output.log_every == 0:
+                        self._share_corruption()
+                        seconds = (time.perf_counter() - since) / (self.step - started)
+                        if journal:
+                            journal.write(self.step, self._figures(window, seconds))
+                        elif self.dry and first:
+                            self._say_dry(self._figures(window, seconds), seconds)
+                        window, since, started = [], time.perf_counter(), self.step
+                    if not self.dry and (every or self.step % output.checkpoint_every == 0):
+                        self.save()
+                    if previews and (self.step == self.last_step or self.step % output.preview_every == 0):
+                        self._preview(previews)
+                        since, started = time.perf_counter(), self.step
+                    if stop and self.step < self.last_step:
+                        raise Stopped(
+                            f"Stopped after step {self.step} of {self.last_step}; the checkpoint is in"
+                            f" {self.checkpoints.folder}: the same command goes on from there."
+                        )
+        finally:
+            if journal:
+                journal.close()
+        path = self.write_domain() if writes else None
+        self.accelerator.wait_for_everyone()
+        self.accelerator.end_training()
+        return path
+
+    def write_domain(self) -> Path:
+        """Write the domain file of what is trained so far (its average, if there is one)."""
+        with self.average.used_by(self.trained):
+            return write_domain(self.config, self.extractor, self.trained, self.step)
+
+    def _inputs(self) -> Iterator[Inputs]:
+        """This process's micro-batches from the next step on."""
+        config, accelerator = self.config, self.accelerator
+        training, process, processes = config.training, accelerator.process_index, accelerator.num_processes
+        batches = micro_batches(self.step, self.last_step, training.batch, training.micro_batch, process, processes)
+        if not config.data.cache_features or self.dry:
+            pin = self.device.type == "cuda"
+            loader = make_loader(self.data, _Batches(batches), config.data.workers, config.data.prefetch, pin)
+            return live_inputs(loader, self.extractor)
+        folder = Path(config.data.cache_folder or self.folder / "features")
+        # Made by the first process, then opened by the others: none may find a file half as long.
+        with accelerator.main_process_first():
+            cache = FeatureCache(folder, self.data.rows, self.extractor.key(config))
+        cache.fill(self.data, self.extractor, training.micro_batch, process, processes)
+        accelerator.wait_for_everyone()
+        return cached_inputs(cache, self.data, batches, self.device)
+
+    def _one_step(self, inputs: Iterator[Inputs]) -> Tensor:
+        """One optimiser step; means over the whole batch: loss, its terms, gradient length, and who asks to stop."""
+        training, accelerator = self.config.training, self.accelerator
+        share = training.batch // accelerator.num_processes
+        micros = math.ceil(share / training.micro_batch)
+        rate = training.rate(self.step)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        sums = torch.zeros(2, device=self.device)
+        for micro in range(micros):
+            batch = next(inputs)
+            self.corruption.add(batch.corrupt)
+            apart = accelerator.no_sync(self.module) if micro + 1 < micros else nullcontext()
+            with apart, self.trained.lending():
+                diffusion, offset = self.module(batch)
+                weight = len(batch.indices) / share
+                loss = (diffusion.float().mean() + training.regularization * offset.float().mean()) * weight
+                accelerator.backward(loss)
+            sums += torch.stack([diffusion.detach().float().sum(), offset.detach().float().sum()]) / share
+        if training.clip:
+            length = accelerator.clip_grad_norm_(self.parameters.values(), training.clip)
+        else:
+            length = torch.zeros(())
+        stop = torch.tensor([float(self._asked_to_stop)], device=self.device)
+        figures = accelerator.reduce(torch.cat([sums, length.detach().view(1).to(sums), stop]), "mean").cpu()
+        for name, value in zip(TERMS, figures.tolist(), strict=False):
+            if not math.isfinite(value):
+                raise self._diverged(self.step + 1, f"the term {name!r} of the loss became {value}")
+        self.stepper.step()
+        self.stepper.zero_grad(set_to_none=True)
+        self.average.update(self.trained, self.step + 1)
+        return figures
+
+    def _figures(self, window: list[Tensor], seconds: float) -> dict[str, float]:
+        """What is logged of an interval, by name."""
+        diffusion, offset, length, _ = torch.stack(window).mean(0).tolist()
+        training, domain = self.config.training, self.config.domain
+        figures = {
+            "loss": diffusion + training.regularization * offset,
+            "diffusion": diffusion,
+            "λ term": training.regularization * offset,
+            "word offset": offset**0.5,
+            "word offset / word": domain.scale * offset**0.5 / self.trained.word_length,
+            "weight offset rms": self.trained.offset_rms(),
+            "learning rate": training.rate(self.step - 1),
+            "seconds per step": seconds,
+            "images per second": training.batch / seconds,
+            "corrupt samples": float(len(self.corruption.found)),
+        }
+        return figures | ({"gradient length": length} if training.clip else {})
+
+    def _say_dry(self, figures: Mapping[str, float], seconds: float) -> None:
+        for name, value in figures.items():
+            log.info("%-20s %.6g", name, value)
+        steps = self.config.training.steps
+        log.info("%d steps at this speed: %.1f hours", steps, seconds * steps / 3600)
+        if self.device.type == "cuda":
+            log.info("peak GPU memory: %.2f GB", torch.cuda.max_memory_allocated() / 1e9)
+
+    def _share_corruption(self) -> None:
+        """All processes know what each of them found, so that all stop together if it is too much."""
+        if self.accelerator.num_processes > 1:
+            self.corruption.add(gather_object(list(self.corruption.found.items())))
+
+    def _preview(self, previews: Previews) -> None:
+        with self.average.used_by(self.trained), self.accelerator.autocast():
+            previews.draw(self.trained, self.folder / "previews" / f"step-{self.step:08d}.png")
+
+    def save(self) -> None:
+        """Write a checkpoint; the processes wait for it.
+
+        Raises:
+            TrainingError: a weight is not finite.
+            CheckpointError: it could not be written.
+        """
+        bad = not_finite(list(self.parameters.items()))
+        if bad:
+            raise self._diverged(self.step, f"{bad} became NaN or infinite")
+        if self.accelerator.is_main_process:
+            self.checkpoints.save(self.step, self._tensors(), self._record())
+        self.accelerator.wait_for_everyone()
+
+    def _tensors(self) -> dict[str, Tensor]:
+        tensors = {f"trained/{name}": value for name, value in self.parameters.items()}
+        tensors |= {f"average/{name}": value for name, value in self.average.state.items()}
+        for name, parameter in self.parameters.items():
+            for key, value in self.optimizer.state[parameter].items():
+                tensors[f"optimizer/{name}/{key}"] = value
+        return tensors
+
+    def _record(self) -> dict[str, Any]:
+        scaler = self.accelerator.scaler
+        return {
+            "config": json.loads(json.dumps(to_dict(self.config))),
+            "corrupt": self.corruption.state_dict(),
+            "scaler": scaler.state_dict() if scaler is not None else None,
+        }
+
+    def _resume(self, accept_changes: bool) -> None:
+        found = self.checkpoints.load()
+        if found is None:
+            return
+        changes = _changes(found.record["config"], json.loads(json.dumps(to_dict(self.config))))
+        if changes and not accept_changes:
+            raise TrainingError(
+                f"{self.checkpoints.folder} holds a run with other settings ({'; '.join(changes)}): set them back, choose"
+                " another output.folder, or give --accept-changes to go on with the new ones."
+            )
+        for change in changes:
+            log.warning("Going on with another setting: %s", change)
+        self._restore(found)
+        if self.step > self.last_step:
+            raise TrainingError(
+                f"{self.checkpoints.folder} holds a checkpoint of step {self.step}, beyond training.steps ="
+                f" {self.last_step}: raise it, or choose another output.folder."
+            )
+        if self.accelerator.is_main_process:
+            log.info("Going on after step %d of %d.", self.step, self.last_step)
+
+    @torch.no_grad()
+    def _restore(self, checkpoint: Checkpoint) -> None:
+        tensors = checkpoint.tensors
+        expected = {f"trained/{name}" for name in self.parameters} | {f"average/{n}" for n in self.average.state}
+        missing = sorted(expected - tensors.keys())
+        if missing:
+            raise CheckpointError(
+                f"The checkpoint of step {checkpoint.step} lacks {missing[0]}: delete it, or choose another output.folder."
+            )
+        for name, parameter in self.parameters.items():
+            parameter.copy_(tensors[f"trained/{name}"])
+            prefix = f"optimizer/{name}/"
+            state = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
+            self.optimizer.state[parameter] = {
+                # AdamW counts its steps on the CPU.
+                key: value.clone() if key == "step" else value.to(self.device, copy=True)
+                for key, value in state.items()
+            }
+        for name, average in self.average.state.items():
+            average.copy_(tensors[f"average/{name}"])
+        self.corruption.load_state_dict(checkpoint.record["corrupt"])
+        if self.accelerator.scaler is not None and checkpoint.record["scaler"] is not None:
+            self.accelerator.scaler.load_state_dict(checkpoint.record["scaler"])
+        self.step = checkpoint.step
+
+    def _diverged(self, step: int, what: str) -> TrainingError:
+        steps = self.checkpoints.steps()
+        kept = f"the last good checkpoint is of step {steps[-1]}" if steps else "there is no checkpoint yet"
+        rate = self.config.training.rate(step - 1)
+        return TrainingError(
+            f"In step {step} of {self.last_step} {what}; {kept}: lower training.learning_rate_per_sample (the rate was"
+            f" {rate:g}), set training.clip, or use a wider training.precision."
+        )
+
+    def _stop(self) -> None:
+        if self.accelerator.is_main_process:
+            log.warning("Asked to stop: finishing the step, then saving. Ask again to stop at once.")
+        self._asked_to_stop = True
+
+
+class _Batches:
+    """A generator that DataLoader may take as its batch sampler."""
+
+    def __init__(self, batches: Iterator[list[int]]) -> None:
+        self._batches = batches
+
+    def __iter__(self) -> Iterator[list[int]]:
+        return self._batches
+
+
+def _accelerator(precision: str) -> Accelerator:
+    cpu = not torch.cuda.is_available()
+    if cpu and precision == "fp16":
+        raise TrainingError("training.precision = 'fp16' needs a GPU, and none was found: set it to 'bf16' or 'fp32'.")
+    return Accelerator(cpu=cpu, mixed_precision={"fp32": "no"}.get(precision, precision))
+
+
+def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Settings that decide the result and differ, as text."""
+    changes = []
+    for section in now:
+        if section == "output":
+            continue
+        for key, value in now[section].items():
+            old = before.get(section, {}).get(key)
+            if old != value and (section, key) not in FREE_TO_CHANGE:
+                changes.append(f"{section}.{key} was {old!r} and is {value!r}")
+    return changes
+
+
+@contextmanager
+def _stop_signals(stop: Any) -> Iterator[None]:
+    """The first SIGINT or SIGTERM calls ``stop``; a second one does what it always does."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = {number: signal.getsignal(number) for number in numbers}
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        signal.signal(number, before[signal.Signals(number)])
+        stop()
+
+    for number in numbers:
+        signal.signal(number, handle)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
