@@ -59,9 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     first = int(os.environ.get("RANK", "0")) == 0
     processes = int(os.environ.get("WORLD_SIZE", "1"))
-    logging.basicConfig(
-        level=logging.INFO if first else logging.WARNING, format="%(message)s", stream=sys.stdout, force=True
-    )
+    logging.basicConfig(level=logging.INFO if first else logging.WARNING, format="%(message)s", stream=sys.stdout)
     try:
         config = load_config(options.config, options.overrides)
         # The other processes meet the same faults when they open the same files.

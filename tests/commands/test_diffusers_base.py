@@ -7,7 +7,6 @@ import shutil
 import socket
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -16,8 +15,7 @@ from torch import Tensor
 pytest.importorskip("diffusers")
 pytest.importorskip("accelerate")
 
-from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
-from transformers import CLIPTextConfig, CLIPTextModel
+from small_base import make_base
 
 from commands.pretrain.clip_text import bundled_tokenizer
 from commands.pretrain.diffusers_base import PretrainingBase, load_base
@@ -27,14 +25,6 @@ from e4t_core.noise_schedule import NoiseSchedule
 from e4t_core.unet import WordError
 
 QUERY = "down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q.weight"
-UNET: dict[str, Any] = {
-    "block_out_channels": (32, 64),
-    "layers_per_block": 1,
-    "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
-    "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
-    "cross_attention_dim": 768,
-    "attention_head_dim": 8,
-}
 
 
 @pytest.fixture(autouse=True)
@@ -48,23 +38,7 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A diffusers folder of SD 1.x's make-up, small; without a tokenizer, as the vocabulary is known."""
-    path = tmp_path_factory.mktemp("bases") / "small"
-    text = CLIPTextConfig(
-        hidden_size=768,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=12,
-        vocab_size=49408,
-        bos_token_id=49406,
-        eos_token_id=49407,
-    )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        UNet2DConditionModel(**UNET).save_pretrained(path / "unet")
-        CLIPTextModel(text).half().save_pretrained(path / "text_encoder")
-        AutoencoderKL(block_out_channels=(32,), latent_channels=4).save_pretrained(path / "vae")
-    DDPMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear").save_pretrained(path / "scheduler")
-    return path
+    return make_base(tmp_path_factory.mktemp("bases") / "small")
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,342 @@
+"""The training loop: exact resume, any number of micro-batches and processes, what trains, and faults that lose nothing."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate.state import AcceleratorState
+from layouts import make_folder
+from PIL import Image
+from safetensors.torch import load_file
+from small_base import config_of, make_place, overrides
+from torch import Tensor
+
+from commands.pretrain.__main__ import STOPPED, main
+from commands.pretrain.checkpoints import CheckpointError
+from commands.pretrain.pictures import DataError
+from commands.pretrain.training import Stopped, Training, TrainingError
+from e4t_core.domain import load_domain
+from e4t_core.fingerprint import fingerprint
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_place(tmp_path_factory.mktemp("pretraining"))
+
+
+@pytest.fixture(autouse=True)
+def fresh_accelerate() -> Iterator[None]:
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+def train(place: Path, out: Path, *more: str) -> dict[str, Tensor]:
+    """The trained weights at the end of a run, by name."""
+    training = Training(config_of(place, out, *more))
+    training.run()
+    AcceleratorState._reset_state(reset_partial_state=True)
+    return {name: value.detach().clone() for name, value in training.trained.state_dict().items()}
+
+
+def losses(out: Path, name: str = "loss") -> list[float]:
+    return [json.loads(line)[name] for line in (out / "log.jsonl").read_text().splitlines()]
+
+
+def start(place: Path, out: Path, *more: str, processes: int = 1) -> subprocess.Popen[str]:
+    """The command as a user starts it, one thread per process."""
+    command = [sys.executable, "-m"]
+    if processes > 1:
+        command += ["torch.distributed.run", f"--nproc-per-node={processes}", "--standalone", "-m"]
+    command += ["commands.pretrain", "--config", "face", *overrides(place, out), *more]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    return subprocess.Popen(
+        command, cwd=ROOT, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
+
+
+def wait_for_steps(out: Path, count: int, process: subprocess.Popen[str]) -> None:
+    limit = time.monotonic() + 180
+    while not (out / "log.jsonl").exists() or len(losses(out)) < count:
+        assert process.poll() is None and time.monotonic() < limit, process.communicate()[0]
+        time.sleep(0.05)
+
+
+def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(place: Path, tmp_path: Path) -> None:
+    more = ("training.ema=0.9", "training.clip=1.0")
+    whole = train(place, tmp_path / "whole", *more)
+    train(place, tmp_path / "parts", *more, "training.steps=2")
+    parts = train(place, tmp_path / "parts", *more)
+    assert same(whole, parts)
+    assert losses(tmp_path / "whole") == losses(tmp_path / "parts")
+    files = [load_file(tmp_path / out / "face.safetensors") for out in ("whole", "parts")]
+    assert same(*files)
+
+
+def test_a_run_learns_and_logs_what_it_does(place: Path, tmp_path: Path) -> None:
+    train(place, tmp_path, "training.steps=12", "training.batch=8", "output.log_every=4")
+    lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [4, 8, 12]
+    assert lines[-1]["diffusion"] < lines[0]["diffusion"]
+    assert lines[-1]["weight offset rms"] > lines[0]["weight offset rms"] > 0
+    for line in lines:
+        assert line["loss"] == pytest.approx(line["diffusion"] + line["λ term"])
+        assert line["λ term"] == pytest.approx(0.01 * line["word offset"] ** 2, rel=1e-3)
+    assert not (tmp_path / "previews").exists()
+
+
+@pytest.mark.parametrize("micro", [1, 3])
+def test_micro_batches_change_nothing_but_rounding(micro: int, place: Path, tmp_path: Path) -> None:
+    whole = train(place, tmp_path / "a", "training.steps=2")
+    split = train(place, tmp_path / "b", "training.steps=2", f"training.micro_batch={micro}")
+    assert losses(tmp_path / "a") == pytest.approx(losses(tmp_path / "b"), rel=1e-5)
+    # Adam's first steps turn a gradient into its sign, so a rounding of 0 is a whole step: compare what is large.
+    assert (whole["encoder.final.weight"] - split["encoder.final.weight"]).abs().median() < 1e-6
+
+
+def test_gradient_checkpointing_changes_nothing(place: Path, tmp_path: Path) -> None:
+    train(place, tmp_path / "a", "training.steps=2")
+    train(place, tmp_path / "b", "training.steps=2", "training.gradient_checkpointing=true")
+    assert losses(tmp_path / "a") == pytest.approx(losses(tmp_path / "b"), rel=1e-6)
+
+
+def test_two_processes_do_what_one_does_with_the_whole_batch(place: Path, tmp_path: Path) -> None:
+    train(place, tmp_path / "one")
+    process = start(place, tmp_path / "two", "training.micro_batch=1", processes=2)
+    text = process.communicate(timeout=300)[0]
+    assert process.returncode == 0, text
+    assert losses(tmp_path / "one") == pytest.approx(losses(tmp_path / "two"), rel=1e-4)
+    assert (tmp_path / "two" / "face.safetensors").exists()
+
+
+def test_a_killed_process_ends_the_others_and_the_run_goes_on_from_its_checkpoint(place: Path, tmp_path: Path) -> None:
+    process = start(place, tmp_path, "training.steps=100000", processes=2)
+    wait_for_steps(tmp_path, 3, process)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+    if not children.exists():
+        process.kill()
+        pytest.skip("this system does not list a process's children")
+    workers = [int(child) for child in children.read_text().split()]
+    os.kill(workers[-1], signal.SIGKILL)
+    assert process.wait(timeout=120) != 0
+    found = len(list((tmp_path / "checkpoints").glob("step-*.safetensors")))
+    assert found >= 1
+    assert not list((tmp_path / "checkpoints").glob(".*"))
+    step = Training(config_of(place, tmp_path, "training.steps=100000")).step
+    assert step >= 2 and step % 2 == 0
+
+
+def test_ctrl_c_saves_and_the_same_command_goes_on(place: Path, tmp_path: Path) -> None:
+    every = "output.checkpoint_every=1000"
+    process = start(place, tmp_path / "cut", "training.steps=100000", every)
+    wait_for_steps(tmp_path / "cut", 2, process)
+    process.send_signal(signal.SIGINT)
+    text = process.communicate(timeout=120)[0]
+    assert process.returncode == STOPPED, text
+    done = len(losses(tmp_path / "cut"))
+    assert f"Stopped after step {done} of 100000" in text
+    steps = f"training.steps={done + 1}"
+    train(place, tmp_path / "whole", steps, every)
+    train(place, tmp_path / "cut", steps, every)
+    assert losses(tmp_path / "cut") == pytest.approx(losses(tmp_path / "whole"), rel=1e-5)
+
+
+def test_a_stop_in_process_is_told(place: Path, tmp_path: Path) -> None:
+    training = Training(config_of(place, tmp_path))
+    training._stop()
+    with pytest.raises(Stopped, match="Stopped after step 1 of 4"):
+        training.run()
+    assert training.checkpoints.steps() == [1]
+
+
+def test_only_the_last_checkpoints_are_kept(place: Path, tmp_path: Path) -> None:
+    train(place, tmp_path, "training.steps=6", "output.checkpoint_every=1", "output.keep_checkpoints=2")
+    names = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
+    assert names == ["step-00000005.safetensors", "step-00000006.safetensors"]
+
+
+def test_a_full_disk_leaves_the_checkpoint_before_intact(place: Path, tmp_path: Path) -> None:
+    train(place, tmp_path, "training.steps=2")
+    before = fingerprint(load_file(tmp_path / "checkpoints" / "step-00000002.safetensors"))
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    training = Training(config_of(place, tmp_path))
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limit[1]))
+        with pytest.raises(CheckpointError, match="step 4 could not be written .* the one of step 2 is intact"):
+            training.run()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+        signal.signal(signal.SIGXFSZ, ignored)
+    assert training.checkpoints.steps() == [2]
+    assert fingerprint(load_file(tmp_path / "checkpoints" / "step-00000002.safetensors")) == before
+    assert not list((tmp_path / "checkpoints").glob(".*"))
+
+
+def test_a_loss_that_is_no_number_stops_the_run_and_says_where(place: Path, tmp_path: Path) -> None:
+    train(place, tmp_path, "training.steps=2")
+    training = Training(config_of(place, tmp_path, "training.steps=8"))
+    with torch.no_grad():
+        training.trained.encoder.final.weight.fill_(float("inf"))
+    with pytest.raises(TrainingError, match=r"In step 3 of 8 the term 'diffusion' .* checkpoint is of step 2"):
+        training.run()
+    assert training.checkpoints.steps() == [2]
+
+
+def test_weights_that_are_no_numbers_are_never_saved(place: Path, tmp_path: Path) -> None:
+    training = Training(config_of(place, tmp_path))
+    with torch.no_grad():
+        next(iter(training.trained.offsets.parameters())).fill_(float("nan"))
+    with pytest.raises(TrainingError, match="became NaN or infinite"):
+        training.save()
+    assert training.checkpoints.steps() == []
+
+
+@pytest.mark.parametrize("cache", ["true", "false"])
+def test_few_corrupt_pictures_are_counted_and_many_stop_the_run(cache: str, place: Path, tmp_path: Path) -> None:
+    make_folder(tmp_path / "few", 40, corrupt=[3])
+    more = (f"data.cache_features={cache}", "training.steps=12")
+    source = f'data.sources=[{{kind = "folder", path = "{(tmp_path / "few").as_posix()}"}}]'
+    train(place, tmp_path / "out", *more, source, "data.most_corrupt=0.05")
+    assert losses(tmp_path / "out", "corrupt samples")[-1] == 1
+    with pytest.raises(DataError, match="1 of 40 samples are corrupt"):
+        train(place, tmp_path / "other", *more, source)
+
+
+def test_cached_features_train_as_live_ones_do(place: Path, tmp_path: Path) -> None:
+    train(place, tmp_path / "live")
+    train(place, tmp_path / "cached", "data.cache_features=true")
+    assert losses(tmp_path / "live") == pytest.approx(losses(tmp_path / "cached"), rel=1e-3)
+    kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "cached" / "features").rglob("latents.f16")}
+    assert len(kept) == 1
+    train(place, tmp_path / "cached", "data.cache_features=true", "training.steps=5")
+    assert len(list((tmp_path / "cached" / "features").iterdir())) == 1
+
+
+def test_the_base_is_frozen(place: Path, tmp_path: Path) -> None:
+    training = Training(config_of(place, tmp_path))
+    networks = (
+        training.extractor.base.unet.network,
+        training.extractor.base.text.network,
+        training.extractor.base.vae.network,
+        training.extractor.backbone.tower,
+    )
+    before = [fingerprint(network.state_dict()) for network in networks]
+    training.run()
+    assert [fingerprint(network.state_dict()) for network in networks] == before
+    assert all(p.grad is None and not p.requires_grad for network in networks for p in network.parameters())
+
+
+@pytest.mark.parametrize(("off", "still"), [("train_offsets", "offsets."), ("train_encoder", "encoder.")])
+def test_what_does_not_train_keeps_its_first_weights(off: str, still: str, place: Path, tmp_path: Path) -> None:
+    first = {name: value.clone() for name, value in Training(config_of(place, tmp_path)).trained.state_dict().items()}
+    AcceleratorState._reset_state(reset_partial_state=True)
+    last = train(place, tmp_path, f"training.{off}=false", "training.steps=2")
+    changed = {name for name in last if not torch.equal(first[name], last[name])}
+    assert changed
+    assert not any(name.startswith(still) for name in changed)
+
+
+CHANGES = {
+    "λ": "training.regularization=10",
+    "the feature pass's gradient": "training.stop_feature_gradient=true",
+    "templates": "domain.templates=style",
+    "the scale": "domain.scale=0.5",
+    "the first answer": "training.first_answer=0.1",
+    "the seed": "training.seed=5",
+    "clipping": "training.clip=1e-6",
+}
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_a_setting_has_an_effect(name: str, place: Path, tmp_path: Path) -> None:
+    plain = train(place, tmp_path / "plain", "training.steps=2")
+    other = train(place, tmp_path / "other", "training.steps=2", CHANGES[name])
+    assert not same(plain, other)
+
+
+def test_the_average_is_what_the_domain_gets(place: Path, tmp_path: Path) -> None:
+    last = train(place, tmp_path / "plain")
+    train(place, tmp_path / "averaged", "training.ema=0.999")
+    plain, averaged = (load_domain(tmp_path / out / "face.safetensors") for out in ("plain", "averaged"))
+    name = "final.weight"
+    assert torch.allclose(plain.encoder.state_dict()[name], last[f"encoder.{name}"].half().float())
+    assert not torch.equal(plain.encoder.state_dict()[name], averaged.encoder.state_dict()[name])
+
+
+def test_the_domain_file_describes_the_run(place: Path, tmp_path: Path) -> None:
+    train(place, tmp_path)
+    domain = load_domain(tmp_path / "face.safetensors")
+    info = domain.info
+    assert (info.word, info.base_family, info.prediction, info.step) == ("face", "sd1", "epsilon", 4)
+    assert info.training["learning_rate"] == pytest.approx(4e-4)
+    assert info.training["data"] == ["data"]
+    assert not info.backbone.weights_inside and len(info.backbone.sha256) == 64
+    assert domain.backbone_state is None
+
+
+def test_previews_are_grids_of_photos_and_prompts(place: Path, tmp_path: Path) -> None:
+    train(place, tmp_path, "training.steps=2", "output.preview_every=2", 'output.preview_prompts=["a {}", "one {}"]')
+    grid = Image.open(tmp_path / "previews" / "step-00000002.png")
+    assert grid.size == (3 * 64, 4 * 64)
+    assert grid.crop((0, 0, 64, 64)).getpixel((5, 5))[2] == 77  # the test pictures' blue
+
+
+def test_a_changed_setting_is_named_and_refused_until_it_is_accepted(place: Path, tmp_path: Path) -> None:
+    train(place, tmp_path, "training.steps=2")
+    config = config_of(place, tmp_path, "training.regularization=0.5", "training.micro_batch=2")
+    with pytest.raises(TrainingError, match=r"other settings \(training.regularization was 0.01 and is 0.5\)"):
+        Training(config)
+    assert Training(config, accept_changes=True).step == 2
+    with pytest.raises(TrainingError, match="beyond training.steps = 1"):
+        Training(config_of(place, tmp_path, "training.steps=1"))
+
+
+def test_a_damaged_checkpoint_is_named(place: Path, tmp_path: Path) -> None:
+    train(place, tmp_path, "training.steps=2")
+    path = tmp_path / "checkpoints" / "step-00000002.safetensors"
+    path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(CheckpointError, match="could not be read .* delete it"):
+        Training(config_of(place, tmp_path))
+
+
+def test_a_dry_run_does_three_steps_and_writes_nothing(
+    place: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    out = tmp_path / "out"
+    with caplog.at_level(logging.INFO):
+        assert main(["--config", "face", "--dry-run", *overrides(place, out), "data.cache_features=true"]) == 0
+    assert not out.exists()
+    assert "seconds per step" in caplog.text
+
+
+def test_the_domain_of_the_last_checkpoint_can_be_exported(place: Path, tmp_path: Path) -> None:
+    train(place, tmp_path, "training.steps=2")
+    path = tmp_path / "face.safetensors"
+    path.unlink()
+    assert main(["--config", "face", "--export", *overrides(place, tmp_path)]) == 0
+    assert load_domain(path).info.step == 2
+
+
+def test_a_fault_is_one_sentence_and_an_exit_status(
+    place: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert main(["--config", "face", *overrides(place, tmp_path), "domain.word=photographer's"]) == 1
+    assert caplog.records[-1].getMessage().startswith("wrong: ")
+    assert "Traceback" not in caplog.text
