@@ -165,6 +165,8 @@ class TrainingSettings:
         batch: samples per optimiser step, over all processes.
         micro_batch: how many of them pass the UNet at once in a process; changes memory and time, not the result.
         learning_rate_per_sample: times ``batch`` is AdamW's learning rate (the paper: 1e-6).
+        offset_rate: factor on the learning rate for the weight offsets; above 0. The paper has one rate. On a small base, where rates
+            are high, offsets that learn as fast as the encoder soon outweigh the base's own weights.
         regularization: λ, the weight of ``mean ‖E‖²``; at least 0.
         warmup: steps over which the learning rate rises from 0.
         decay: share of the steps, at the end, over which it falls to 0; 0 keeps it constant.
@@ -185,6 +187,7 @@ class TrainingSettings:
     batch: int = _number(16, least=1)
     micro_batch: int = _number(4, least=1)
     learning_rate_per_sample: float = _number(1e-6, above=0, most=1)
+    offset_rate: float = _number(1.0, above=0)
     regularization: float = _number(0.01, least=0)
     warmup: int = _number(0, least=0)
     decay: float = _number(0.0, least=0, most=1)

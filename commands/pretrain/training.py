@@ -86,8 +86,12 @@ class Training:
         self.trained = Trained(config, base, info.vectors, info.width, self.device)
         self.average = Average(self.trained, training.ema)
         self.parameters = {n: p for n, p in self.trained.named_parameters() if p.requires_grad}
+        groups = {"encoder.": 1.0, "offsets.": training.offset_rate}
         self.optimizer = torch.optim.AdamW(
-            self.parameters.values(),
+            [
+                {"params": [p for n, p in self.parameters.items() if n.startswith(part)], "factor": factor}
+                for part, factor in groups.items()
+            ],
             lr=training.learning_rate,
             betas=(training.betas[0], training.betas[1]),
             eps=training.eps,
@@ -190,7 +194,7 @@ class Training:
         micros = math.ceil(share / training.micro_batch)
         rate = training.rate(self.step)
         for group in self.optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group["factor"]
         sums = torch.zeros(2, device=self.device)
         for micro in range(micros):
             batch = next(inputs)

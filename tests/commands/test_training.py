@@ -258,6 +258,7 @@ CHANGES = {
     "the feature pass's gradient": "training.stop_feature_gradient=true",
     "templates": "domain.templates=style",
     "the scale": "domain.scale=0.5",
+    "the offsets' rate": "training.offset_rate=0.1",
     "the first answer": "training.first_answer=0.1",
     "the seed": "training.seed=5",
     "clipping": "training.clip=1e-6",
