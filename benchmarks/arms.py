@@ -16,10 +16,10 @@ from torch import Tensor
 
 from miniworld.attributes import BACKGROUNDS, Identity, Scene
 from miniworld.captions import subject_phrases
+from miniworld.concept_photos import CHUNK, CONCEPTS, training_identities
 from miniworld.judge_pairs import reconstruct
 from miniworld.models import load_vae
 from miniworld.renderer import render
-from miniworld.train_domain import CHUNK, CONCEPTS, training_identities
 from miniworld.visibility import DIFFERENCE
 
 from . import host

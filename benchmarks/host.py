@@ -141,16 +141,13 @@ def mini_checkpoint() -> Path:
 def mini_domain() -> Path:
     """The mini world's face domain as a file, expanded likewise."""
     from e4t_core.domain import save_domain
-    from miniworld.models import read
-    from miniworld.train_domain import build_domain
+    from miniworld.domains import load_mini_domain
 
     key = weights_fingerprint("faces", "backbone")
     path = BASE / "models" / "e4t_domains" / f"mini_faces-{key}.safetensors"
     if not path.exists():
-        state, metadata = read("faces")
-        domain = build_domain("mini_faces", "face", state, read("backbone")[0], int(metadata.get("step", 0)))
         path.parent.mkdir(parents=True, exist_ok=True)
-        save_domain(path, domain, torch.float16)
+        save_domain(path, load_mini_domain(), torch.float16)
     return path
 
 

@@ -105,7 +105,7 @@ class WeightOffsets(nn.Module):
         if name not in self.shapes:
             raise KeyError(f"There is no weight offset for {name!r}.")
         matrix = self.get_submodule(name.removesuffix(WEIGHT))
-        with _unrounded(matrix.v0.device):
+        with _unrounded(next(matrix.parameters()).device):
             p, q = matrix()
         return p, q
 

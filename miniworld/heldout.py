@@ -6,8 +6,8 @@ import numpy as np
 from torch import Tensor
 
 from .attributes import Identity, Scene, identities_of
+from .concept_photos import concept_scene
 from .renderer import render
-from .train_domain import concept_scene
 
 COUNT = 64
 

@@ -15,9 +15,10 @@ from e4t_core.weight_offsets import WeightOffsets
 
 from .attributes import DOMAINS, Identity, Scene
 from .autoencoder import Autoencoder
+from .concept_photos import CHUNK, concept_scene, subject_masks, training_identities
+from .domains import load_backbone, widen_domain
 from .models import load_text, load_unet, load_vae
 from .renderer import SIZE, render
-from .train_domain import CHUNK, concept_scene, load_backbone, subject_masks, training_identities, widen_domain
 from .training_unet import TrainingText, TrainingUNet
 
 __all__ = ["MiniBase", "MiniVae", "Photo", "TrainingPhotos", "load_backbone", "load_base"]
@@ -35,7 +36,7 @@ class Photo:
 
 
 class TrainingPhotos:
-    """One photo each of ``count`` training identities, drawn when it is read; the same as ``train_domain`` learns from.
+    """One photo each of ``count`` training identities, drawn when it is read.
 
     Args:
         domain: "face" or "cat".

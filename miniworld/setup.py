@@ -16,9 +16,9 @@ from torchvision.utils import save_image
 from e4t_core.domain import save_domain
 
 from .checkpoint import write_checkpoint
+from .domains import load_mini_domain
 from .heldout import concept_photo, held_out
-from .models import load_text, load_unet, load_vae, read
-from .train_domain import build_domain
+from .models import load_text, load_unet, load_vae
 
 log = logging.getLogger(__name__)
 
@@ -33,10 +33,8 @@ def set_up(base: Path) -> None:
     write_checkpoint(
         models / "checkpoints" / "miniworld.safetensors", load_unet().state_dict(), load_text(), load_vae()
     )
-    state, metadata = read("faces")
-    domain = build_domain("mini_faces", "face", state, read("backbone")[0], int(metadata.get("step", 0)))
     (models / "e4t_domains").mkdir(parents=True, exist_ok=True)
-    save_domain(models / "e4t_domains" / "mini_faces.safetensors", domain, torch.float16)
+    save_domain(models / "e4t_domains" / "mini_faces.safetensors", load_mini_domain(), torch.float16)
     (base / "input").mkdir(parents=True, exist_ok=True)
     save_image(concept_photo(held_out()[0])[1], base / "input" / "mini_photo.png")
 

@@ -1,6 +1,6 @@
 """``python -m miniworld.train WHAT``: every model of the mini world, seeded, resumable, with its gate.
 
-WHAT, in the order in which they need each other: vae, text, backbone, judge-a, judge-b, base, faces. Checkpoints, loss logs and sample
+WHAT, in the order in which they need each other: vae, text, backbone, judge-a, judge-b, base, faces, cats. Checkpoints, loss logs and sample
 sheets go to ``runs/WHAT``; finished weights, with what the gate measured, to ``miniworld/weights``. An interrupted command goes
 on where it stopped; a finished one goes on if ``--steps`` is raised.
 """
@@ -16,11 +16,11 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from . import judge_gate, train_autoencoder, train_backbone, train_base, train_domain, train_judges, train_text_encoder
+from . import judge_gate, train_autoencoder, train_backbone, train_base, train_judges, train_text_encoder
 from .dataset import Pictures
 from .judge import ARCHITECTURES
 from .judge_pairs import Twins
-from .models import load_text, load_unet, load_vae, read, weights_path
+from .models import load_text, load_vae, read, weights_path
 from .training import Schedule
 from .weights import save_weights
 
@@ -80,18 +80,17 @@ def train_base_model(options: argparse.Namespace) -> None:
     _ship("base", model, before + schedule.steps, {})
 
 
-def train_faces(options: argparse.Namespace) -> None:
-    schedule = Schedule(options.steps or 3000, learning_rate=options.rate or 2e-4, warmup=200, decay=0.5, ema=0.998)
-    backbone = train_domain.load_backbone()
-    concepts = train_domain.Concepts(RUNS / "faces", "face", load_vae(), backbone)
-    start, before = _start("faces", options)
-    unet, text = load_unet(), load_text()
-    encoder, offsets = train_domain.train(
-        RUNS / "faces", "face", unet, text, concepts, schedule, 16, options.seed, start=start
-    )
-    sheet = RUNS / "faces" / "sheet.png"
-    train_domain.sample_sheet(sheet, "face", unet, text, load_vae(), backbone, encoder, offsets)
-    _ship("faces", nn.ModuleDict({"encoder": encoder, "offsets": offsets}), before + schedule.steps, {})
+def train_domain(options: argparse.Namespace) -> None:
+    """``python -m commands.pretrain`` with the domain's config; its narrow weights are shipped."""
+    from commands.pretrain.training import Training
+
+    from .domains import config_of
+
+    overrides = [f"training.seed={options.seed}"] + ([f"training.steps={options.steps}"] if options.steps else [])
+    training = Training(config_of(options.what, *overrides))
+    training.run()
+    with training.average.used_by(training.trained):
+        _ship(options.what, training.trained, training.step, {})
 
 
 def train_judge(options: argparse.Namespace) -> None:
@@ -116,7 +115,8 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], None]] = {
     "judge-a": train_judge,
     "judge-b": train_judge,
     "base": train_base_model,
-    "faces": train_faces,
+    "faces": train_domain,
+    "cats": train_domain,
 }
 
 
@@ -124,9 +124,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="train", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("what", choices=COMMANDS)
     parser.add_argument("--steps", type=int, help="optimiser steps in all (default: the model's own)")
-    parser.add_argument("--rate", type=float, help="learning rate of base or faces (default 8e-4 and 2e-4)")
+    parser.add_argument("--rate", type=float, help="learning rate of base (default 8e-4)")
     parser.add_argument(
-        "--go-on", action="store_true", help="base, faces: start from the shipped weights instead of from scratch"
+        "--go-on", action="store_true", help="base: start from the shipped weights instead of from scratch"
     )
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="CPU threads")

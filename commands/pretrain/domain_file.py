@@ -10,13 +10,12 @@ import torch
 
 from e4t_core.concept_encoder import ConceptEncoder
 from e4t_core.domain import Domain, save_domain
-from e4t_core.domain_info import DomainInfo
+from e4t_core.domain_info import BackboneInfo, DomainInfo
 from e4t_core.presets import PRESETS
 from e4t_core.weight_offsets import WeightOffsets
 
 from .config import Config
 from .features import Extractor
-from .networks import holds_backbone
 from .trained import Trained
 
 
@@ -40,17 +39,46 @@ def make_domain(config: Config, extractor: Extractor, trained: Trained, step: in
     finish: Any = getattr(base, "finish", None)
     if finish is not None:
         encoder, offsets = finish(encoder, offsets)
-    inside = holds_backbone(config)
-    domain, training = config.domain, config.training
-    info = DomainInfo(
-        name=domain.name,
-        word=domain.word,
+    info = domain_info(
+        config,
+        encoder,
+        offsets,
+        base_name=base.name,
         base_family=base.family,
         prediction=base.unet.prediction,
-        context_width=base.text.width,
+        backbone=backbone.info,
+        step=step,
+    )
+    inside = info.backbone.weights_inside
+    state = {name: value.half().cpu() for name, value in backbone.tower.state_dict().items()} if inside else None
+    return Domain(encoder, offsets, info, state)
+
+
+def domain_info(
+    config: Config,
+    encoder: ConceptEncoder,
+    offsets: WeightOffsets,
+    *,
+    base_name: str,
+    base_family: str,
+    prediction: str,
+    backbone: BackboneInfo,
+    step: int,
+) -> DomainInfo:
+    """What a domain file says of a run after ``step`` steps; encoder and offsets are those it holds.
+
+    A factory's backbone can be had nowhere else, so its weights are said to be inside.
+    """
+    domain, training = config.domain, config.training
+    return DomainInfo(
+        name=domain.name,
+        word=domain.word,
+        base_family=base_family,
+        prediction=prediction,
+        context_width=encoder.word_width,
         feature_width=encoder.feature_width,
         projections=offsets.shapes,
-        backbone=replace(backbone.info, weights_inside=inside),
+        backbone=replace(backbone, weights_inside=config.backbone.kind == "python"),
         scale=domain.scale,
         templates=domain.templates,
         preset=PRESETS[domain.preset],
@@ -58,15 +86,14 @@ def make_domain(config: Config, extractor: Extractor, trained: Trained, step: in
         crop_margin=domain.crop_margin,
         v_size=domain.v_size,
         training={
-            "base": base.name,
+            "base": base_name,
             "data": [Path(s.path).name or s.factory for s in config.data.sources],
             "batch": training.batch,
             "learning_rate": training.learning_rate,
+            "offset_rate": training.offset_rate,
             "regularization": training.regularization,
             "seed": training.seed,
         },
         licence=domain.licence,
         step=step,
     )
-    state = {name: value.half().cpu() for name, value in backbone.tower.state_dict().items()} if inside else None
-    return Domain(encoder, offsets, info, state)

@@ -13,7 +13,7 @@ from e4t_core.clip_backbone import ClipBackbone, read_backbone_weights
 from e4t_core.domain_info import BackboneInfo
 from e4t_core.unet import TextEncoder, UNet
 
-from .config import BackboneSettings, BaseSettings, Config
+from .config import BackboneSettings, BaseSettings
 from .sources import from_factory
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -94,11 +94,9 @@ def open_backbone(settings: BackboneSettings, precision: str, device: torch.devi
     return ClipBackbone(described, weights, device, DTYPES[precision])
 
 
-def holds_backbone(config: Config) -> bool:
-    """Whether the domain file carries the backbone's weights: a factory's backbone can be had nowhere else."""
-    return config.backbone.kind == "python"
-
-
 def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
     with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()

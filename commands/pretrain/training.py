@@ -270,7 +270,7 @@ class Training:
         self.accelerator.wait_for_everyone()
 
     def _tensors(self) -> dict[str, Tensor]:
-        tensors = {f"trained/{name}": value for name, value in self.parameters.items()}
+        tensors: dict[str, Tensor] = {f"trained/{name}": value for name, value in self.parameters.items()}
         tensors |= {f"average/{name}": value for name, value in self.average.state.items()}
         for name, parameter in self.parameters.items():
             for key, value in self.optimizer.state[parameter].items():

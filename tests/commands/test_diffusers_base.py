@@ -16,6 +16,7 @@ pytest.importorskip("diffusers")
 pytest.importorskip("accelerate")
 
 from small_base import make_base
+from transformers import CLIPTextConfig, CLIPTextModel
 
 from commands.pretrain.clip_text import bundled_tokenizer
 from commands.pretrain.diffusers_base import PretrainingBase, load_base

@@ -5,9 +5,9 @@ import pytest
 import torch
 
 from commands.pretrain.data import TrainingData, make_loader, micro_batches
+from miniworld.concept_photos import CHUNK, concept_scene, subject_masks, training_identities
 from miniworld.pretraining import TrainingPhotos, load_base
 from miniworld.renderer import render
-from miniworld.train_domain import CHUNK, concept_scene, subject_masks, training_identities
 
 
 @pytest.mark.parametrize("domain", ["face", "cat"])

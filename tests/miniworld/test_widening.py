@@ -7,7 +7,7 @@ import torch
 
 from e4t_core.concept_encoder import ConceptEncoder
 from e4t_core.weight_offsets import WeightOffsets
-from miniworld.train_domain import widen_domain
+from miniworld.domains import widen_domain
 from miniworld.training_unet import TrainingUNet
 from miniworld.unet import UNetModel, UNetShape
 from miniworld.widen import double, widen_unet
