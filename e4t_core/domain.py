@@ -27,9 +27,10 @@ from torch import Tensor
 from .concept_encoder import ConceptEncoder, OffsetEncoder
 from .domain_info import CLS_LAYERS, PATCH_TOKENS, BackboneInfo, DomainInfo, DomainMismatchError, check_base
 from .fingerprint import fingerprint
+from .offset_forms import make_offsets
 from .patch_token_encoder import PatchTokenEncoder
 from .presets import TuningSettings
-from .weight_offsets import WeightOffsets
+from .weight_offsets import NETWORK, Offsets
 
 __all__ = [
     "BackboneInfo",
@@ -58,13 +59,13 @@ class Domain:
 
     Attributes:
         encoder: predicts the word offset.
-        offsets: of the attention projections, four-layer form.
+        offsets: of the attention projections, in the form that ``info.offset_form`` says.
         info: see :class:`DomainInfo`.
         backbone_state: the image backbone's weights, if ``info.backbone.weights_inside``.
     """
 
     encoder: OffsetEncoder
-    offsets: WeightOffsets
+    offsets: Offsets
     info: DomainInfo
     backbone_state: dict[str, Tensor] | None = None
 
@@ -146,7 +147,7 @@ def load_domain(path: str | os.PathLike[str]) -> Domain:
     path = Path(path)
     info, tensors = _read(path)
     encoder = new_encoder(info, device="meta")
-    offsets = WeightOffsets(info.projections, info.v_size, device="meta")
+    offsets = make_offsets(info.offset_form, info.projections, info.v_size, device="meta")
     expected = {f"encoder.{key}": value.shape for key, value in encoder.state_dict().items()}
     expected |= {f"offsets.{key}": value.shape for key, value in offsets.state_dict().items()}
     backbone = {key: value for key, value in tensors.items() if key.startswith("backbone.")}
@@ -175,10 +176,12 @@ def read_domain_info(path: str | os.PathLike[str]) -> DomainInfo:
 
 
 def _described(info: DomainInfo) -> dict[str, Any]:
-    """A domain's description as it is stored and hashed; files of the paper's variant do not name it."""
+    """A domain's description as it is stored and hashed; files of the paper's variants do not name them."""
     described = dataclasses.asdict(info)
     if info.backbone.reading == CLS_LAYERS:
         del described["backbone"]["reading"], described["backbone"]["tokens"]
+    if info.offset_form == NETWORK:
+        del described["offset_form"]
     return described
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from .noise_schedule import PREDICTIONS
 from .presets import TuningSettings, templates_of
+from .weight_offsets import FORMS, NETWORK
 
 BACKBONE_KINDS = ("open_clip", "comfy")
 # What is read from the backbone, and with it which encoder network reads on (see ``BackboneInfo.reading``).
@@ -105,6 +106,7 @@ class DomainInfo:
         image_size: side of the square photo in pixels that is learned from.
         crop_margin: room around a mask's box, as a share of the box's longer side.
         v_size: length of the offsets' learned constant.
+        offset_form: "network" (the paper's), "direct" or "hypernetwork", see ``offset_forms``.
         training: how it was trained (data, rates …), for people to read.
         licence: of its weights and data.
         step: training steps it has seen.
@@ -130,6 +132,7 @@ class DomainInfo:
     training: Mapping[str, Any] = field(default_factory=dict)
     licence: str = ""
     step: int = 0
+    offset_form: str = NETWORK
 
     def __post_init__(self) -> None:
         if not self.name or not self.word:
@@ -147,6 +150,8 @@ class DomainInfo:
             raise ValueError(f"Domain crop_margin = {self.crop_margin!r} must be a finite number of at least 0.")
         if self.step < 0:
             raise ValueError(f"Domain step = {self.step!r} must be at least 0.")
+        if self.offset_form not in FORMS:
+            raise ValueError(f"Domain offset_form = {self.offset_form!r} must be one of {', '.join(FORMS)}.")
         templates_of(self.templates)
 
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from .weight_offsets import WeightOffsets, offset_weight
+from .weight_offsets import Factors, Offsets
 
 
 class TunedWeights:
@@ -22,13 +22,19 @@ class TunedWeights:
         offsets: a private copy, trainable or not; its device is that of the UNet.
         train_offsets: whether Δ trains.
         train_unet: whether all UNet weights train.
+        clip_features: ``(1, L, C)`` of the concept, for offsets that depend on it.
     """
 
     def __init__(
-        self, base: Mapping[str, Tensor], offsets: WeightOffsets, train_offsets: bool, train_unet: bool
+        self,
+        base: Mapping[str, Tensor],
+        offsets: Offsets,
+        train_offsets: bool,
+        train_unet: bool,
+        clip_features: Tensor | None = None,
     ) -> None:
         self._base = base
-        self._offsets = offsets
+        self._offsets, self._clip_features = offsets, clip_features
         self.parameters: list[nn.Parameter] = []
         self._held: dict[str, Tensor] = {}
         for name, weight in self._base.items():
@@ -40,19 +46,22 @@ class TunedWeights:
                 self._held[name] = weight.clone()
         if train_offsets:
             self.parameters.extend(offsets.parameters())
-        self._factors = None if train_offsets else offsets.collapse()
+        self._fixed = None if train_offsets else offsets.fixed(clip_features)
         self._trains = bool(self.parameters)
         self._constant: dict[str, Tensor] | None = None
-        self._before = offsets.collapse()
+        # What the model that draws the concept holds already, for all concepts of the domain.
+        self._shared = Factors(offsets.shared())
 
     def effective(self) -> dict[str, Tensor]:
         """The weights to lend to ``UNet.using``, differentiable; those left out are the base's."""
         if self._constant is not None:
             return self._constant
         weights = dict(self._held)
-        for name in self._offsets.names:
-            p, q = self._offsets.factors(name) if self._factors is None else self._factors[name]
-            weights[name] = offset_weight(self._held.get(name, self._base[name]).float(), p, q)
+        bare = {name: self._held.get(name, self._base[name]).float() for name in self._offsets.names}
+        if self._fixed is None:
+            weights |= self._offsets.apply_all(bare, self._clip_features)
+        else:
+            weights |= {name: self._fixed.apply(name, weight) for name, weight in bare.items()}
         if not self._trains:
             # Nothing can change: the products are made once for all micro-batches.
             self._constant = weights
@@ -62,15 +71,18 @@ class TunedWeights:
     def differences(self) -> dict[str, Tensor]:
         """Tuned weight − (base + domain offset), float32 on the CPU; only tensors that changed."""
         differences: dict[str, Tensor] = {}
-        if not self._trains:
+        if not self._trains and self._shared.pairs:
             return differences
-        now = self._offsets.collapse()
+        now = self._offsets.fixed(self._clip_features)
+        offset = set(self._offsets.names)
         for name, base in self._base.items():
             if not base.is_floating_point():
                 continue
             before, after = base.float(), self._held.get(name, base).float()
-            if name in now:
-                before, after = offset_weight(before, *self._before[name]), offset_weight(after, *now[name])
+            if name in self._shared.pairs:
+                before = self._shared.apply(name, before)
+            if name in offset:
+                after = now.apply(name, after)
             difference = after - before
             if difference.any():
                 differences[name] = difference.cpu()

@@ -22,7 +22,7 @@ from .objective import diffusion_losses, draw_samples, predict_offset
 from .presets import TuningSettings, templates_of
 from .tuned_weights import TunedWeights
 from .unet import TextEncoder, UNet
-from .weight_offsets import WeightOffsets
+from .weight_offsets import Offsets
 
 logger = logging.getLogger(__name__)
 
@@ -172,7 +172,13 @@ class _Tuning:
         self.templates = templates_of(domain.info.templates)
         self.encoder = _copy_encoder(domain.encoder, device, settings.train_encoder)
         self.offsets = _copy_offsets(domain.offsets, device, settings.train_offsets)
-        self.weights = TunedWeights(self.base, self.offsets, settings.train_offsets, settings.train_unet)
+        self.weights = TunedWeights(
+            self.base,
+            self.offsets,
+            settings.train_offsets,
+            settings.train_unet,
+            self.clip_features.mean(dim=0, keepdim=True),
+        )
         count = self.latents.shape[0]
         self.micros = math.ceil(settings.batch / settings.micro_batch)
         self.static_count = count * math.ceil(STATIC_LEVELS / count)
@@ -186,7 +192,7 @@ class _Tuning:
             self._train()
         static = self._static_embedding()
         encoder = self.encoder.eval().requires_grad_(False).cpu()
-        factors = {name: (p.cpu(), q.cpu()) for name, (p, q) in self.domain.offsets.collapse().items()}
+        factors = {name: (p.cpu(), q.cpu()) for name, (p, q) in self.domain.offsets.shared().items()}
         clip_features = self.clip_features.mean(dim=0, keepdim=True).cpu()
         base_fingerprint = base_fingerprint or fingerprint(self.base)
         inputs = {"latents": self.latents, "photos": self.clip_features, "e_d": self.domain_word_embedding}
@@ -327,8 +333,8 @@ def _copy_encoder(encoder: OffsetEncoder, device: torch.device, trains: bool) ->
     return _fill(encoder.blank(), encoder, device, trains)
 
 
-def _copy_offsets(offsets: WeightOffsets, device: torch.device, trains: bool) -> WeightOffsets:
-    return _fill(WeightOffsets(offsets.shapes, offsets.v_size, device="meta"), offsets, device, trains)
+def _copy_offsets(offsets: Offsets, device: torch.device, trains: bool) -> Offsets:
+    return _fill(offsets.blank(), offsets, device, trains)
 
 
 def _fill(copy: Module, source: nn.Module, device: torch.device, trains: bool) -> Module:

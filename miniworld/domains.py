@@ -18,7 +18,8 @@ from commands.pretrain.domain_file import domain_info
 from e4t_core.clip_backbone import ClipBackbone
 from e4t_core.concept_encoder import ConceptEncoder
 from e4t_core.domain import Domain
-from e4t_core.weight_offsets import WeightOffsets
+from e4t_core.offset_forms import make_offsets
+from e4t_core.weight_offsets import Offsets, WeightOffsets
 
 from .models import read
 from .train_backbone import INFO as BACKBONE
@@ -79,7 +80,7 @@ def build_domain(weights: str, state: Mapping[str, Tensor], backbone: Mapping[st
     return Domain(*wide, info, {k: v.half() for k, v in backbone.items()})
 
 
-def widen_domain(encoder: ConceptEncoder, offsets: WeightOffsets) -> tuple[ConceptEncoder, WeightOffsets]:
+def widen_domain(encoder: ConceptEncoder, offsets: Offsets) -> tuple[ConceptEncoder, Offsets]:
     """The domain of a 160-channel base -> the domain of the base that ``widen.widen_unet`` makes of it."""
     narrow = encoder.feature_width
     wide_encoder = ConceptEncoder(encoder.layers, encoder.clip_width, 2 * narrow, encoder.word_width)
@@ -92,7 +93,7 @@ def widen_domain(encoder: ConceptEncoder, offsets: WeightOffsets) -> tuple[Conce
         return 2 * size if 2 * size == STOCK_WIDTH else size
 
     shapes = {name: (widened(m), widened(n)) for name, (m, n) in offsets.shapes.items()}
-    wide_offsets = WeightOffsets(shapes, offsets.v_size)
+    wide_offsets = make_offsets(offsets.form, shapes, offsets.v_size)
     wide_offsets.load_state_dict(_widen_offsets(offsets.state_dict(), offsets.shapes))
     return wide_encoder, wide_offsets
 
@@ -101,11 +102,14 @@ def _widen_offsets(state: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, 
     wide: dict[str, Tensor] = {}
     for name, (rows, columns) in shapes.items():
         prefix = name.removesuffix(".weight")
-        for layer, size in (("y", rows), ("row", rows), ("u", columns), ("column", columns)):
-            weight, bias = state[f"{prefix}.{layer}.weight"], state[f"{prefix}.{layer}.bias"]
-            if 2 * size == STOCK_WIDTH:
-                weight = double(weight, 0) if layer in "yu" else double(double(weight, 0), 1) / 2
-                bias = double(bias, 0)
-            wide[f"{prefix}.{layer}.weight"], wide[f"{prefix}.{layer}.bias"] = weight, bias
-        wide[f"{prefix}.v0"] = state[f"{prefix}.v0"]
+        size_of = {"y": rows, "row": rows, "u": columns, "column": columns}
+        for key in (key for key in state if key.startswith(f"{prefix}.")):
+            value, layer = state[key], key.removeprefix(f"{prefix}.").split(".")[0]
+            if layer == "delta":  # an offset is a factor: doubled weights have it twice
+                for dim, size in enumerate((rows, columns)):
+                    value = double(value, dim) if 2 * size == STOCK_WIDTH else value
+            elif layer in size_of and 2 * size_of[layer] == STOCK_WIDTH:
+                square = layer in ("row", "column") and value.ndim == 2
+                value = double(double(value, 0), 1) / 2 if square else double(value, 0)
+            wide[key] = value
     return wide

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from e4t_core.concept_encoder import ConceptEncoder
-from e4t_core.weight_offsets import WeightOffsets
+from e4t_core.weight_offsets import Offsets
 
 from .attributes import DOMAINS, Identity, Scene
 from .autoencoder import Autoencoder
@@ -111,7 +111,7 @@ class MiniBase:
     text: TrainingText
     vae: MiniVae
 
-    def finish(self, encoder: ConceptEncoder, offsets: WeightOffsets) -> tuple[ConceptEncoder, WeightOffsets]:
+    def finish(self, encoder: ConceptEncoder, offsets: Offsets) -> tuple[ConceptEncoder, Offsets]:
         """What was trained on this base, made fit for the 320-channel base that ComfyUI loads."""
         return widen_domain(encoder, offsets)
 

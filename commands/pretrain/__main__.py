@@ -56,7 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--export", action="store_true", help="only write the domain file of the last checkpoint")
     parser.add_argument("--accept-changes", action="store_true", help="go on although settings have changed")
     parser.add_argument("overrides", nargs="*", help="section.key=value")
-    options = parser.parse_args(arguments)
+    options = parser.parse_intermixed_args(arguments)
     first = int(os.environ.get("RANK", "0")) == 0
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     logging.basicConfig(level=logging.INFO if first else logging.WARNING, format="%(message)s", stream=sys.stdout)

@@ -14,6 +14,7 @@ from typing import Any
 from e4t_core.domain_info import BASE_FAMILIES
 from e4t_core.noise_schedule import PREDICTIONS
 from e4t_core.presets import PRESETS, TEMPLATES
+from e4t_core.weight_offsets import FORMS, HYPERNETWORK, NETWORK
 
 SOURCE_KINDS = ("folder", "shards", "parquet", "python")
 BASE_KINDS = ("diffusers", "checkpoint", "python")
@@ -173,6 +174,8 @@ class TrainingSettings:
         weight_decay, betas, eps: of AdamW.
         clip: largest norm of all gradients together; 0 does not clip.
         ema: decay of the averaged weights that the domain file gets; 0 takes the last weights.
+        offset_form: "network" (the paper's), or one of its ablations: "direct" (every offset learned entry by entry),
+            "hypernetwork" (offsets made from the photo's CLIP features; needs a micro_batch of 1).
         first_answer: factor on the first weights of the encoder's last layer, above 0; below 1, an untrained encoder drowns the
             domain word less.
         train_encoder, train_offsets: what is trained; what is not keeps its first weights.
@@ -196,6 +199,7 @@ class TrainingSettings:
     eps: float = _number(1e-8, above=0)
     clip: float = _number(0.0, least=0)
     ema: float = _number(0.0, least=0, below=1)
+    offset_form: str = _choice(FORMS, NETWORK)
     first_answer: float = _number(1.0, above=0)
     train_encoder: bool = True
     train_offsets: bool = True
@@ -209,6 +213,11 @@ class TrainingSettings:
         if self.micro_batch > self.batch:
             raise ConfigError(
                 f"training.micro_batch = {self.micro_batch} is larger than training.batch = {self.batch}: lower it."
+            )
+        if self.offset_form == HYPERNETWORK and self.micro_batch != 1:
+            raise ConfigError(
+                f"training.offset_form = 'hypernetwork' gives every photo weights of its own, but training.micro_batch ="
+                f" {self.micro_batch} puts several photos into one pass: set it to 1."
             )
         if len(self.betas) != 2:
             raise ConfigError(f"training.betas = {list(self.betas)} must be two numbers.")

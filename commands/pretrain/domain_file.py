@@ -12,7 +12,7 @@ from e4t_core.concept_encoder import ConceptEncoder
 from e4t_core.domain import Domain, save_domain
 from e4t_core.domain_info import BackboneInfo, DomainInfo
 from e4t_core.presets import PRESETS
-from e4t_core.weight_offsets import WeightOffsets
+from e4t_core.weight_offsets import Offsets
 
 from .config import Config
 from .features import Extractor
@@ -35,7 +35,7 @@ def make_domain(config: Config, extractor: Extractor, trained: Trained, step: in
     """The domain of what is trained, fit for the base that it is for."""
     base, backbone = extractor.base, extractor.backbone
     encoder: ConceptEncoder = trained.encoder
-    offsets: WeightOffsets = trained.offsets
+    offsets = trained.offsets
     finish: Any = getattr(base, "finish", None)
     if finish is not None:
         encoder, offsets = finish(encoder, offsets)
@@ -57,7 +57,7 @@ def make_domain(config: Config, extractor: Extractor, trained: Trained, step: in
 def domain_info(
     config: Config,
     encoder: ConceptEncoder,
-    offsets: WeightOffsets,
+    offsets: Offsets,
     *,
     base_name: str,
     base_family: str,
@@ -84,7 +84,8 @@ def domain_info(
         preset=PRESETS[domain.preset],
         image_size=domain.image_size,
         crop_margin=domain.crop_margin,
-        v_size=domain.v_size,
+        v_size=offsets.v_size,
+        offset_form=offsets.form,
         training={
             "base": base_name,
             "data": [Path(s.path).name or s.factory for s in config.data.sources],

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 import torch
 
 from e4t_core.concept_encoder import ConceptEncoder
-from e4t_core.weight_offsets import WeightOffsets
+from e4t_core.offset_forms import make_offsets
+from e4t_core.weight_offsets import HYPERNETWORK
 
 from .config import Config
 from .model_files import BackboneCounts, BaseCounts
@@ -56,7 +57,8 @@ def estimate(config: Config, base: BaseCounts, backbone: BackboneCounts) -> Esti
     encoder = _size(
         ConceptEncoder(backbone.layers, backbone.width, unet.feature_width, unet.context_width, device="meta")
     )
-    offsets = _size(WeightOffsets(unet.projections, config.domain.v_size, device="meta"))
+    v_size = backbone.width if training.offset_form == HYPERNETWORK else config.domain.v_size
+    offsets = _size(make_offsets(training.offset_form, unet.projections, v_size, device="meta"))
     trained = encoder * training.train_encoder + offsets * training.train_offsets
     held = 4 if training.precision == "fp32" else 2
     frozen = unet.parameters + base.text_parameters + base.vae_parameters + backbone.parameters

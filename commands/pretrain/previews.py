@@ -49,7 +49,9 @@ class Previews:
         rows = [to_float(self.photos)]
         for prompt in self.prompts:
             # One prompt at a time: as much memory as training needs is not left for all of them.
-            drawn = self._sample(trained, prompt, latents, features)
+            drawn = torch.cat(
+                [self._sample(trained, prompt, *part) for part in self._parts(trained, latents, features)]
+            )
             rows.append(self.extractor.base.vae.decode(drawn).float().cpu().clamp(0, 1))
         tiles = torch.stack(rows, dim=1)
         side = min(LARGEST, tiles.shape[-1])
@@ -59,14 +61,18 @@ class Previews:
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(np.ascontiguousarray(pixels)).save(path)
 
+    def _parts(self, trained: Trained, latents: Tensor, features: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """What shares weights: all photos, or each alone."""
+        size = 1 if trained.offsets.per_photo else len(latents)
+        return list(zip(latents.split(size), features.split(size), strict=True))
+
     def _sample(self, trained: Trained, prompt: str, like: Tensor, features: Tensor) -> Tensor:
         unet, text = self.extractor.base.unet, self.extractor.base.text
         count, empty = len(like), trained.empty
         noise = torch.Generator().manual_seed(SEED)
         z = torch.randn(like.shape, generator=noise).to(like.device)
         self.scheduler.set_timesteps(STEPS)
-        weights = trained.offsets.apply_all(unet.parameters())
-        with unet.using(weights):
+        with unet.using(trained.offsets.apply_all(unet.parameters(), features)):
             for t in self.scheduler.timesteps:
                 times = t.expand(count).to(like.device)
                 seen = unet.features(z, times, empty.expand(count, -1, -1)).float()

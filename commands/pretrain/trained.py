@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from e4t_core.concept_encoder import ConceptEncoder
 from e4t_core.objective import diffusion_losses, draw_samples
+from e4t_core.offset_forms import make_offsets
 from e4t_core.presets import templates_of
-from e4t_core.weight_offsets import WeightOffsets
+from e4t_core.weight_offsets import HYPERNETWORK
 
 from .config import Config
 from .networks import Base
@@ -59,7 +60,8 @@ class Trained(nn.Module):
             self.encoder.final.weight.mul_(training.first_answer)
             if training.first_answer < 1:
                 self.encoder.final.bias.zero_()
-        self.offsets = WeightOffsets(unet.attention_projections(), config.domain.v_size)
+        v_size = clip_width if training.offset_form == HYPERNETWORK else config.domain.v_size
+        self.offsets = make_offsets(training.offset_form, unet.attention_projections(), v_size)
         self.encoder.requires_grad_(training.train_encoder)
         self.offsets.requires_grad_(training.train_offsets)
         self.to(device)
@@ -102,7 +104,7 @@ class Trained(nn.Module):
             stream="pre-training",
         )
         device = inputs.latents.device
-        self._held.enter_context(base.unet.using(self.offsets.apply_all(weights)))
+        self._held.enter_context(base.unet.using(self.offsets.apply_all(weights, inputs.clip_features)))
         parts = diffusion_losses(
             base.unet,
             base.text,
@@ -130,13 +132,15 @@ class Trained(nn.Module):
         return self._empty
 
     @torch.no_grad()
-    def offset_rms(self) -> float:
-        """Root mean square of all offsets Δ, by ``‖P Qᵀ‖² = trace(PᵀP QᵀQ)``."""
+    def offset_rms(self, clip_features: Tensor) -> float:
+        """Root mean square of all offsets Δ, for the photos with these features."""
         total, count = 0.0, 0
-        for p, q in self.offsets.collapse().values():
-            total += float(((p.T @ p).double() * (q.T @ q).double()).sum())
-            count += p.shape[0] * q.shape[0]
-        return (max(total, 0.0) / count) ** 0.5
+        fixed = self.offsets.fixed(clip_features)
+        for name, (rows, columns) in self.offsets.shapes.items():
+            ones = torch.ones(rows, columns, device=clip_features.device)
+            total += float((fixed.apply(name, ones) - 1).double().square().sum())
+            count += rows * columns
+        return (total / count) ** 0.5
 
 
 class Average:

@@ -199,6 +199,7 @@ class Training:
         for micro in range(micros):
             batch = next(inputs)
             self.corruption.add(batch.corrupt)
+            self._seen = batch.clip_features
             apart = accelerator.no_sync(self.module) if micro + 1 < micros else nullcontext()
             with apart, self.trained.lending():
                 diffusion, offset = self.module(batch)
@@ -230,7 +231,7 @@ class Training:
             "λ term": training.regularization * offset,
             "word offset": offset**0.5,
             "word offset / word": domain.scale * offset**0.5 / self.trained.word_length,
-            "weight offset rms": self.trained.offset_rms(),
+            "weight offset rms": self.trained.offset_rms(self._seen),
             "learning rate": training.rate(self.step - 1),
             "seconds per step": seconds,
             "images per second": training.batch / seconds,

@@ -152,7 +152,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--processes", type=int, default=1, help="GPUs in all")
     parser.add_argument("--teraflops", type=float, default=0.0, help="that training reaches per process, if known")
     parser.add_argument("overrides", nargs="*", help="section.key=value")
-    options = parser.parse_args(arguments)
+    options = parser.parse_intermixed_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
     try:
         config = load_config(options.config, options.overrides)

@@ -36,7 +36,8 @@ def bfloat16_products(device: torch.device) -> Iterator[None]:
         yield
         return
     if not has_matrix_units():
-        with torch.autocast("cpu", torch.bfloat16):
+        # Autocast keeps what it has rounded until it ends; kept over a step, the weights would be those of the step before.
+        with torch.autocast("cpu", torch.bfloat16, cache_enabled=False):
             yield
         return
     backends = (torch.backends.mkldnn.matmul, torch.backends.mkldnn.conv)

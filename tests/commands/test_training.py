@@ -24,6 +24,7 @@ from torch import Tensor
 
 from commands.pretrain.__main__ import STOPPED, main
 from commands.pretrain.checkpoints import CheckpointError
+from commands.pretrain.config import ConfigError
 from commands.pretrain.pictures import DataError
 from commands.pretrain.training import Stopped, Training, TrainingError
 from e4t_core.domain import load_domain
@@ -261,6 +262,7 @@ CHANGES = {
     "the offsets' rate": "training.offset_rate=0.1",
     "the first answer": "training.first_answer=0.1",
     "the seed": "training.seed=5",
+    "direct offsets": "training.offset_form=direct",
     "clipping": "training.clip=1e-6",
 }
 
@@ -270,6 +272,30 @@ def test_a_setting_has_an_effect(name: str, place: Path, tmp_path: Path) -> None
     plain = train(place, tmp_path / "plain", "training.steps=2")
     other = train(place, tmp_path / "other", "training.steps=2", CHANGES[name])
     assert not same(plain, other)
+
+
+@pytest.mark.parametrize("form", ["direct", "hypernetwork"])
+def test_other_forms_of_offsets_train_resume_and_are_described(form: str, place: Path, tmp_path: Path) -> None:
+    more = (f"training.offset_form={form}", "training.micro_batch=1", "output.preview_every=4")
+    first = Training(config_of(place, tmp_path / "whole", *more))
+    assert first.trained.offset_rms(torch.ones(1, 2, 64)) == 0
+    AcceleratorState._reset_state(reset_partial_state=True)
+    whole = train(place, tmp_path / "whole", *more)
+    train(place, tmp_path / "parts", *more, "training.steps=2")
+    assert same(whole, train(place, tmp_path / "parts", *more))
+    assert losses(tmp_path / "whole", "weight offset rms")[-1] > 0
+    domain = load_domain(tmp_path / "whole" / "face.safetensors")
+    assert domain.info.offset_form == domain.offsets.form == form
+    photos = torch.randn(2, 1, 2, 64, generator=torch.Generator().manual_seed(3))
+    a, b = (domain.offsets.fixed(photo) for photo in photos)
+    name, (rows, columns) = next(iter(domain.offsets.shapes.items()))
+    differ = not torch.equal(a.apply(name, torch.ones(rows, columns)), b.apply(name, torch.ones(rows, columns)))
+    assert differ == (form == "hypernetwork")
+
+
+def test_a_hypernetwork_needs_a_pass_for_each_photo(place: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="hypernetwork.*micro_batch = 4 puts several photos into one pass"):
+        config_of(place, tmp_path, "training.offset_form=hypernetwork")
 
 
 def test_the_average_is_what_the_domain_gets(place: Path, tmp_path: Path) -> None:
