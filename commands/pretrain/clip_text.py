@@ -29,6 +29,22 @@ def bundled_tokenizer(family: str) -> CLIPTokenizer:
     return CLIPTokenizer(vocab=vocabulary, merges=merges, pad_token=PAD[family])
 
 
+def only_token(tokenizer: CLIPTokenizer, word: str) -> int:
+    """The number of the one token that a domain word is.
+
+    Raises:
+        WordError: it is not exactly one; the message lists the pieces.
+    """
+    pieces = list(tokenizer(word, add_special_tokens=False)["input_ids"])
+    if len(pieces) != 1:
+        named = ", ".join(repr(piece) for piece in tokenizer.convert_ids_to_tokens(pieces)) or "nothing"
+        raise WordError(
+            f"The domain word {word!r} must be one token of this base model's text encoder, but it is"
+            f" {len(pieces)} ({named}): choose a coarser word."
+        )
+    return int(pieces[0])
+
+
 class ClipTextEncoder:
     """The core's ``TextEncoder`` over a frozen :class:`CLIPTextModel`.
 
@@ -56,14 +72,7 @@ class ClipTextEncoder:
         Raises:
             WordError: it is not exactly one token; the message lists the pieces.
         """
-        pieces = self._pieces(word)
-        if len(pieces) != 1:
-            named = ", ".join(repr(piece) for piece in self._tokenizer.convert_ids_to_tokens(pieces)) or "nothing"
-            raise WordError(
-                f"The domain word {word!r} must be one token of this base model's text encoder, but it is"
-                f" {len(pieces)} ({named}): choose a coarser word."
-            )
-        return self._rows.weight[pieces[0]].detach().float().clone()
+        return self._rows.weight[only_token(self._tokenizer, word)].detach().float().clone()
 
     def encode(self, templates: Sequence[str], words: Tensor) -> Tensor:
         """Contexts ``(B, L, D)`` float32 of B templates, differentiable in ``words`` ``(B, D)``.

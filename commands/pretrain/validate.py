@@ -18,6 +18,8 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from e4t_core.unet import WordError
+
 from .config import Config, ConfigError
 from .config_file import load_config
 from .data import TrainingData, open_data
@@ -25,6 +27,7 @@ from .estimate import Estimate, estimate, measured_speed
 from .header import HeaderError
 from .model_files import BackboneCounts, BaseCounts, check_backbone, check_base
 from .pictures import CorruptSample, DataError
+from .sources import from_factory
 
 log = logging.getLogger(__name__)
 PROBES = 32
@@ -66,6 +69,11 @@ def validate(config: Config, processes: int = 1) -> Findings:
         findings.backbone = check_backbone(config.backbone)
     except (HeaderError, DataError, OSError) as error:
         findings.problems.append(str(error))
+    if findings.base:
+        try:
+            _check_word(config)
+        except (WordError, OSError, ValueError) as error:
+            findings.problems.append(str(error))
     if findings.base and findings.backbone:
         findings.estimate = estimate(config, findings.base, findings.backbone)
         _check_room(config, findings.estimate, findings)
@@ -97,6 +105,20 @@ def _check_data(config: Config, data: TrainingData, findings: Findings) -> None:
             f"{len(corrupt)} of {len(probes)} pictures that were read are corrupt, the first is {corrupt[0]}: prepare the"
             " data again."
         )
+
+
+def _check_word(config: Config) -> None:
+    """The domain word is one token of the base's text encoder; the vocabulary tells it, without the weights."""
+    base, word = config.base, config.domain.word
+    if base.kind == "python":
+        from_factory(base.factory)().text.word(word)
+        return
+    from transformers import CLIPTokenizer
+
+    from .clip_text import bundled_tokenizer, only_token
+
+    own = Path(base.path) / "tokenizer"
+    only_token(CLIPTokenizer.from_pretrained(own) if own.is_dir() else bundled_tokenizer(base.family), word)
 
 
 def _check_room(config: Config, needed: Estimate, findings: Findings) -> None:
