@@ -24,6 +24,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm import tqdm
 
+from e4t_core.presets import MINI
 from miniworld.heldout import concept_photo, held_out
 from miniworld.models import load_judges
 
@@ -51,7 +52,7 @@ def picture_folder(split: str, arm: str, changes: dict[str, Any]) -> Path:
     weights = [] if arm in ("other", "render", "nearest") else ["base", "text", "vae"] if arm != "vae" else ["vae"]
     weights += ["faces", "backbone"] if arm in LEARNED else []
     decides = json.dumps([
-        weights and host.weights_fingerprint(*weights), changes if arm in LEARNED else {}, asdict(SAMPLING),
+        weights and host.weights_fingerprint(*weights), asdict(MINI) | changes if arm in LEARNED else {}, asdict(SAMPLING),
     ])  # fmt: skip
     key = hashlib.sha256(decides.encode()).hexdigest()[:12]
     return host.ROOT / "runs" / "quality" / split / f"{arm.replace(' ', '_')}-{key}"
