@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from miniworld.attributes import BACKGROUNDS, Identity, Scene
+from miniworld.attributes import BACKGROUNDS, DOMAINS, Identity, Scene
 from miniworld.captions import subject_phrases
 from miniworld.concept_photos import CHUNK, CONCEPTS, training_identities
 from miniworld.judge_pairs import reconstruct
@@ -29,17 +29,19 @@ WORD = "S*"
 SAMPLING = host.SECOND_ORDER
 STORE_BYTES = 500_000_000
 RENDERED = ("other", "nearest", "render", "vae")
-PROMPTED = ("face", "oracle")
-LEARNED = ("encoder", "static", "e4t", "e4t mask")
+PROMPTED = ("coarse", "oracle")
+LEARNED = ("encoder", "static", "e4t", "e4t mask", "crossed")
+WEIGHTS = {"face": "faces", "cat": "cats"}
 ARMS = {
     "other": "a rendering of another identity",
-    "face": "the domain word",
+    "coarse": "the domain word",
     "nearest": "a rendering of the nearest training identity",
     "oracle": "all named attributes in words",
     "encoder": "E4T's encoder without tuning",
     "static": "E4T's static word on the untouched base",
     "e4t": "E4T",
-    "e4t mask": "E4T with the face's mask",
+    "e4t mask": "E4T with the subject's mask",
+    "crossed": "E4T with the other domain's file",
     "vae": "ceiling: the VAE's reconstruction of the real rendering",
     "render": "ceiling: the real rendering",
 }
@@ -63,17 +65,17 @@ class Subject:
     prompts: tuple[Prompt, ...]
 
 
-def face_mask(identity: Identity, scene: Scene) -> Tensor:
-    """MASK ``(1, 128, 128)``: where the person is, that is, where another background changes nothing."""
+def subject_mask(identity: Identity, scene: Scene) -> Tensor:
+    """MASK ``(1, 128, 128)``: where the subject is, that is, where another background changes nothing."""
     other = replace(scene, background=(scene.background + len(BACKGROUNDS) // 2) % len(BACKGROUNDS))
     first, second = render([identity, identity], [scene, other])
     return ((first - second).abs().amax(0) < DIFFERENCE / 2).float()[None]
 
 
 @cache
-def _training_identities() -> tuple[Identity, ...]:
-    """The people that the domain was pre-trained with."""
-    return tuple(i for chunk in range(CONCEPTS // CHUNK) for i in training_identities("face", chunk))
+def _training_identities(domain: str) -> tuple[Identity, ...]:
+    """The individuals that the domain was pre-trained with."""
+    return tuple(i for chunk in range(CONCEPTS // CHUNK) for i in training_identities(domain, chunk))
 
 
 def distance(first: Identity, second: Identity) -> float:
@@ -85,7 +87,7 @@ def distance(first: Identity, second: Identity) -> float:
 
 
 def nearest_training_identity(identity: Identity) -> Identity:
-    return min(_training_identities(), key=lambda known: distance(identity, known))
+    return min(_training_identities(identity.domain), key=lambda known: distance(identity, known))
 
 
 class Drawer:
@@ -94,12 +96,13 @@ class Drawer:
     Args:
         changes: tuning settings that differ from the domain's preset, for a search on validation identities.
         draws: pictures for each prompt.
+        subject_domain: what the subjects are, "face" or "cat".
     """
 
-    def __init__(self, draws: int, changes: dict[str, Any]) -> None:
-        self.draws, self.changes = draws, changes
+    def __init__(self, draws: int, changes: dict[str, Any], subject_domain: str = "face") -> None:
+        self.draws, self.changes, self.subject_domain = draws, changes, subject_domain
         self._base: host.Base | None = None
-        self._domain: Any = None
+        self._domains: dict[str, Any] = {}
         self._vae: Any = None
 
     @property
@@ -110,14 +113,15 @@ class Drawer:
 
     def settings(self, **more: Any) -> Any:
         """The domain's preset with this run's changes, as the nodes use it."""
-        return replace(self.domain.domain.info.preset, **(self.changes | more))
+        return replace(self.domain(self.subject_domain).domain.info.preset, **(self.changes | more))
 
-    @property
-    def domain(self) -> Any:
-        if self._domain is None:
+    def domain(self, of: str) -> Any:
+        """The domain of faces or of cats, as its node loads it."""
+        if of not in self._domains:
             load = host.pack("e4t_core.domain").load_domain
-            self._domain = host.pack("nodes.host.personalisation").LoadedDomain(load(host.mini_domain()))
-        return self._domain
+            loaded = load(host.mini_domain(WEIGHTS[of]))
+            self._domains[of] = host.pack("nodes.host.personalisation").LoadedDomain(loaded)
+        return self._domains[of]
 
     def draw(self, arm: str, subject: Subject) -> Tensor:
         """Pictures ``(prompts * draws, 3, 128, 128)``, prompt by prompt."""
@@ -140,7 +144,8 @@ class Drawer:
         return [seed_of(subject.number, prompt, draw) for draw in range(self.draws)]
 
     def _prompted(self, arm: str, subject: Subject) -> Tensor:
-        word = "face" if arm == "face" else ", ".join(["face", *subject_phrases(subject.identity)])
+        coarse = DOMAINS[self.subject_domain].word
+        word = coarse if arm == "coarse" else ", ".join([coarse, *subject_phrases(subject.identity)])
         return self._draw_at_once(self.base, word, subject)
 
     def _draw_at_once(self, base: host.Base, word: str, subject: Subject) -> Tensor:
@@ -151,8 +156,11 @@ class Drawer:
 
     def _learned(self, arm: str, subject: Subject) -> Tensor:
         changes: dict[str, Any] = {"steps": 0} if arm == "encoder" else {}
-        mask = face_mask(subject.identity, subject.scene) if arm == "e4t mask" else None
-        tuned = personalize(self.base, self.domain, subject.photo, mask, self.settings(**changes))
+        mask = subject_mask(subject.identity, subject.scene) if arm == "e4t mask" else None
+        domain = self.subject_domain
+        if arm == "crossed":
+            domain = next(other for other in WEIGHTS if other != domain)
+        tuned = personalize(self.base, self.domain(domain), subject.photo, mask, self.settings(**changes))
         if arm == "static":  # the word alone, on a MODEL that holds no concept: what a stock embedding file gives
             return self._draw_at_once(replace(tuned, model=self.base.model), WORD, subject)
         parts = []

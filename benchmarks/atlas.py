@@ -22,7 +22,7 @@ from .picture_cache import cached
 from .quality import load_subjects, picture_file
 
 COLUMNS = (0, 1, 2, 3, 6, 8, 9, 10)  # of the 11 prompts: one or two of each class, both compounds
-ARMS = ("e4t", "face")
+ARMS = ("e4t", "coarse")
 
 
 def sheet(split: str, count: int) -> Tensor:

@@ -138,16 +138,20 @@ def mini_checkpoint() -> Path:
     return path
 
 
-def mini_domain() -> Path:
-    """The mini world's face domain as a file, expanded likewise."""
+def mini_domain(weights: str = "faces") -> Path:
+    """A domain of the mini world ("faces", "cats") as a file, expanded likewise.
+
+    Raises:
+        MissingWeightsError: it has not been trained.
+    """
     from e4t_core.domain import save_domain
     from miniworld.domains import load_mini_domain
 
-    key = weights_fingerprint("faces", "backbone")
-    path = BASE / "models" / "e4t_domains" / f"mini_faces-{key}.safetensors"
+    key = weights_fingerprint(weights, "backbone")
+    path = BASE / "models" / "e4t_domains" / f"mini_{weights}-{key}.safetensors"
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
-        save_domain(path, load_mini_domain(), torch.float16)
+        save_domain(path, load_mini_domain(weights), torch.float16)
     return path
 
 

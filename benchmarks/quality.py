@@ -2,7 +2,7 @@
 
 64 held-out identities, one concept photo each, 11 prompts, equal noise in every arm, read by two judges. Scores are NAMED,
 UNNAMED, PROMPT and LEAK (``scoring.py``); gap closed = (arm - floor) / (VAE - floor) in NAMED, the floor being the larger
-of "other" and "face". Intervals are 95 %, from 10,000 bootstrap resamples of identities, paired between arms.
+of "other" and "coarse". Intervals are 95 %, from 10,000 bootstrap resamples of identities, paired between arms.
 
 Pictures are kept in runs/quality by weights, settings and arm: an interrupted run goes on. Choose settings with
 ``--split validation`` and few ``--identities``; every run on held-out identities is appended to
@@ -29,7 +29,7 @@ from miniworld.heldout import concept_photo, held_out
 from miniworld.models import load_judges
 
 from . import host
-from .arms import ARMS, LEARNED, SAMPLING, Drawer, Subject, subjects
+from .arms import ARMS, LEARNED, SAMPLING, WEIGHTS, Drawer, Subject, subjects
 from .picture_cache import cached
 from .prompts import prompts, targets
 from .quality_report import ArmScores, report
@@ -38,30 +38,35 @@ from .scoring import Target, Visibility, score
 LOG = Path(__file__).parent / "heldout_runs.jsonl"
 
 
-def load_subjects(split: str, count: int) -> list[Subject]:
+def load_subjects(split: str, count: int, domain: str = "face") -> list[Subject]:
     """The individuals, their concept photos and prompts."""
     people = []
-    for number, identity in enumerate(held_out(split=split, count=count)):
+    for number, identity in enumerate(held_out(domain, split, count)):
         scene, photo = concept_photo(identity)
         people.append((identity, scene, photo, prompts(scene, number)))
     return subjects(people)
 
 
-def picture_folder(split: str, arm: str, changes: dict[str, Any]) -> Path:
+def picture_folder(split: str, arm: str, changes: dict[str, Any], domain: str = "face") -> Path:
     """Where an arm's pictures lie: named by all that decides them."""
     weights = [] if arm in ("other", "render", "nearest") else ["base", "text", "vae"] if arm != "vae" else ["vae"]
-    weights += ["faces", "backbone"] if arm in LEARNED else []
+    if arm in LEARNED:
+        crossed = arm == "crossed"
+        weights += [w for of, w in WEIGHTS.items() if (of == domain) != crossed] + ["backbone"]
     decides = json.dumps([
         weights and host.weights_fingerprint(*weights), asdict(MINI) | changes if arm in LEARNED else {}, asdict(SAMPLING),
     ])  # fmt: skip
     key = hashlib.sha256(decides.encode()).hexdigest()[:12]
-    return host.ROOT / "runs" / "quality" / split / f"{arm.replace(' ', '_')}-{key}"
+    place = split if domain == "face" else f"{split}-{domain}"
+    return host.ROOT / "runs" / "quality" / place / f"{arm.replace(' ', '_')}-{key}"
 
 
 def picture_file(split: str, arm: str, changes: dict[str, Any], person: Subject, draws: int) -> Path:
     """Where one individual's pictures of an arm lie; the noise depends on its number, "other" on who stands in."""
     who = hashlib.sha256(person.identity.order() + person.other.order() * (arm == "other")).hexdigest()[:16]
-    return picture_folder(split, arm, changes) / f"{person.number:02d}-{who}-{draws}.safetensors"
+    return (
+        picture_folder(split, arm, changes, person.identity.domain) / f"{person.number:02d}-{who}-{draws}.safetensors"
+    )
 
 
 def kept_visibility(split: str, wanted: list[Target]) -> Visibility:
@@ -78,7 +83,7 @@ def measure(
     split: str, people: list[Subject], arms: list[str], draws: int, changes: dict[str, Any]
 ) -> dict[str, dict[str, ArmScores]]:
     """judge -> arm -> scores, drawing what is not there yet."""
-    drawer, judges = Drawer(draws, changes), load_judges()
+    drawer, judges = Drawer(draws, changes, people[0].identity.domain), load_judges()
     strangers = [p.identity for p in people]
     wanted = [t for p in people for t in targets(p.identity, p.prompts) for _ in range(draws)]
     seen = kept_visibility(split, wanted)
@@ -103,10 +108,15 @@ def measure(
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--split", choices=("held-out", "validation"), default="held-out")
+    parser.add_argument(
+        "--domain", choices=tuple(WEIGHTS), default="face", help="of the individuals and of the domain file"
+    )
     parser.add_argument("--identities", type=int, default=64)
     parser.add_argument("--draws", type=int, default=1, help="pictures for each prompt (2 on a GPU)")
     parser.add_argument(
-        "--arms", default=",".join(ARMS), help="comma-separated; floors and the vae arm are always there"
+        "--arms",
+        default=",".join(arm for arm in ARMS if arm != "crossed"),
+        help="comma-separated; floors and the vae arm are always there; crossed must be asked for",
     )
     parser.add_argument("--steps", type=int, help="tuning steps, in place of the preset's")
     parser.add_argument("--learning-rate", type=float)
@@ -125,20 +135,23 @@ def main() -> None:
         )
         if value is not None
     }
-    chosen = set(options.arms.split(",")) | {"other", "face", "vae"}
+    chosen = set(options.arms.split(",")) | {"other", "coarse", "vae"}
     unknown = sorted(chosen - set(ARMS))
     if unknown:
         parser.error(f"there is no arm {unknown[0]!r}; there are: {', '.join(ARMS)}")
     arms = [arm for arm in ARMS if arm in chosen]
     started = time.monotonic()
-    people = load_subjects(options.split, options.identities)
+    people = load_subjects(options.split, options.identities, options.domain)
     found = measure(options.split, people, arms, options.draws, changes)
-    print(f"{len(people)} {options.split} identities, {len(people[0].prompts)} prompts, {options.draws} draw(s) each")
+    print(
+        f"{len(people)} {options.split} {options.domain}s, {len(people[0].prompts)} prompts, {options.draws} draw(s) each"
+    )
     figures = report(found, arms)
     if options.split == "held-out":
         record = {
             "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-            "weights": host.weights_fingerprint("base", "text", "vae", "faces", "backbone", *found),
+            "domain": options.domain,
+            "weights": host.weights_fingerprint("base", "text", "vae", WEIGHTS[options.domain], "backbone", *found),
             "identities": len(people),
             "draws": options.draws,
             "changes": changes,

@@ -65,7 +65,7 @@ class ArmScores:
 
 def gap(arms: dict[str, ArmScores], name: str, count: int) -> Interval:
     """Gap closed in NAMED, every part recomputed in each resample."""
-    floors = [arms["other"], arms["face"]]
+    floors = [arms["other"], arms["coarse"]]
     return bootstrap(
         lambda w: gap_closed(arms[name].named_ratio(w), [f.named_ratio(w) for f in floors], arms["vae"].named_ratio(w)),
         count,
@@ -77,9 +77,9 @@ def report(found: dict[str, dict[str, ArmScores]], arms: list[str]) -> dict[str,
     figures: dict[str, dict[str, dict[str, float]]] = {}
     results = []
     for judge, scored in found.items():
-        count = len(scored["face"].named.value)
+        count = len(scored["coarse"].named.value)
         one = np.ones((1, count))
-        face_leak = float(scored["face"].leak_ratio(one)[0])
+        coarse_leak = float(scored["coarse"].leak_ratio(one)[0])
         rows, figures[judge] = [], {}
         for arm in arms:
             own = scored[arm]
@@ -92,14 +92,17 @@ def report(found: dict[str, dict[str, ArmScores]], arms: list[str]) -> dict[str,
                 "UNNAMED": float(own.unnamed_score(one)[0]),
                 **{edit: float(own.class_score(one, edit)[0]) for edit in own.prompt},
                 "PROMPT": float(own.prompt_mean(one)[0]),
-                "LEAK": float(own.leak_ratio(one)[0]) - face_leak,
+                "LEAK": float(own.leak_ratio(one)[0]) - coarse_leak,
                 "likeness": float(weighted_ratio(one, own.likeness.value, own.likeness.weight)[0]),
             }
             figures[judge][arm] = {key: round(value, 4) for key, value in values.items()}
             shown = [f"{values[k]:.2f}" for k in values if not k.startswith("gap")]
             rows.append([arm, shown[0], str(closed), *shown[1:]])
-        header = ["arm", "NAMED", "gap closed", "UNNAMED", *scored["face"].prompt, "PROMPT", "LEAK", "likeness"]
+        header = ["arm", "NAMED", "gap closed", "UNNAMED", *scored["coarse"].prompt, "PROMPT", "LEAK", "likeness"]
         print(f"\n{judge}\n{table(header, rows)}\n")
+        if TUNED in scored and "crossed" in scored:
+            lost = bootstrap(lambda w, s=scored: s[TUNED].named_ratio(w) - s["crossed"].named_ratio(w), count)  # type: ignore[misc]
+            print(f"{judge}: NAMED lost by crossing the domains: {lost}")
         results += gates(judge, scored, count)
     print(f"\n{sum(results)} of {len(results)} gates met" if results else "\nno gates: the e4t arm was not drawn")
     return figures
@@ -109,7 +112,7 @@ def gates(judge: str, scored: dict[str, ArmScores], count: int) -> list[bool]:
     """The gates of the tuned arm, as far as the arms they need were drawn."""
     if TUNED not in scored:
         return []
-    tuned, face = scored[TUNED], scored["face"]
+    tuned, coarse = scored[TUNED], scored["coarse"]
     closed = gap(scored, TUNED, count)
     results = [
         gate(f"{judge}: NAMED gap closed", closed.value, GAP_GATE),
@@ -122,10 +125,10 @@ def gates(judge: str, scored: dict[str, ArmScores], count: int) -> list[bool]:
                 gate(f"{judge}: UNNAMED above {other}, lower limit", better.low, 1e-9, f"difference {better}")
             )
     for edit in tuned.prompt:
-        kept = bootstrap(lambda w, e=edit: tuned.class_score(w, e) / face.class_score(w, e), count)  # type: ignore[misc]
-        results.append(gate(f"{judge}: {edit} as share of the face arm", kept.value, CLASS_GATE, f"{kept}"))
-    mean = bootstrap(lambda w: tuned.prompt_mean(w) / face.prompt_mean(w), count)
-    results.append(gate(f"{judge}: PROMPT as share of the face arm", mean.value, MEAN_GATE, f"{mean}"))
-    leak = bootstrap(lambda w: tuned.leak_ratio(w) - face.leak_ratio(w), count)
+        kept = bootstrap(lambda w, e=edit: tuned.class_score(w, e) / coarse.class_score(w, e), count)  # type: ignore[misc]
+        results.append(gate(f"{judge}: {edit} as share of the coarse arm", kept.value, CLASS_GATE, f"{kept}"))
+    mean = bootstrap(lambda w: tuned.prompt_mean(w) / coarse.prompt_mean(w), count)
+    results.append(gate(f"{judge}: PROMPT as share of the coarse arm", mean.value, MEAN_GATE, f"{mean}"))
+    leak = bootstrap(lambda w: tuned.leak_ratio(w) - coarse.leak_ratio(w), count)
     results.append(gate(f"{judge}: leak, {LEAK_GATE} minus it", LEAK_GATE - leak.value, 0.0, f"leak {leak}"))
     return results

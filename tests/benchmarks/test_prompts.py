@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from benchmarks.arms import distance, face_mask, subjects
+from benchmarks.arms import distance, subject_mask, subjects
 from benchmarks.base_captions import base_captions, name_captions
 from benchmarks.prompts import prompts, seed_of
 from benchmarks.report import gate, table
@@ -67,7 +67,7 @@ def test_name_captions_say_nothing_but_the_name() -> None:
 
 def test_the_mask_holds_the_person_and_not_the_corners() -> None:
     identity = held_out()[0]
-    mask = face_mask(identity, concept_photo(identity)[0])
+    mask = subject_mask(identity, concept_photo(identity)[0])
     assert mask.shape == (1, 128, 128)
     assert mask[0, 64, 64] == 1 and mask[0, 2, 2] == 0 and mask[0, 2, -3] == 0
     assert 0.2 < mask.mean() < 0.8

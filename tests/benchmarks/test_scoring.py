@@ -101,6 +101,6 @@ def _arm(named_score: float) -> ArmScores:
 
 
 def test_the_gap_closed_of_constant_arms_is_their_ratio() -> None:
-    arms = {"other": _arm(0.1), "face": _arm(0.3), "vae": _arm(0.9), "e4t": _arm(0.75)}
+    arms = {"other": _arm(0.1), "coarse": _arm(0.3), "vae": _arm(0.9), "e4t": _arm(0.75)}
     closed = gap(arms, "e4t", 8)
     assert (closed.value, closed.low, closed.high) == pytest.approx((0.75, 0.75, 0.75))
