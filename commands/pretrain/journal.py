@@ -9,6 +9,8 @@ from typing import Any
 
 from tqdm import tqdm
 
+from .pictures import DataError
+
 
 class Journal:
     """Written by the first process alone.
@@ -17,6 +19,9 @@ class Journal:
         folder: gets ``log.jsonl``, and ``tensorboard`` if that is asked for.
         steps, done: of the progress bar.
         tensorboard: also write event files.
+
+    Raises:
+        DataError: TensorBoard is asked for and not installed.
     """
 
     def __init__(self, folder: Path, steps: int, done: int, tensorboard: bool) -> None:
@@ -25,8 +30,13 @@ class Journal:
         self._file = open(folder / "log.jsonl", "a", encoding="utf-8")  # noqa: SIM115 - closed by close()
         self._board: Any = None
         if tensorboard:
-            from torch.utils.tensorboard import SummaryWriter
-
+            try:
+                from torch.utils.tensorboard import SummaryWriter
+            except ImportError as error:
+                raise DataError(
+                    "output.tensorboard is true, but the package tensorboard is not installed: run 'pip install tensorboard',"
+                    " or set it to false."
+                ) from error
             self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=done)
         self._bar = tqdm(total=steps, initial=done, desc="pre-training", disable=None, mininterval=2)
 

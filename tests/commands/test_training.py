@@ -318,6 +318,18 @@ def test_the_domain_file_describes_the_run(place: Path, tmp_path: Path) -> None:
     assert domain.backbone_state is None
 
 
+def test_tensorboard_gets_what_the_log_gets(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    train(place, tmp_path, "training.steps=2", "output.tensorboard=true")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    assert [event.value for event in events.Scalars("loss")] == pytest.approx(losses(tmp_path), rel=1e-6)
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    with pytest.raises(DataError, match="tensorboard is not installed"):
+        train(place, tmp_path / "other", "training.steps=2", "output.tensorboard=true")
+
+
 def test_previews_are_grids_of_photos_and_prompts(place: Path, tmp_path: Path) -> None:
     train(place, tmp_path, "training.steps=2", "output.preview_every=2", 'output.preview_prompts=["a {}", "one {}"]')
     grid = Image.open(tmp_path / "previews" / "step-00000002.png")
