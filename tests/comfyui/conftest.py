@@ -80,3 +80,54 @@ def clean_store():
         yield
     STORE.clear()
     comfy.model_management.interrupt_current_processing(False)
+
+
+@pytest.fixture
+def run(base, domain, monkeypatch):
+    """Runs the node "E4T Personalize"; ``run.tunings`` counts how often it really tuned."""
+    from e4t_pack.nodes.host import personalisation
+    from e4t_pack.nodes.personalize import Personalize
+    from world import photo
+
+    original = personalisation.tune
+
+    def counted(*arguments, **options):
+        execute.tunings += 1
+        return original(*arguments, **options)
+
+    def execute(
+        model=base[0], clip=base[1], vae=base[2], image=None, settings=None, word="S*", seed=1, mask=None, of=domain
+    ):
+        image = photo() if image is None else image
+        return Personalize.execute(
+            model, clip, vae, personalisation.LoadedDomain(of), image, word, seed, mask, settings
+        ).args
+
+    execute.tunings = 0
+    monkeypatch.setattr(personalisation, "tune", counted)
+    return execute
+
+
+@pytest.fixture(scope="module")
+def untouched(base):
+    """Asserts that all base weights and a stock picture are, bit for bit, what they were before the first test."""
+    import comfy.model_management
+    from personalized import draw
+
+    def state():
+        comfy.model_management.unload_all_models()
+        modules = {"unet": base[0].model, "clip": base[1].cond_stage_model, "vae": base[2].first_stage_model}
+        return {
+            f"{name}.{key}": value for name, module in modules.items() for key, value in module.state_dict().items()
+        }
+
+    before = {key: value.clone() for key, value in state().items()}
+    picture = draw(base[0], base[1], "a photo of a cat")
+
+    def check():
+        after = state()
+        assert after.keys() == before.keys()
+        assert all(torch.equal(before[key], after[key]) for key in before)
+        assert torch.equal(draw(base[0], base[1], "a photo of a cat"), picture)
+
+    return check

@@ -1,4 +1,4 @@
-"""The node "E4T Personalize" from photo to picture: results, store, determinism, cancel, memory, harm to nothing."""
+"""The node "E4T Personalize" from photo to picture: results, store, determinism, what a person sees."""
 
 from __future__ import annotations
 
@@ -8,75 +8,20 @@ import subprocess
 import sys
 from pathlib import Path
 
-import comfy.model_management
 import learn
 import pytest
 import torch
 from comfy.patcher_extension import WrappersMP
 from e4t_pack.e4t_core.presets import TuningSettings
-from e4t_pack.nodes.host import patched_model, personalisation, progress
+from e4t_pack.nodes.host import patched_model, progress
 from e4t_pack.nodes.host.base_model import ComfyUNet
-from e4t_pack.nodes.host.personalisation import LoadedDomain
 from e4t_pack.nodes.host.result_store import STORE, ResultStore
-from e4t_pack.nodes.personalize import Personalize
 from oracle import ksample, latent
+from personalized import draw, encode
 from test_base_model import unet_lora
 from world import QUICK, make_base, photo
 
-import nodes
-
 OFFSETS_ONLY = dataclasses.replace(QUICK, train_encoder=False)
-
-
-@pytest.fixture
-def run(base, domain, monkeypatch):
-    """Runs the node; ``run.tunings`` counts how often it really tuned."""
-    original = personalisation.tune
-
-    def counted(*arguments, **options):
-        execute.tunings += 1
-        return original(*arguments, **options)
-
-    def execute(
-        model=base[0], clip=base[1], vae=base[2], image=None, settings=None, word="S*", seed=1, mask=None, of=domain
-    ):
-        image = photo() if image is None else image
-        return Personalize.execute(model, clip, vae, LoadedDomain(of), image, word, seed, mask, settings).args
-
-    execute.tunings = 0
-    monkeypatch.setattr(personalisation, "tune", counted)
-    return execute
-
-
-def encode(clip, text):
-    return nodes.CLIPTextEncode().encode(clip, text)[0]
-
-
-def draw(model, clip, text="a photo of S*", **options):
-    return ksample(model, {"positive": encode(clip, text), "negative": encode(clip, "blurry")}, **options)
-
-
-@pytest.fixture(scope="module")
-def untouched(base):
-    """Asserts that all base weights and a stock picture are, bit for bit, what they were before the first test."""
-
-    def state():
-        comfy.model_management.unload_all_models()
-        modules = {"unet": base[0].model, "clip": base[1].cond_stage_model, "vae": base[2].first_stage_model}
-        return {
-            f"{name}.{key}": value for name, module in modules.items() for key, value in module.state_dict().items()
-        }
-
-    before = {key: value.clone() for key, value in state().items()}
-    picture = draw(base[0], base[1], "a photo of a cat")
-
-    def check():
-        after = state()
-        assert after.keys() == before.keys()
-        assert all(torch.equal(before[key], after[key]) for key in before)
-        assert torch.equal(draw(base[0], base[1], "a photo of a cat"), picture)
-
-    return check
 
 
 def test_a_photo_goes_in_and_a_word_comes_out(run, base, untouched):
@@ -297,114 +242,6 @@ def test_a_lora_on_the_base_is_tuned_on_and_one_behind_is_drawn_with(run, base):
 
 
 # Nothing is harmed ------------------------------------------------------------------------------------------------
-
-
-class Stop(BaseException):
-    """Stands for ComfyUI's InterruptProcessingException, which is no Exception either."""
-
-
-@pytest.mark.parametrize("phase", ["latent", "features", "models", "step 1", "step 2", "word"])
-def test_cancel_at_every_phase_harms_nothing(run, untouched, monkeypatch, phase):
-    seen = []
-    original = progress.Progress.step
-
-    def cancelled(*_):
-        seen.append(1)
-        if len(seen) == {"latent": 1, "features": 2, "models": 3}[phase]:
-            raise Stop
-
-    def step(self, report):
-        if phase in ("word",) and report.phase == "word" or phase == f"step {report.step}" and report.phase == "tuning":
-            comfy.model_management.interrupt_current_processing(True)
-        original(self, report)
-
-    if phase in ("latent", "features", "models"):
-        monkeypatch.setattr(personalisation, "check_cancelled", cancelled)
-    else:
-        monkeypatch.setattr(progress.Progress, "step", step)
-    with pytest.raises((Stop, comfy.model_management.InterruptProcessingException)):
-        run(settings=dataclasses.replace(QUICK, steps=2))
-    monkeypatch.undo()
-    assert len(STORE) == 0
-    untouched()
-
-
-def test_cancel_acts_within_one_micro_batch(run, monkeypatch):
-    reports, original = [], progress.Progress.step
-
-    def step(self, report):
-        reports.append(report)
-        comfy.model_management.interrupt_current_processing(True)
-        original(self, report)
-
-    monkeypatch.setattr(progress.Progress, "step", step)
-    with pytest.raises(comfy.model_management.InterruptProcessingException):
-        run(settings=dataclasses.replace(QUICK, batch=4, micro_batch=1))
-    assert len(reports) == 1 and reports[0].micro == 1
-
-
-def test_cancel_during_sampling_harms_nothing_and_the_next_run_is_right(run, untouched):
-    model, clip, _, _ = run()
-    expected = draw(model, clip, steps=3)
-    seen = []
-
-    def stop(executor, *arguments):
-        seen.append(1)
-        if len(seen) == 2:
-            raise Stop
-        return executor(*arguments)
-
-    stopping = model.clone()
-    stopping.add_wrapper(WrappersMP.CALC_COND_BATCH, stop)
-    with pytest.raises(Stop):
-        draw(stopping, clip, steps=3)
-    untouched()
-    assert torch.equal(draw(model, clip, steps=3), expected)
-
-
-def test_an_exception_in_a_step_harms_nothing(run, untouched, monkeypatch):
-    monkeypatch.setattr(ComfyUNet, "denoise", lambda *_: (_ for _ in ()).throw(RuntimeError("broken")))
-    with pytest.raises(RuntimeError, match="broken"):
-        run()
-    monkeypatch.undo()
-    assert len(STORE) == 0
-    untouched()
-
-
-def out_of_memory_above(monkeypatch, limit):
-    """Simulates a GPU on which more than ``limit`` latents at once do not fit."""
-    original, tried = ComfyUNet.denoise, []
-
-    def denoise(self, z, t, context):
-        tried.append(z.shape[0])
-        if z.shape[0] > limit:
-            raise torch.OutOfMemoryError("CUDA out of memory (simulated)")
-        return original(self, z, t, context)
-
-    monkeypatch.setattr(ComfyUNet, "denoise", denoise)
-    return tried
-
-
-def test_out_of_memory_tries_once_more_with_half_the_micro_batch(run, untouched, monkeypatch, caplog):
-    tried = out_of_memory_above(monkeypatch, 1)
-    with caplog.at_level(logging.WARNING):
-        _, _, parts, _ = run()
-    assert tried[:2] == [2, 1]
-    assert parts.concept.settings.batch == QUICK.batch
-    assert "trying once more with 1" in caplog.text
-    monkeypatch.undo()
-    untouched()
-
-
-def test_out_of_memory_twice_keeps_its_type_and_says_what_to_lower(run, untouched, monkeypatch):
-    out_of_memory_above(monkeypatch, 0)
-    with pytest.raises(torch.OutOfMemoryError) as error:
-        run()
-    assert comfy.model_management.is_oom(error.value)
-    assert "lower micro_batch in E4T Settings" in "".join(error.value.__notes__)
-    monkeypatch.undo()
-    assert len(STORE) == 0
-    untouched()
 
 
 # What a person sees -----------------------------------------------------------------------------------------------

@@ -1,0 +1,124 @@
+"""The node "E4T Personalize" cancelled, broken or out of memory: nothing is harmed, and one sentence says what to do."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+
+import comfy.model_management
+import pytest
+import torch
+from comfy.patcher_extension import WrappersMP
+from e4t_pack.nodes.host import personalisation, progress
+from e4t_pack.nodes.host.base_model import ComfyUNet
+from e4t_pack.nodes.host.result_store import STORE
+from personalized import draw
+from world import QUICK
+
+
+class Stop(BaseException):
+    """Stands for ComfyUI's InterruptProcessingException, which is no Exception either."""
+
+
+@pytest.mark.parametrize("phase", ["latent", "features", "models", "step 1", "step 2", "word"])
+def test_cancel_at_every_phase_harms_nothing(run, untouched, monkeypatch, phase):
+    seen = []
+    original = progress.Progress.step
+
+    def cancelled(*_):
+        seen.append(1)
+        if len(seen) == {"latent": 1, "features": 2, "models": 3}[phase]:
+            raise Stop
+
+    def step(self, report):
+        if phase in ("word",) and report.phase == "word" or phase == f"step {report.step}" and report.phase == "tuning":
+            comfy.model_management.interrupt_current_processing(True)
+        original(self, report)
+
+    if phase in ("latent", "features", "models"):
+        monkeypatch.setattr(personalisation, "check_cancelled", cancelled)
+    else:
+        monkeypatch.setattr(progress.Progress, "step", step)
+    with pytest.raises((Stop, comfy.model_management.InterruptProcessingException)):
+        run(settings=dataclasses.replace(QUICK, steps=2))
+    monkeypatch.undo()
+    assert len(STORE) == 0
+    untouched()
+
+
+def test_cancel_acts_within_one_micro_batch(run, monkeypatch):
+    reports, original = [], progress.Progress.step
+
+    def step(self, report):
+        reports.append(report)
+        comfy.model_management.interrupt_current_processing(True)
+        original(self, report)
+
+    monkeypatch.setattr(progress.Progress, "step", step)
+    with pytest.raises(comfy.model_management.InterruptProcessingException):
+        run(settings=dataclasses.replace(QUICK, batch=4, micro_batch=1))
+    assert len(reports) == 1 and reports[0].micro == 1
+
+
+def test_cancel_during_sampling_harms_nothing_and_the_next_run_is_right(run, untouched):
+    model, clip, _, _ = run()
+    expected = draw(model, clip, steps=3)
+    seen = []
+
+    def stop(executor, *arguments):
+        seen.append(1)
+        if len(seen) == 2:
+            raise Stop
+        return executor(*arguments)
+
+    stopping = model.clone()
+    stopping.add_wrapper(WrappersMP.CALC_COND_BATCH, stop)
+    with pytest.raises(Stop):
+        draw(stopping, clip, steps=3)
+    untouched()
+    assert torch.equal(draw(model, clip, steps=3), expected)
+
+
+def test_an_exception_in_a_step_harms_nothing(run, untouched, monkeypatch):
+    monkeypatch.setattr(ComfyUNet, "denoise", lambda *_: (_ for _ in ()).throw(RuntimeError("broken")))
+    with pytest.raises(RuntimeError, match="broken"):
+        run()
+    monkeypatch.undo()
+    assert len(STORE) == 0
+    untouched()
+
+
+def out_of_memory_above(monkeypatch, limit):
+    """Simulates a GPU on which more than ``limit`` latents at once do not fit."""
+    original, tried = ComfyUNet.denoise, []
+
+    def denoise(self, z, t, context):
+        tried.append(z.shape[0])
+        if z.shape[0] > limit:
+            raise torch.OutOfMemoryError("CUDA out of memory (simulated)")
+        return original(self, z, t, context)
+
+    monkeypatch.setattr(ComfyUNet, "denoise", denoise)
+    return tried
+
+
+def test_out_of_memory_tries_once_more_with_half_the_micro_batch(run, untouched, monkeypatch, caplog):
+    tried = out_of_memory_above(monkeypatch, 1)
+    with caplog.at_level(logging.WARNING):
+        _, _, parts, _ = run()
+    assert tried[:2] == [2, 1]
+    assert parts.concept.settings.batch == QUICK.batch
+    assert "trying once more with 1" in caplog.text
+    monkeypatch.undo()
+    untouched()
+
+
+def test_out_of_memory_twice_keeps_its_type_and_says_what_to_lower(run, untouched, monkeypatch):
+    out_of_memory_above(monkeypatch, 0)
+    with pytest.raises(torch.OutOfMemoryError) as error:
+        run()
+    assert comfy.model_management.is_oom(error.value)
+    assert "lower micro_batch in E4T Settings" in "".join(error.value.__notes__)
+    monkeypatch.undo()
+    assert len(STORE) == 0
+    untouched()
