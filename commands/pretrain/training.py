@@ -7,12 +7,14 @@ and a resumed run does what an uninterrupted one does.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
 import math
 import signal
 import threading
 import time
+import typing
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -365,13 +367,21 @@ def _accelerator(precision: str) -> Accelerator:
 
 
 def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """Settings that decide the result and differ, as text."""
+    """Settings that decide the result and differ, as text.
+
+    A setting that the checkpoint does not know is younger than it; the default of such a one is what was done before.
+    """
+    defaults = {
+        (section.name, item.name): item.default
+        for section in dataclasses.fields(Config)
+        for item in dataclasses.fields(typing.get_type_hints(Config)[section.name])
+    }
     changes = []
     for section in now:
         if section == "output":
             continue
         for key, value in now[section].items():
-            old = before.get(section, {}).get(key)
+            old = before.get(section, {}).get(key, defaults[section, key])
             if old != value and (section, key) not in FREE_TO_CHANGE:
                 changes.append(f"{section}.{key} was {old!r} and is {value!r}")
     return changes

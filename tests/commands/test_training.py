@@ -18,7 +18,8 @@ import torch
 from accelerate.state import AcceleratorState
 from layouts import make_folder
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from small_base import config_of, make_place, overrides
 from torch import Tensor
 
@@ -343,6 +344,13 @@ def test_a_changed_setting_is_named_and_refused_until_it_is_accepted(place: Path
     with pytest.raises(TrainingError, match=r"other settings \(training.regularization was 0.01 and is 0.5\)"):
         Training(config)
     assert Training(config, accept_changes=True).step == 2
+    path = tmp_path / "checkpoints" / "step-00000002.safetensors"
+    with safe_open(path, "pt") as file:
+        metadata = file.metadata()
+        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    metadata["record"] = metadata["record"].replace('"offset_form": "network", ', "")
+    save_file(tensors, path, metadata)
+    assert Training(config_of(place, tmp_path)).step == 2  # of before there was that setting
     with pytest.raises(TrainingError, match="beyond training.steps = 1"):
         Training(config_of(place, tmp_path, "training.steps=1"))
 
