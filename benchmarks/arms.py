@@ -14,13 +14,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from miniworld.attributes import BACKGROUNDS, DOMAINS, Identity, Scene
+from miniworld.attributes import DOMAINS, Identity, Scene
 from miniworld.captions import subject_phrases
-from miniworld.concept_photos import CHUNK, CONCEPTS, training_identities
+from miniworld.concept_photos import CHUNK, CONCEPTS, subject_masks, training_identities
 from miniworld.judge_pairs import reconstruct
 from miniworld.models import load_vae
 from miniworld.renderer import render
-from miniworld.visibility import DIFFERENCE
 
 from . import host
 from .prompts import Prompt, seed_of
@@ -40,7 +39,7 @@ ARMS = {
     "encoder": "E4T's encoder without tuning",
     "static": "E4T's static word on the untouched base",
     "e4t": "E4T",
-    "e4t mask": "E4T with the subject's mask",
+    "e4t mask": "E4T with a mask of the subject, without background and accessory",
     "crossed": "E4T with the other domain's file",
     "vae": "ceiling: the VAE's reconstruction of the real rendering",
     "render": "ceiling: the real rendering",
@@ -63,13 +62,6 @@ class Subject:
     photo: Tensor
     other: Identity
     prompts: tuple[Prompt, ...]
-
-
-def subject_mask(identity: Identity, scene: Scene) -> Tensor:
-    """MASK ``(1, 128, 128)``: where the subject is, that is, where another background changes nothing."""
-    other = replace(scene, background=(scene.background + len(BACKGROUNDS) // 2) % len(BACKGROUNDS))
-    first, second = render([identity, identity], [scene, other])
-    return ((first - second).abs().amax(0) < DIFFERENCE / 2).float()[None]
 
 
 @cache
@@ -156,7 +148,9 @@ class Drawer:
 
     def _learned(self, arm: str, subject: Subject) -> Tensor:
         changes: dict[str, Any] = {"steps": 0} if arm == "encoder" else {}
-        mask = subject_mask(subject.identity, subject.scene) if arm == "e4t mask" else None
+        mask = None
+        if arm == "e4t mask":
+            mask = subject_masks([subject.identity], [subject.scene], subject.photo[None])[0]
         domain = self.subject_domain
         if arm == "crossed":
             domain = next(other for other in WEIGHTS if other != domain)

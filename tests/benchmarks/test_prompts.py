@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
-from benchmarks.arms import distance, subject_mask, subjects
+from benchmarks.arms import distance, subjects
 from benchmarks.base_captions import base_captions, name_captions
 from benchmarks.prompts import prompts, seed_of
 from benchmarks.report import gate, table
 from benchmarks.score import scene_of
 from miniworld.attributes import ACCESSORIES, BACKGROUNDS, Scene, celebrities, identities_of
+from miniworld.concept_photos import subject_masks
 from miniworld.heldout import concept_photo, held_out
+from miniworld.renderer import render
 
 PHOTOS = [Scene(background=b, accessory=a) for b in range(len(BACKGROUNDS)) for a in range(len(ACCESSORIES))]
 
@@ -65,12 +69,14 @@ def test_name_captions_say_nothing_but_the_name() -> None:
     assert all(a.identity.split() == "train" for a in asked)
 
 
-def test_the_mask_holds_the_person_and_not_the_corners() -> None:
+def test_the_mask_holds_the_person_and_neither_corners_nor_accessory() -> None:
     identity = held_out()[0]
-    mask = subject_mask(identity, concept_photo(identity)[0])
-    assert mask.shape == (1, 128, 128)
-    assert mask[0, 64, 64] == 1 and mask[0, 2, 2] == 0 and mask[0, 2, -3] == 0
-    assert 0.2 < mask.mean() < 0.8
+    scene = replace(concept_photo(identity)[0], accessory=ACCESSORIES.index("hat"))
+    mask, bare = (
+        subject_masks([identity], [s], render([identity], [s]))[0, 0] for s in (scene, replace(scene, accessory=0))
+    )
+    assert mask[64, 64] == 1 and mask[2, 2] == 0 and mask[2, -3] == 0
+    assert 0.1 < mask.mean() < bare.mean() - 0.02
 
 
 def test_distance_is_zero_only_for_the_same_individual() -> None:
