@@ -11,7 +11,7 @@ from .scoring import Scores, Sums
 from .statistics import Interval, bootstrap, gap_closed, weighted_ratio
 
 GAP_GATE, GAP_LOW_GATE, CLASS_GATE, MEAN_GATE, LEAK_GATE = 0.60, 0.50, 0.80, 0.85, 0.15
-TUNED = "e4t"
+TUNED = ("e4t", "e4t mask")
 
 
 def _per_identity(sums: Sums, identities: int) -> Sums:
@@ -100,20 +100,20 @@ def report(found: dict[str, dict[str, ArmScores]], arms: list[str]) -> dict[str,
             rows.append([arm, shown[0], str(closed), *shown[1:]])
         header = ["arm", "NAMED", "gap closed", "UNNAMED", *scored["coarse"].prompt, "PROMPT", "LEAK", "likeness"]
         print(f"\n{judge}\n{table(header, rows)}\n")
-        if TUNED in scored and "crossed" in scored:
-            lost = bootstrap(lambda w, s=scored: s[TUNED].named_ratio(w) - s["crossed"].named_ratio(w), count)  # type: ignore[misc]
+        if "e4t" in scored and "crossed" in scored:
+            lost = bootstrap(lambda w, s=scored: s["e4t"].named_ratio(w) - s["crossed"].named_ratio(w), count)  # type: ignore[misc]
             print(f"{judge}: NAMED lost by crossing the domains: {lost}")
-        results += gates(judge, scored, count)
-    print(f"\n{sum(results)} of {len(results)} gates met" if results else "\nno gates: the e4t arm was not drawn")
+        for arm in TUNED:
+            if arm in scored:
+                results += gates(f"{judge}, {arm}", scored, arm, count)
+    print(f"\n{sum(results)} of {len(results)} gates met" if results else "\nno gates: no tuned arm was drawn")
     return figures
 
 
-def gates(judge: str, scored: dict[str, ArmScores], count: int) -> list[bool]:
-    """The gates of the tuned arm, as far as the arms they need were drawn."""
-    if TUNED not in scored:
-        return []
-    tuned, coarse = scored[TUNED], scored["coarse"]
-    closed = gap(scored, TUNED, count)
+def gates(judge: str, scored: dict[str, ArmScores], arm: str, count: int) -> list[bool]:
+    """The gates of a tuned arm, as far as the arms they need were drawn."""
+    tuned, coarse = scored[arm], scored["coarse"]
+    closed = gap(scored, arm, count)
     results = [
         gate(f"{judge}: NAMED gap closed", closed.value, GAP_GATE),
         gate(f"{judge}: NAMED gap closed, lower limit", closed.low, GAP_LOW_GATE),
