@@ -11,11 +11,12 @@ import logging
 from pathlib import Path
 
 import torch
-from torchvision.utils import save_image
+from PIL import Image
 
 from e4t_core.domain import save_domain
 
 from .checkpoint import write_checkpoint
+from .concept_photos import subject_masks
 from .domains import load_mini_domain
 from .heldout import concept_photo, held_out
 from .models import load_text, load_unet, load_vae
@@ -36,7 +37,16 @@ def set_up(base: Path) -> None:
     (models / "e4t_domains").mkdir(parents=True, exist_ok=True)
     save_domain(models / "e4t_domains" / "mini_faces.safetensors", load_mini_domain(), torch.float16)
     (base / "input").mkdir(parents=True, exist_ok=True)
-    save_image(concept_photo(held_out()[0])[1], base / "input" / "mini_photo.png")
+    save_photo(base / "input" / "mini_photo.png")
+
+
+def save_photo(path: Path) -> None:
+    """The demo's photo with its subject painted as ComfyUI's mask editor leaves it: transparent where it was painted."""
+    identity = held_out()[0]
+    scene, photo = concept_photo(identity)
+    mask = subject_masks([identity], [scene], photo[None])[0]
+    pixels = (torch.cat([photo, 1 - mask]) * 255).round().byte()
+    Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy()).save(path)
 
 
 def main() -> None:
