@@ -121,6 +121,8 @@ def main() -> None:
     parser.add_argument("--steps", type=int, help="tuning steps, in place of the preset's")
     parser.add_argument("--learning-rate", type=float)
     parser.add_argument("--regularization", type=float)
+    parser.add_argument("--weight-decay", type=float)
+    parser.add_argument("--batch", type=int)
     parser.add_argument("--no-unet", action="store_true", help="tune encoder and offsets only")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     options = parser.parse_args()
@@ -131,6 +133,8 @@ def main() -> None:
             ("steps", options.steps),
             ("learning_rate", options.learning_rate),
             ("regularization", options.regularization),
+            ("weight_decay", options.weight_decay),
+            ("batch", options.batch),
             ("train_unet", False if options.no_unet else None),
         )
         if value is not None

@@ -65,7 +65,7 @@ def train_text(options: argparse.Namespace) -> None:
 
 
 def train_image_backbone(options: argparse.Namespace) -> None:
-    schedule = Schedule(options.steps or 2000, learning_rate=1e-3, decay=0.5, betas=(0.9, 0.98))
+    schedule = Schedule(options.steps or 4000, learning_rate=1e-3, decay=0.5, betas=(0.9, 0.98))
     pictures, text = _pictures(), load_text()
     model = train_backbone.train(RUNS / "backbone", pictures, text, schedule, 64, options.seed)
     found = train_backbone.gate(model, text)
