@@ -38,7 +38,8 @@ class Personalize(io.ComfyNode):
                 io.Mask.Input(
                     "mask",
                     optional=True,
-                    tooltip="1 = learn here; the crop follows it. Load Image's mask is the other way round: invert it.",
+                    tooltip="1 = learn here; the crop follows it. Paint over the subject in Load Image's mask editor. A picture with a"
+                    " transparent background has its mask the other way round: put InvertMask between.",
                 ),
                 SettingsIO.Input("settings", optional=True, tooltip="Unconnected: the domain's preset."),
                 io.String.Input(

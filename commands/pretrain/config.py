@@ -112,14 +112,14 @@ class BaseSettings:
         path: of the folder or file.
         factory: "package.module:function", for kind "python".
         family: "sd1" or "sd2".
-        prediction: "epsilon" or "v".
+        prediction: "epsilon" or "v"; empty: as the base says, or as its weights suggest.
     """
 
     kind: str = _choice(BASE_KINDS)
     path: str = ""
     factory: str = ""
     family: str = _choice(BASE_FAMILIES, "sd1")
-    prediction: str = _choice(tuple(PREDICTIONS), "epsilon")
+    prediction: str = _choice(("", *PREDICTIONS), "")
 
     def __post_init__(self) -> None:
         check("base", self)

@@ -21,7 +21,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 from e4t_core.noise_schedule import NoiseSchedule, Prediction
 
 from .clip_text import ClipTextEncoder, bundled_tokenizer
-from .diffusers_unet import DiffusersUNet
+from .diffusers_unet import DiffusersUNet, narrowed
 from .latents import LatentCoder
 from .single_file import FAMILIES, SUPPORTED, BaseModelError, SingleFile, one_line, schedule_of
 
@@ -79,7 +79,8 @@ def load_base(
     Args:
         path: of the folder or file.
         prediction: what its UNet predicts, where the file does not say; none: as it says or as its weights suggest.
-        dtype: of UNet, text encoder and VAE, float32 or a half precision; offsets and encoder train in float32 beside it.
+        dtype: of UNet (but for the weights that get offsets), text encoder and VAE, float32 or a half precision; offsets and
+            encoder train in float32 beside it.
         device: where it computes.
         gradient_checkpointing: of the UNet, see :class:`DiffusersUNet`.
 
@@ -99,7 +100,8 @@ def load_base(
             f"Base model {path.name} in {path.parent} says that it predicts {found!r}, but prediction type"
             f" {prediction!r} is asked for: leave it out, or take another base."
         )
-    unet = DiffusersUNet(parts.unet(dtype).to(device), parts.schedule(), prediction or found, gradient_checkpointing)
+    network = narrowed(parts.unet(torch.float32), dtype).to(device)
+    unet = DiffusersUNet(network, parts.schedule(), prediction or found, gradient_checkpointing)
     text = ClipTextEncoder(parts.text(dtype).to(device), parts.tokenizer())
     if text.width != unet.context_width:
         raise BaseModelError(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from diffusers import UNet2DConditionModel
@@ -19,7 +19,7 @@ class DiffusersUNet:
     """The core's ``UNet`` over a frozen :class:`UNet2DConditionModel` of Stable Diffusion 1.x or 2.x.
 
     Args:
-        network: its parameters are frozen here; it computes in their type and where they are.
+        network: its parameters are frozen here; it computes in the type of its first layer and where they are.
         schedule: the noise schedule it was trained with.
         prediction: what it predicts, "epsilon" or "v".
         gradient_checkpointing: compute each block a second time in the backward pass instead of keeping its
@@ -63,7 +63,7 @@ class DiffusersUNet:
         return int(width + self.network.mid_block.resnets[-1].out_channels)
 
     def parameters(self) -> dict[str, Tensor]:
-        """The base's weights by canonical name; detached, read only, in the network's own type."""
+        """The base's weights by canonical name; detached, read only, in the network's own types."""
         return {name: parameter.detach() for name, parameter in self.network.named_parameters()}
 
     def attention_projections(self) -> dict[str, tuple[int, int]]:
@@ -92,7 +92,8 @@ class DiffusersUNet:
     def denoise(self, z: Tensor, t: Tensor, context: Tensor) -> Tensor:
         """The network's prediction ``(B, 4, h, w)``, float32."""
         z, t, context = self._inputs(z, t, context)
-        return self.network(z, t, encoder_hidden_states=context, return_dict=False)[0].float()
+        with self._computing():
+            return self.network(z, t, encoder_hidden_states=context, return_dict=False)[0].float()
 
     def features(self, z: Tensor, t: Tensor, context: Tensor) -> Tensor:
         """Spatial means of conv_in's, every down block's output and of the mid block: ``(B, feature_width)``, float32.
@@ -100,6 +101,10 @@ class DiffusersUNet:
         The up half, more than half of the cost of a pass, is not computed.
         """
         z, t, context = self._inputs(z, t, context)
+        with self._computing():
+            return self._means(z, t, context)
+
+    def _means(self, z: Tensor, t: Tensor, context: Tensor) -> Tensor:
         network = self.network
         time = network.time_embedding(network.get_time_embed(sample=z, timestep=t))
         sample = network.conv_in(z)
@@ -113,6 +118,26 @@ class DiffusersUNet:
         outputs.append(network.mid_block(sample, time, encoder_hidden_states=context))
         return torch.cat([output.mean(dim=(2, 3)) for output in outputs], dim=1).float()
 
+    def _computing(self) -> AbstractContextManager[object]:
+        """Autocast to the network's type, because the weights that get offsets are wider than it."""
+        weight = self.network.conv_in.weight
+        if weight.dtype == torch.float32:
+            return nullcontext()
+        return torch.autocast(weight.device.type, weight.dtype, cache_enabled=False)
+
     def _inputs(self, z: Tensor, t: Tensor, context: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         weight = self.network.conv_in.weight
         return z.to(weight.device, weight.dtype), t.to(weight.device), context.to(weight.device, weight.dtype)
+
+
+def narrowed(network: UNet2DConditionModel, dtype: torch.dtype) -> UNet2DConditionModel:
+    """A float32 network in another type, in place, but for the weights that get offsets.
+
+    ``W0 * (1 + Δ)`` is rounded to the type that is computed in. Were ``W0`` itself of that type, the product would fall back
+    on it wherever Δ is below half a step (0.2 % in bfloat16), and training would not see what its first offsets do. The
+    digits that ``W0`` has beyond make the rounding go either way, and so right on average.
+    """
+    for name, parameter in network.named_parameters():
+        if not name.endswith(PROJECTIONS):
+            parameter.data = parameter.data.to(dtype)
+    return network

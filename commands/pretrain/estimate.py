@@ -73,7 +73,7 @@ def estimate(config: Config, base: BaseCounts, backbone: BackboneCounts) -> Esti
         encoder=encoder,
         offsets=offsets,
         memory={
-            "frozen networks": frozen * held,
+            "frozen networks": frozen * held + matrices * (4 - held),
             "trained weights, gradients, AdamW": trained * 16 + (encoder + offsets - trained) * 4,
             "averaged weights": trained * 4 if training.ema else 0,
             "attention matrices with offsets, their gradients": matrices * (4 + 4 + held) * training.train_offsets,

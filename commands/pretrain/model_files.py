@@ -65,7 +65,7 @@ def check_base(settings: BaseSettings, image: int) -> BaseCounts:
         unet: Shapes = {name: tuple(weight.shape) for name, weight in base.unet.parameters().items()}
         text, vae = _module(base.text), _module(base.vae)
     elif settings.kind == "checkpoint":
-        unet, text, vae = _single_file(Path(settings.path))
+        unet, text, vae = _single_file(Path(settings.path), settings.prediction)
     else:
         unet, text, vae = _folder(Path(settings.path), settings.prediction)
     place = settings.path or settings.factory
@@ -98,22 +98,35 @@ def _module(part: Any) -> Shapes:
     return {} if network is None else {name: tuple(weight.shape) for name, weight in network.named_parameters()}
 
 
-def _single_file(path: Path) -> tuple[Shapes, Shapes, Shapes]:
+def _single_file(path: Path, prediction: str) -> tuple[Shapes, Shapes, Shapes]:
     shapes = read_header(path, "base model").shapes
     parts = {}
     for name, prefix in (
-        ("UNet", "model.diffusion_model."),
-        ("text encoder", "cond_stage_model."),
-        ("autoencoder", "first_stage_model."),
+        ("UNet", ("model.diffusion_model.",)),
+        ("text encoder", ("cond_stage_model.", "conditioner.embedders.0.")),
+        ("autoencoder", ("first_stage_model.",)),
     ):
-        parts[name] = without_prefix(shapes, prefix)
+        parts[name] = next((found for p in prefix if (found := without_prefix(shapes, p))), {})
         if not parts[name]:
-            raise HeaderError(f"The base model {path} holds no {name} ({prefix}*): choose a whole checkpoint.")
+            raise HeaderError(f"The base model {path} holds no {name} ({prefix[0]}*): choose a whole checkpoint.")
     try:
         names = canonical_names(parts["UNet"])
     except ValueError as error:
         raise HeaderError(f"The base model {path} cannot be used: {error}") from error
     unet = {names[name]: shape for name, shape in parts["UNet"].items()}
+    if prediction:
+        from .single_file import BaseModelError, SingleFile
+
+        try:
+            found = SingleFile(path).prediction()
+        except BaseModelError as error:
+            raise HeaderError(str(error)) from error
+        if found != prediction:
+            # ComfyUI tells the two apart in the same way, and would refuse a domain of the other kind on this base.
+            raise HeaderError(
+                f"The base model {path} predicts {found!r} by its metadata or weights, but base.prediction is"
+                f" {prediction!r}: correct it, or leave it empty."
+            )
     return unet, parts["text encoder"], parts["autoencoder"]
 
 
@@ -137,7 +150,7 @@ def _folder(path: Path, prediction: str) -> tuple[Shapes, Shapes, Shapes]:
         says = json.loads(scheduler.read_text(encoding="utf-8")).get("prediction_type", "epsilon")
     except (OSError, ValueError, AttributeError) as error:
         raise HeaderError(f"The base model's {scheduler} could not be read ({error}): download it again.") from error
-    if {"epsilon": "epsilon", "v_prediction": "v"}.get(says) != prediction:
+    if prediction and {"epsilon": "epsilon", "v_prediction": "v"}.get(says) != prediction:
         raise HeaderError(
             f"The base model {path} predicts {says!r} by its scheduler_config.json, but base.prediction is"
             f" {prediction!r}: correct it."

@@ -66,7 +66,7 @@ def open_base(settings: BaseSettings, precision: str, gradient_checkpointing: bo
     from .diffusers_base import load_base
 
     base: Base = load_base(
-        settings.path, cast(Any, settings.prediction), DTYPES[precision], device, gradient_checkpointing
+        settings.path, cast(Any, settings.prediction or None), DTYPES[precision], device, gradient_checkpointing
     )
     return base
 

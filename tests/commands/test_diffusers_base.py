@@ -143,12 +143,26 @@ def test_gradient_checkpointing_computes_blocks_twice_with_the_same_gradients(fo
 
 def test_a_half_precision_base_takes_float32_weights_and_gives_float32(folder: Path, base: PretrainingBase) -> None:
     half = load_base(folder, dtype=torch.bfloat16)
-    assert {value.dtype for value in half.unet.parameters().values()} == {torch.bfloat16}
+    projections = half.unet.attention_projections()
+    types = {(name in projections, value.dtype) for name, value in half.unet.parameters().items()}
+    assert types == {(False, torch.bfloat16), (True, torch.float32)}
     output, found = gradient(half.unet)
     assert output.dtype == found.dtype == torch.float32 and found.abs().sum() > 0
     wanted, _ = gradient(base.unet)
     assert torch.allclose(output, wanted, atol=0.1 * float(wanted.abs().max()))
     assert half.text.empty().dtype == half.encode(torch.rand(1, 3, 8, 8)).dtype == torch.float32
+
+
+def test_a_half_precision_base_sees_offsets_that_are_finer_than_its_numbers(folder: Path) -> None:
+    """Where W0 lay on bfloat16's grid, W0 (1 + Δ) would be rounded back to W0 for every Δ below 0.2 %."""
+    unet = load_base(folder, dtype=torch.bfloat16).unet
+    names = unet.attention_projections()
+    before = {name: unet.parameters()[name].clone() for name in names}
+    with unet.using({name: before[name] * 1.001 for name in names}):
+        now = {name: value.detach().clone() for name, value in unet.network.named_parameters() if name in names}
+    old = torch.cat([value.bfloat16().float().flatten() for value in before.values()])
+    new = torch.cat([value.bfloat16().float().flatten() for value in now.values()])
+    assert float((new - old).dot(old) / old.dot(old)) == pytest.approx(0.001, rel=0.2)
 
 
 def test_the_vae_gives_the_posterior_s_mean_in_the_unet_s_scale(base: PretrainingBase) -> None:
