@@ -131,11 +131,7 @@ def read_backbone_weights(path: str | os.PathLike[str], info: BackboneInfo | Non
     """
     path = Path(path)
     if not path.is_file():
-        source = backbone_source(info) if info is not None else ""
-        raise BackboneError(
-            f"Image backbone file {path.name} was not found in {path.parent}: put it there"
-            f"{f'; it can be had from {source}' if source else ''}."
-        )
+        raise BackboneError(missing_backbone(path, info))
     try:
         tensors = load_file(path)
     except (SafetensorError, OSError) as error:
@@ -146,6 +142,15 @@ def read_backbone_weights(path: str | os.PathLike[str], info: BackboneInfo | Non
         return from_transformers(tensors)
     visual = {key.removeprefix("visual."): value for key, value in tensors.items() if key.startswith("visual.")}
     return visual or tensors
+
+
+def missing_backbone(path: Path, info: BackboneInfo | None = None) -> str:
+    """The sentence that a backbone's file is not there, and where it can be had."""
+    source = backbone_source(info) if info is not None else ""
+    return (
+        f"Image backbone file {path.name} was not found in {path.parent}: put it there"
+        f"{f'; it can be had from {source}' if source else ''}."
+    )
 
 
 def backbone_source(info: BackboneInfo) -> str:

@@ -65,6 +65,11 @@ class DirectOffsets(Offsets):
     def fixed(self, clip_features: Tensor | None = None) -> FixedOffsets:
         return _Deltas({name: self._matrix(name).delta.detach().clone() for name in self.shapes})  # type: ignore[operator]
 
+    def shared(self) -> dict[str, tuple[Tensor, Tensor]]:
+        """P ``(M, N)`` is Δ itself and Q ``(N, N)`` the identity: what is shared stays a product, though no thin one."""
+        deltas = {name: self._matrix(name).delta.detach().clone() for name in self.shapes}  # type: ignore[operator]
+        return {name: (delta, torch.eye(delta.shape[1], device=delta.device)) for name, delta in deltas.items()}
+
 
 class HyperOffsets(Offsets):
     """The four layers are fed what CLIP says of the photo in place of a learned constant ("HyperNetwork").

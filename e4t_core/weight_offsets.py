@@ -122,7 +122,7 @@ class Offsets(nn.Module):
         raise NotImplementedError
 
     def shared(self) -> dict[str, tuple[Tensor, Tensor]]:
-        """P ``(M, 3)`` and Q ``(N, 3)`` of what all concepts of a domain have in common; empty where there is none."""
+        """P ``(M, R)`` and Q ``(N, R)`` of what all concepts of a domain have in common; empty where there is none."""
         return {}
 
     def _place(self, name: str, module: nn.Module) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -25,6 +26,7 @@ from .training import Schedule
 from .weights import save_weights
 
 log = logging.getLogger(__name__)
+STOPPED = 130
 RUNS = Path(__file__).parent.parent / "runs"
 PICTURES = 16384
 TWIN_GROUPS = 10240  # of four pictures each
@@ -82,13 +84,17 @@ def train_base_model(options: argparse.Namespace) -> None:
 
 def train_domain(options: argparse.Namespace) -> None:
     """``python -m commands.pretrain`` with the domain's config; its narrow weights are shipped."""
-    from commands.pretrain.training import Training
+    from commands.pretrain.training import Stopped, Training
 
     from .domains import config_of
 
     overrides = [f"training.seed={options.seed}"] + ([f"training.steps={options.steps}"] if options.steps else [])
     training = Training(config_of(options.what, *overrides))
-    training.run()
+    try:
+        training.run()
+    except Stopped as stopped:
+        log.warning("%s", stopped)
+        sys.exit(STOPPED)
     with training.average.used_by(training.trained):
         _ship(options.what, training.trained, training.step, {})
 
@@ -133,7 +139,11 @@ def main() -> None:
     options = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     torch.set_num_threads(options.threads)
-    COMMANDS[options.what](options)
+    try:
+        COMMANDS[options.what](options)
+    except KeyboardInterrupt:
+        log.warning("Stopped: the same command goes on from the last checkpoint.")
+        sys.exit(STOPPED)
 
 
 if __name__ == "__main__":

@@ -80,6 +80,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Stopped as stopped:
         log.warning("%s", stopped)
         return STOPPED
+    except KeyboardInterrupt:
+        log.warning("Stopped; the last checkpoint and what was cached are kept: the same command goes on from there.")
+        return STOPPED
     except FAULTS as error:
         log.error("wrong: %s", error)
         return 1

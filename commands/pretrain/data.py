@@ -10,7 +10,9 @@ A corrupt sample's place is taken by another of its source, which depends on (se
 
 from __future__ import annotations
 
+import hashlib
 import logging
+import signal
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -28,6 +30,7 @@ from .sources import Source, open_source
 
 log = logging.getLogger(__name__)
 ATTEMPTS = 100
+PROBES = 16
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,6 +101,16 @@ class TrainingData(Dataset[Sample]):
     def rows(self) -> int:
         """How many pictures all sources hold."""
         return int(self._first_rows[-1])
+
+    def probe(self) -> str:
+        """A hash of some pictures, as they are now: other data at the same place has another one."""
+        digest = hashlib.sha256()
+        for row in sorted({number * self.rows // PROBES for number in range(PROBES)}):
+            try:
+                digest.update(self.read_row(row).image.numpy().tobytes())
+            except CorruptSample:
+                digest.update(b"corrupt")
+        return digest.hexdigest()[:16]
 
     def read_row(self, row: int) -> Picture:
         """The picture of a row, whichever source it lies in.
@@ -206,12 +219,15 @@ def make_loader(
         prefetch_factor=prefetch if workers else None,
         pin_memory=pin,
         generator=torch.Generator(),
-        worker_init_fn=_single_threaded,
+        worker_init_fn=_quiet_worker,
     )
 
 
-def _single_threaded(worker: int) -> None:
+def _quiet_worker(worker: int) -> None:
     torch.set_num_threads(1)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        # Ctrl-C and cluster managers signal the whole group, but the run still needs its workers to end a step and save.
+        signal.signal(number, signal.SIG_IGN)
 
 
 class CorruptionCount:

@@ -40,12 +40,12 @@ class Extractor:
         pixels = to_float(images.to(self.device, non_blocking=True))
         return self.base.vae.encode(pixels), self.backbone.cls_features(pixels)
 
-    def key(self, config: Config) -> str:
+    def key(self, config: Config, data: TrainingData) -> str:
         """Changes whenever the same row could give other features."""
         weights = {f"vae.{name}": value for name, value in self.base.vae.network.state_dict().items()}
         weights |= {f"backbone.{name}": value for name, value in self.backbone.tower.state_dict().items()}
         sources = [(s.kind, s.path, s.column, s.factory, sorted(s.options.items())) for s in config.data.sources]
-        return fingerprint(weights, repr((config.domain.image_size, self.backbone.info.layers, sources)))
+        return fingerprint(weights, repr((config.domain.image_size, self.backbone.info.layers, sources, data.probe())))
 
 
 def live_inputs(loader: Iterable[Batch], extractor: Extractor) -> Iterator[Inputs]:
@@ -108,6 +108,19 @@ class FeatureCache:
             progress.update(min(batch, max(len(todo) - start, 0)))
         progress.close()
 
+    def check_whole(self) -> None:
+        """That no row is missing, once all processes have filled their share.
+
+        Raises:
+            DataError: another node has filled its share elsewhere.
+        """
+        missing = int((self.state == UNKNOWN).sum())
+        if missing:
+            raise DataError(
+                f"The cache of features {self.folder} lacks {missing} of {self.rows} rows, which other processes have made:"
+                " put data.cache_folder on a disk that all nodes share."
+            )
+
     def _compute(self, data: TrainingData, extractor: Extractor, rows: list[int]) -> None:
         images, masks, good = [], [], []
         for row in rows:
@@ -121,7 +134,8 @@ class FeatureCache:
             masks.extend([] if picture.mask is None else [picture.mask])
         if not good:
             return
-        if masks and len(masks) < len(good):
+        others = bool((self.state == READY).any()) and (self.folder / "masks.f16").exists() != bool(masks)
+        if (masks and len(masks) < len(good)) or others:
             raise DataError("Some data sources have masks and some have none: use sources of one sort.")
         latents, features = extractor(torch.stack(images))
         found = {"latents": latents, "features": features}

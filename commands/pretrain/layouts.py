@@ -57,15 +57,36 @@ class Files(Layout):
 class Ffhq(Files):
     """FFHQ: ``00000/00000.png`` … ``69000/69999.png``, in whatever folder ("images1024x1024") lies above.
 
+    The same photos as thumbnails and uncropped ("thumbnails128x128", "in-the-wild-images") are left out where they lie beside.
+
     Raises:
         DataError: no file is named like that.
     """
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)
-        self.names = [name for name in self.names if re.search(r"(^|/)\d{5}\.(png|jpe?g|webp)$", name.lower())]
+        self.names = [
+            name
+            for name in self.names
+            if re.search(r"(^|/)\d{5}\.(png|jpe?g|webp)$", name.lower())
+            and not re.search(r"(^|/)(thumbnails|in-the-wild)[^/]*/", name)
+        ]
         if not self.names:
             raise DataError(f"Folder {folder} has no file like 00000/00000.png: is it FFHQ?")
+
+
+class CelebAHq(Files):
+    """CelebA-HQ, in whatever folder ("CelebA-HQ-img"); CelebAMask-HQ's drawings of face parts are left out.
+
+    Raises:
+        DataError: no picture is left.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        self.names = [name for name in self.names if not re.search(r"(^|/)[^/]*mask-anno[^/]*/", name.lower())]
+        if not self.names:
+            raise DataError(f"Folder {folder} holds masks only: give the folder that CelebA-HQ-img lies in.")
 
 
 class WikiArt(Files):
@@ -125,7 +146,7 @@ def _natural(name: str) -> list[tuple[int, int, str]]:
 
 LAYOUTS: dict[str, Callable[[Path], Layout]] = {
     "ffhq": Ffhq,
-    "celeba-hq": Files,
+    "celeba-hq": CelebAHq,
     "lsun-cat": LsunLmdb,
     "wikiart": WikiArt,
     "folder": Files,

@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from e4t_core.canonical_names import canonical_names
+from e4t_core.clip_backbone import missing_backbone
 
 from .config import BackboneSettings, BaseSettings
 from .counts import PROMPT_LENGTH, UNetCounts, count_transformer, count_unet, count_vae_encoder, parameters
 from .header import HeaderError, Shapes, read_header, without_prefix
+from .networks import info_of
 from .sources import from_factory
 
 FAMILY_WIDTHS = {"sd1": 768, "sd2": 1024}
@@ -65,7 +67,7 @@ def check_base(settings: BaseSettings, image: int) -> BaseCounts:
         unet: Shapes = {name: tuple(weight.shape) for name, weight in base.unet.parameters().items()}
         text, vae = _module(base.text), _module(base.vae)
     elif settings.kind == "checkpoint":
-        unet, text, vae = _single_file(Path(settings.path), settings.prediction)
+        unet, text, vae = _single_file(Path(settings.path))
     else:
         unet, text, vae = _folder(Path(settings.path), settings.prediction)
     place = settings.path or settings.factory
@@ -82,6 +84,8 @@ def check_base(settings: BaseSettings, image: int) -> BaseCounts:
             f"The base model {place} reads prompts of width {counts.context_width}, but base.family ="
             f" {settings.family!r} has {FAMILY_WIDTHS[settings.family]}: correct base.family, or choose another model."
         )
+    if settings.kind == "checkpoint":
+        _check_prediction(Path(settings.path), settings.prediction)
     blocks = {name: shape for name, shape in text.items() if re.search(r"(layers|resblocks)\.\d+\.", name)}
     return BaseCounts(
         unet=counts,
@@ -98,7 +102,7 @@ def _module(part: Any) -> Shapes:
     return {} if network is None else {name: tuple(weight.shape) for name, weight in network.named_parameters()}
 
 
-def _single_file(path: Path, prediction: str) -> tuple[Shapes, Shapes, Shapes]:
+def _single_file(path: Path) -> tuple[Shapes, Shapes, Shapes]:
     shapes = read_header(path, "base model").shapes
     parts = {}
     for name, prefix in (
@@ -114,20 +118,22 @@ def _single_file(path: Path, prediction: str) -> tuple[Shapes, Shapes, Shapes]:
     except ValueError as error:
         raise HeaderError(f"The base model {path} cannot be used: {error}") from error
     unet = {names[name]: shape for name, shape in parts["UNet"].items()}
-    if prediction:
-        from .single_file import BaseModelError, SingleFile
-
-        try:
-            found = SingleFile(path).prediction()
-        except BaseModelError as error:
-            raise HeaderError(str(error)) from error
-        if found != prediction:
-            # ComfyUI tells the two apart in the same way, and would refuse a domain of the other kind on this base.
-            raise HeaderError(
-                f"The base model {path} predicts {found!r} by its metadata or weights, but base.prediction is"
-                f" {prediction!r}: correct it, or leave it empty."
-            )
     return unet, parts["text encoder"], parts["autoencoder"]
+
+
+def _check_prediction(path: Path, asked: str) -> None:
+    from .single_file import BaseModelError, SingleFile
+
+    try:
+        found = SingleFile(path).prediction()
+    except BaseModelError as error:
+        raise HeaderError(str(error)) from error
+    if asked not in ("", found):
+        # ComfyUI tells the two apart in the same way, and would refuse a domain of the other kind on this base.
+        raise HeaderError(
+            f"The base model {path} predicts {found!r} by its metadata or weights, but base.prediction is {asked!r}:"
+            " correct it, or leave it empty."
+        )
 
 
 def _folder(path: Path, prediction: str) -> tuple[Shapes, Shapes, Shapes]:
@@ -170,6 +176,8 @@ def check_backbone(settings: BackboneSettings) -> BackboneCounts:
         shapes: Shapes = {name: tuple(weight.shape) for name, weight in made.tower.state_dict().items()}
         layers, width, image = made.info.layers, made.info.width, made.info.image_size
     else:
+        if not Path(settings.path).is_file():
+            raise HeaderError(missing_backbone(Path(settings.path), info_of(settings)))
         shapes = read_header(Path(settings.path), "image backbone").shapes
         layers, width, image = settings.layers, settings.width, settings.image_size
         for prefix in ("visual.", "vision_model."):

@@ -81,7 +81,15 @@ def open_backbone(settings: BackboneSettings, precision: str, device: torch.devi
     if settings.kind == "python":
         return cast(ClipBackbone, from_factory(settings.factory)(device=device))
     path = Path(settings.path)
-    info = BackboneInfo(
+    info = info_of(settings)
+    weights = read_backbone_weights(path, info)
+    described = BackboneInfo(**{**info.__dict__, "sha256": _sha256(path)})
+    return ClipBackbone(described, weights, device, DTYPES[precision])
+
+
+def info_of(settings: BackboneSettings) -> BackboneInfo:
+    """The open_clip backbone that a config describes; its weights' hash is not known yet."""
+    return BackboneInfo(
         kind="open_clip",
         architecture=settings.architecture,
         pretrained=settings.pretrained,
@@ -89,9 +97,6 @@ def open_backbone(settings: BackboneSettings, precision: str, device: torch.devi
         width=settings.width,
         image_size=settings.image_size,
     )
-    weights = read_backbone_weights(path, info)
-    described = BackboneInfo(**{**info.__dict__, "sha256": _sha256(path)})
-    return ClipBackbone(described, weights, device, DTYPES[precision])
 
 
 def _sha256(path: Path) -> str:

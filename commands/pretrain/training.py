@@ -81,6 +81,7 @@ class Training:
         self.device = self.accelerator.device
         self.data = open_data(config)
         self.corruption = CorruptionCount(self.data.rows, config.data.most_corrupt)
+        self._described_data = f"{self.data.rows} pictures, {self.data.probe()}"
         base = open_base(config.base, training.precision, training.gradient_checkpointing, self.device)
         backbone = open_backbone(config.backbone, training.precision, self.device)
         self.extractor = Extractor(base, backbone, self.device)
@@ -155,10 +156,9 @@ class Training:
                         self._preview(previews)
                         since, started = time.perf_counter(), self.step
                     if stop and self.step < self.last_step:
-                        raise Stopped(
-                            f"Stopped after step {self.step} of {self.last_step}; the checkpoint is in"
-                            f" {self.checkpoints.folder}: the same command goes on from there."
-                        )
+                        where = f"the checkpoint is in {self.checkpoints.folder}: the same command goes on from there"
+                        kept = "a dry run writes nothing" if self.dry else where
+                        raise Stopped(f"Stopped after step {self.step} of {self.last_step}; {kept}.")
         finally:
             if journal:
                 journal.close()
@@ -184,9 +184,10 @@ class Training:
         folder = Path(config.data.cache_folder or self.folder / "features")
         # Made by the first process, then opened by the others: none may find a file half as long.
         with accelerator.main_process_first():
-            cache = FeatureCache(folder, self.data.rows, self.extractor.key(config))
+            cache = FeatureCache(folder, self.data.rows, self.extractor.key(config, self.data))
         cache.fill(self.data, self.extractor, training.micro_batch, process, processes)
         accelerator.wait_for_everyone()
+        cache.check_whole()
         return cached_inputs(cache, self.data, batches, self.device)
 
     def _one_step(self, inputs: Iterator[Inputs]) -> Tensor:
@@ -285,6 +286,7 @@ class Training:
         return {
             "config": json.loads(json.dumps(to_dict(self.config))),
             "corrupt": self.corruption.state_dict(),
+            "data": self._described_data,
             "scaler": scaler.state_dict() if scaler is not None else None,
         }
 
@@ -293,9 +295,12 @@ class Training:
         if found is None:
             return
         changes = _changes(found.record["config"], json.loads(json.dumps(to_dict(self.config))))
+        data = found.record.get("data", self._described_data)  # older checkpoints do not say
+        if data != self._described_data:
+            changes.append(f"the data was {data} and is {self._described_data}")
         if changes and not accept_changes:
             raise TrainingError(
-                f"{self.checkpoints.folder} holds a run with other settings ({'; '.join(changes)}): set them back, choose"
+                f"{self.checkpoints.folder} holds a run with other settings or data ({'; '.join(changes)}): set them back, choose"
                 " another output.folder, or give --accept-changes to go on with the new ones."
             )
         for change in changes:

@@ -65,10 +65,27 @@ def check_supported(model: ModelPatcher) -> None:
             raise UnsupportedModelError(
                 f"{SUPPORTED}, but this MODEL is quantised ({name} is {weight.dtype}): load it in fp16, bf16 or fp32."
             )
-    if not isinstance(model.get_model_object("model_sampling"), comfy.model_sampling.EPS):
-        sampling = type(model.get_model_object("model_sampling")).__mro__[2].__name__
+    _check_sampling(model.get_model_object("model_sampling"))
+
+
+def _check_sampling(sampling: torch.nn.Module) -> None:
+    """That what the network predicts is ε or v, for timesteps that are the numbers of the schedule's sigmas.
+
+    ComfyUI's ``ModelSampling…`` nodes replace it by LCM's, by EDM's, … (comfy/model_sampling.py,
+    comfy_extras/nodes_model_advanced.py), most of which inherit from ε's.
+    """
+    kinds = [kind for kind in type(sampling).__mro__ if not issubclass(kind, torch.nn.Module) and kind is not object]
+    found = kinds[0] if kinds else type(sampling)
+    if found not in (comfy.model_sampling.EPS, comfy.model_sampling.V_PREDICTION):
         raise UnsupportedModelError(
-            f"{SUPPORTED}, but this MODEL's prediction type is {sampling}: load one that predicts epsilon or v."
+            f"{SUPPORTED}, but this MODEL's prediction type is {found.__name__}: wire one that predicts epsilon or v"
+            " into E4T Personalize, and put nodes that change its sampling behind it."
+        )
+    sigmas = sampling.sigmas
+    if int(sampling.timestep(sigmas[-1])) != len(sigmas) - 1:
+        raise UnsupportedModelError(
+            f"{SUPPORTED}, but this MODEL's noise schedule has {len(sigmas)} sigmas whose numbers are not its timesteps:"
+            " put nodes that change its sampling behind E4T Personalize."
         )
 
 

@@ -9,7 +9,6 @@ import re
 import folder_paths
 import pytest
 import torch
-from comfy_api.latest import io
 from e4t_pack.e4t_core.clip_backbone import BackboneError
 from e4t_pack.e4t_core.domain import DomainFileError, DomainMismatchError, save_domain
 from e4t_pack.e4t_core.unet import WordError
@@ -329,4 +328,3 @@ def test_registering_twice_keeps_yaml_folders_and_only_safetensors(tmp_path, mon
     folders, extensions = folder_paths.folder_names_and_paths[model_folders.DOMAINS]
     assert folders[0] == yaml_folder and len(folders) == 2
     assert extensions == {".safetensors"}
-    assert io is not None

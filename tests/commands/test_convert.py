@@ -302,8 +302,10 @@ def test_art_takes_style_templates_and_sd2_predicts_v(tmp_path: Path) -> None:
         "pretrained_model_name_or_path": "x/sd-2-1",
     }
     write(tmp_path / "a", config, encoder=encoder_state(tower, TOKENS, 32, 1024), weight_offsets=offset_state(shapes))
-    info = to_domain(read_directory(tmp_path / "a"))[0].info
+    domain, notes = to_domain(read_directory(tmp_path / "a"))
+    info = domain.info
     assert (info.base_family, info.prediction, info.templates, info.preset.steps) == ("sd2", "v", "style", 5)
+    assert any("taken to predict 'v', by its name" in note for note in notes)
     write(tmp_path / "a", config | {"pretrained_model_name_or_path": "x/sd-2-1-base"})
     assert to_domain(read_directory(tmp_path / "a"))[0].info.prediction == "epsilon"
 

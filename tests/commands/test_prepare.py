@@ -16,15 +16,23 @@ from commands.pretrain.prepare import Preparation, main, prepare
 from commands.pretrain.shards import ShardSource
 
 COUNT = 25
+BESIDE = {
+    "ffhq": ("thumbnails128x128/00000/00000.png", "in-the-wild-images/00000/00001.png"),
+    "celeba-hq": ("CelebAMask-HQ-mask-anno/0/00000_hair.png",),
+}
 
 
 def draw_layout(layout: str, folder: Path) -> Path:
-    """``COUNT`` good pictures, 60×40, as the data set has them."""
+    """``COUNT`` good pictures, 60×40, as the data set has them, and beside them what else comes with it."""
+    for beside in BESIDE.get(layout, ()):
+        (folder / beside).parent.mkdir(parents=True, exist_ok=True)
+        (folder / beside).write_bytes(picture(200, 60, 40))
     for number in range(COUNT):
         if layout == "ffhq":
             place, kind = folder / "images1024x1024" / f"{number // 10 * 1000:05}" / f"{number:05}.png", "PNG"
         elif layout == "celeba-hq":
-            place, kind = folder / f"{number}.{'jpg' if number % 2 else 'png'}", "JPEG" if number % 2 else "PNG"
+            name = f"{number}.{'jpg' if number % 2 else 'png'}"
+            place, kind = folder / "CelebA-HQ-img" / name, "JPEG" if number % 2 else "PNG"
         else:
             place, kind = folder / ("Cubism", "Pop_Art")[number % 2] / f"a-painter_v.-{number}.jpg", "JPEG"
         place.parent.mkdir(parents=True, exist_ok=True)

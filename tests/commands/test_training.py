@@ -26,6 +26,7 @@ from torch import Tensor
 from commands.pretrain.__main__ import STOPPED, main
 from commands.pretrain.checkpoints import CheckpointError
 from commands.pretrain.config import ConfigError
+from commands.pretrain.features import FeatureCache
 from commands.pretrain.pictures import DataError
 from commands.pretrain.training import Stopped, Training, TrainingError
 from e4t_core.domain import load_domain
@@ -65,7 +66,13 @@ def start(place: Path, out: Path, *more: str, processes: int = 1) -> subprocess.
     command += ["commands.pretrain", "--config", "face", *overrides(place, out), *more]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     return subprocess.Popen(
-        command, cwd=ROOT, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        command,
+        cwd=ROOT,
+        env=environment,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,  # a group of its own, which can be signalled
     )
 
 
@@ -159,6 +166,18 @@ def test_ctrl_c_saves_and_the_same_command_goes_on(place: Path, tmp_path: Path) 
     assert losses(tmp_path / "cut") == pytest.approx(losses(tmp_path / "whole"), rel=1e-5)
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_to_the_whole_group_saves_too(number: signal.Signals, place: Path, tmp_path: Path) -> None:
+    """A terminal's Ctrl-C and a cluster's SIGTERM reach the workers that read pictures as well."""
+    process = start(place, tmp_path, "training.steps=100000", "data.workers=2")
+    wait_for_steps(tmp_path, 2, process)
+    os.killpg(process.pid, number)
+    text = process.communicate(timeout=120)[0]
+    assert process.returncode == STOPPED, text
+    assert "Traceback" not in text
+    assert f"step-{len(losses(tmp_path)):08d}.safetensors" in {p.name for p in (tmp_path / "checkpoints").iterdir()}
+
+
 def test_a_stop_in_process_is_told(place: Path, tmp_path: Path) -> None:
     training = Training(config_of(place, tmp_path))
     training._stop()
@@ -229,6 +248,36 @@ def test_cached_features_train_as_live_ones_do(place: Path, tmp_path: Path) -> N
     assert len(kept) == 1
     train(place, tmp_path / "cached", "data.cache_features=true", "training.steps=5")
     assert len(list((tmp_path / "cached" / "features").iterdir())) == 1
+
+
+def test_other_pictures_at_the_same_place_are_noticed(place: Path, tmp_path: Path) -> None:
+    make_folder(tmp_path / "data", 40)
+    source = f'data.sources=[{{kind = "folder", path = "{(tmp_path / "data").as_posix()}"}}]'
+    train(place, tmp_path / "out", source, "data.cache_features=true", "training.steps=2")
+    for path in (tmp_path / "data").rglob("*.png"):
+        Image.new("RGB", (40, 40), "red").save(path)
+    with pytest.raises(TrainingError, match="other settings or data .*the data was 40 pictures, .* and is 40 pictures"):
+        Training(config_of(place, tmp_path / "out", source, "data.cache_features=true"))
+    AcceleratorState._reset_state(reset_partial_state=True)
+    run = Training(config_of(place, tmp_path / "out", source, "data.cache_features=true"), accept_changes=True)
+    run.run()
+    assert len(list((tmp_path / "out" / "features").iterdir())) == 2
+
+
+def test_a_cache_that_other_nodes_do_not_share_is_named(place: Path, tmp_path: Path) -> None:
+    training = Training(config_of(place, tmp_path, "data.cache_features=true"))
+    cache = FeatureCache(tmp_path / "features", training.data.rows, "key")
+    cache.fill(training.data, training.extractor, 4, process=1, processes=2)
+    with pytest.raises(DataError, match="lacks 20 of 40 rows, .* on a disk that all nodes share"):
+        cache.check_whole()
+    cache.fill(training.data, training.extractor, 4, process=0, processes=2)
+    cache.check_whole()
+
+
+def test_half_precision_and_workers_train_as_the_plain_run_does(place: Path, tmp_path: Path) -> None:
+    train(place, tmp_path / "plain")
+    train(place, tmp_path / "half", "training.precision=bf16", "data.workers=2", "training.gradient_checkpointing=true")
+    assert losses(tmp_path / "plain") == pytest.approx(losses(tmp_path / "half"), rel=0.03)
 
 
 def test_the_base_is_frozen(place: Path, tmp_path: Path) -> None:
