@@ -19,7 +19,7 @@ from e4t_pack.nodes.host.result_store import STORE, ResultStore
 from oracle import ksample, latent
 from personalized import draw, encode
 from test_base_model import unet_lora
-from world import QUICK, make_base, photo
+from world import QUICK, make_base, make_domain, photo
 
 OFFSETS_ONLY = dataclasses.replace(QUICK, train_encoder=False)
 
@@ -159,6 +159,22 @@ def test_conditioning_cached_while_the_model_is_made_again_still_refines(run):
     model, _, _, _ = run()
     assert run.tunings == 2
     assert torch.equal(ksample(model, conds), first)
+
+
+@pytest.mark.parametrize("form", ["direct", "hypernetwork"])
+def test_domains_with_other_forms_of_offsets_work(form, run, base):
+    domain = make_domain(ComfyUNet(base[0]), form, offset_form=form)
+    first_model, first_clip, first, _ = run(of=domain)
+    stock = ksample(base[0], {"positive": encode(base[1], "a photo"), "negative": encode(base[1], "blurry")})
+    drawn = ksample(
+        first_model, {"positive": encode(first_clip, "a photo of S*"), "negative": encode(first_clip, "blurry")}
+    )
+    assert not torch.equal(stock, drawn)
+    # What all concepts of the domain share is in MODEL once, however many there are.
+    _, _, alone, _ = run(of=domain, word="T*", seed=2)
+    _, _, behind, _ = run(model=first_model, clip=first_clip, of=domain, word="T*", seed=2)
+    assert alone.concept.fingerprint == behind.concept.fingerprint
+    assert bool(first.domain_offset) == (form == "direct")
 
 
 # Determinism ------------------------------------------------------------------------------------------------------

@@ -21,7 +21,7 @@ from e4t_pack.e4t_core.concept import Concept
 from e4t_pack.e4t_core.concept_encoder import ConceptEncoder
 from e4t_pack.e4t_core.domain import BackboneInfo, Domain, DomainInfo
 from e4t_pack.e4t_core.presets import TuningSettings
-from e4t_pack.e4t_core.weight_offsets import WeightOffsets
+from e4t_pack.e4t_core.offset_forms import make_offsets
 from e4t_pack.nodes.host import concept_clip, patched_model
 from e4t_pack.nodes.host.base_model import ComfyUNet
 from e4t_pack.nodes.host.result_store import STORE
@@ -101,9 +101,12 @@ def make_domain(unet: ComfyUNet, name: str = "faces", seed: int = 0, **changes) 
     """A random domain for a base; its offsets and its encoder do something."""
     generator = torch.Generator().manual_seed(seed)
     shapes = unet.attention_projections()
-    offsets = WeightOffsets(shapes, generator=generator)
+    form = changes.get("offset_form", "network")
+    offsets = make_offsets(form, shapes, 32 if form == "hypernetwork" else 1, generator=generator)
     with torch.no_grad():
         for module in offsets.modules():
+            if hasattr(module, "delta"):
+                module.delta.copy_(0.1 * torch.randn(module.delta.shape, generator=generator))
             if hasattr(module, "row"):
                 module.row.bias.copy_(0.1 * torch.randn(module.row.bias.shape, generator=generator))
     info = DomainInfo(

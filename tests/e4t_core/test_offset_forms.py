@@ -99,7 +99,7 @@ def test_a_tuned_concept_draws_with_the_weights_that_it_was_tuned_with(form: str
     got = drawn_with(unet, concept)
     assert all(torch.allclose(got[name], wanted[name], atol=1e-6) for name in base)
     assert not torch.allclose(wanted[domain.offsets.names[0]], base[domain.offsets.names[0]], atol=1e-4)
-    assert bool(concept.domain_factors) == (form == "network")
+    assert bool(concept.domain_factors) == (form != "hypernetwork")
 
 
 @pytest.mark.parametrize("form", FORMS)
