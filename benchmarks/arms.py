@@ -40,7 +40,7 @@ ARMS = {
     "static": "E4T's static word on the untouched base",
     "e4t": "E4T",
     "e4t mask": "E4T with a mask of the subject, without background and accessory",
-    "crossed": "E4T with the other domain's file",
+    "crossed": "E4T with the other domain's file, and with a mask",
     "vae": "ceiling: the VAE's reconstruction of the real rendering",
     "render": "ceiling: the real rendering",
 }
@@ -149,7 +149,7 @@ class Drawer:
     def _learned(self, arm: str, subject: Subject) -> Tensor:
         changes: dict[str, Any] = {"steps": 0} if arm == "encoder" else {}
         mask = None
-        if arm == "e4t mask":
+        if arm in ("e4t mask", "crossed"):
             mask = subject_masks([subject.identity], [subject.scene], subject.photo[None])[0]
         domain = self.subject_domain
         if arm == "crossed":

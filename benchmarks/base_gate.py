@@ -96,7 +96,8 @@ def inversion_gain(judge: Judge, word: Tensor, face: Tensor, targets: Sequence[T
     return gate("textual inversion, identity points gained", points[0] - points[1], INVERSION_GATE, detail)
 
 
-def main() -> None:
+def main() -> int:
+    """The command; its exit status is 1 if a gate is missed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--captions", type=int, default=512, help="fewer for a quick look")
     parser.add_argument("--names", type=int, default=128)
@@ -124,7 +125,8 @@ def main() -> None:
     print(
         f"\n{sum(met)} of {len(met)} gates met" + ("" if options.captions == 512 else " (a quick look: fewer captions)")
     )
+    return 0 if all(met) else 1
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(main())

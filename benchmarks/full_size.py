@@ -97,7 +97,7 @@ def make_domain(unet: Any) -> Any:
     return domain.Domain(encoder, offsets, about, None)
 
 
-def tune_and_draw(side: int, batch: int) -> None:
+def tune_and_draw(side: int, batch: int) -> bool:
     """The whole check; prints as it goes."""
     import comfy.sample
     import comfy.sd
@@ -144,15 +144,19 @@ def tune_and_draw(side: int, batch: int) -> None:
         )
     say(f"one refined evaluation: {'finite' if torch.isfinite(latent).all() else 'NOT FINITE'}")
     print()
-    gate("attention matrices", float(widths[0] == MATRICES), 1, f"{widths[0]}")
-    gate("offset parameters", float(widths[1] == OFFSET_PARAMETERS), 1, f"{widths[1]:,}")
-    gate("feature width", float(widths[2] == FEATURES), 1, f"{widths[2]}")
-    gate("finite results", float(torch.isfinite(latent).all()), 1)
     peak = peak_gigabytes()
-    gate(f"{PEAK_GB:g} GB minus the peak of memory", PEAK_GB - peak, 0.0, f"peak {peak:.2f} GB")
+    met = [
+        gate("attention matrices", float(widths[0] == MATRICES), 1, f"{widths[0]}"),
+        gate("offset parameters", float(widths[1] == OFFSET_PARAMETERS), 1, f"{widths[1]:,}"),
+        gate("feature width", float(widths[2] == FEATURES), 1, f"{widths[2]}"),
+        gate("finite results", float(torch.isfinite(latent).all()), 1),
+        gate(f"{PEAK_GB:g} GB minus the peak of memory", PEAK_GB - peak, 0.0, f"peak {peak:.2f} GB"),
+    ]
+    return all(met)
 
 
-def main() -> None:
+def main() -> int:
+    """The command; its exit status is 1 if a gate is missed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--side", type=int, default=8, help="side of the latent")
     parser.add_argument("--batch", type=int, default=1, help="noise levels in the one tuning step")
@@ -160,8 +164,8 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     host.import_comfyui()
-    tune_and_draw(options.side, options.batch)
+    return 0 if tune_and_draw(options.side, options.batch) else 1
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(main())

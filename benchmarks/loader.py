@@ -130,7 +130,8 @@ def memory(side: int, samples: int, workers: int, intervals: int = 10) -> list[t
     return found
 
 
-def main() -> None:
+def main() -> int:
+    """The command; its exit status is 1 if a gate is missed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--side", type=int, default=512, help="of the pictures in pixels")
     parser.add_argument("--workers", type=int, default=2, help="reading processes")
@@ -160,14 +161,15 @@ def main() -> None:
     print(f"\nWhat bounds it: {slowest[0]}, the slowest part.\n")
     busy = min(cores, options.workers)
     per_pair = whole / max(1.0, busy / 2)
-    gate("images/s per pair of cores", per_pair, LEAST_PER_PAIR, f"{options.workers} workers on {cores} cores")
+    met = gate("images/s per pair of cores", per_pair, LEAST_PER_PAIR, f"{options.workers} workers on {cores} cores")
     print()
     found = memory(options.memory_side, options.memory_samples, options.workers)
     print(table(("samples", "resident MB"), [(seen, f"{size / 1e6:.1f}") for seen, size in found]))
     growth = found[-1][1] / found[0][1] - 1
     print()
-    gate(f"{MOST_GROWTH:.0%} minus the growth of memory", MOST_GROWTH - growth, 0.0, f"growth {growth:+.2%}")
+    met &= gate(f"{MOST_GROWTH:.0%} minus the growth of memory", MOST_GROWTH - growth, 0.0, f"growth {growth:+.2%}")
+    return 0 if met else 1
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(main())

@@ -48,7 +48,7 @@ def load_subjects(split: str, count: int, domain: str = "face") -> list[Subject]
 
 
 def picture_folder(split: str, arm: str, changes: dict[str, Any], domain: str = "face") -> Path:
-    """Where an arm's pictures lie: named by all that decides them."""
+    """Where an arm's pictures lie: named by all that decides them but the code and the domain's config."""
     weights = [] if arm in ("other", "render", "nearest") else ["base", "text", "vae"] if arm != "vae" else ["vae"]
     if arm in LEARNED:
         crossed = arm == "crossed"
@@ -105,7 +105,8 @@ def measure(
     return found
 
 
-def main() -> None:
+def main() -> int:
+    """The command; its exit status is 1 if a gate is missed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--split", choices=("held-out", "validation"), default="held-out")
     parser.add_argument(
@@ -121,8 +122,6 @@ def main() -> None:
     parser.add_argument("--steps", type=int, help="tuning steps, in place of the preset's")
     parser.add_argument("--learning-rate", type=float)
     parser.add_argument("--regularization", type=float)
-    parser.add_argument("--weight-decay", type=float)
-    parser.add_argument("--batch", type=int)
     parser.add_argument("--no-unet", action="store_true", help="tune encoder and offsets only")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     options = parser.parse_args()
@@ -133,8 +132,6 @@ def main() -> None:
             ("steps", options.steps),
             ("learning_rate", options.learning_rate),
             ("regularization", options.regularization),
-            ("weight_decay", options.weight_decay),
-            ("batch", options.batch),
             ("train_unet", False if options.no_unet else None),
         )
         if value is not None
@@ -150,7 +147,7 @@ def main() -> None:
     print(
         f"{len(people)} {options.split} {options.domain}s, {len(people[0].prompts)} prompts, {options.draws} draw(s) each"
     )
-    figures = report(found, arms)
+    figures, met = report(found, arms)
     if options.split == "held-out":
         record = {
             "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
@@ -165,7 +162,8 @@ def main() -> None:
         with open(LOG, "a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
         print(f"appended to {LOG.relative_to(host.ROOT)}: commit it")
+    return 0 if all(met) else 1
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(main())

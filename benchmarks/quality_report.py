@@ -72,10 +72,12 @@ def gap(arms: dict[str, ArmScores], name: str, count: int) -> Interval:
     )
 
 
-def report(found: dict[str, dict[str, ArmScores]], arms: list[str]) -> dict[str, dict[str, dict[str, float]]]:
-    """Prints everything; returns judge -> arm -> figures."""
+def report(
+    found: dict[str, dict[str, ArmScores]], arms: list[str]
+) -> tuple[dict[str, dict[str, dict[str, float]]], list[bool]]:
+    """Prints everything; returns judge -> arm -> figures, and which gates are met."""
     figures: dict[str, dict[str, dict[str, float]]] = {}
-    results = []
+    results: list[bool] = []
     for judge, scored in found.items():
         count = len(scored["coarse"].named.value)
         one = np.ones((1, count))
@@ -100,14 +102,14 @@ def report(found: dict[str, dict[str, ArmScores]], arms: list[str]) -> dict[str,
             rows.append([arm, shown[0], str(closed), *shown[1:]])
         header = ["arm", "NAMED", "gap closed", "UNNAMED", *scored["coarse"].prompt, "PROMPT", "LEAK", "likeness"]
         print(f"\n{judge}\n{table(header, rows)}\n")
-        if "e4t" in scored and "crossed" in scored:
-            lost = bootstrap(lambda w, s=scored: s["e4t"].named_ratio(w) - s["crossed"].named_ratio(w), count)  # type: ignore[misc]
-            print(f"{judge}: NAMED lost by crossing the domains: {lost}")
+        if "e4t mask" in scored and "crossed" in scored:
+            lost = bootstrap(lambda w, s=scored: s["e4t mask"].named_ratio(w) - s["crossed"].named_ratio(w), count)  # type: ignore[misc]
+            results.append(gate(f"{judge}: NAMED lost by crossing the domains, lower limit", lost.low, 1e-9, f"{lost}"))
         for arm in TUNED:
             if arm in scored:
                 results += gates(f"{judge}, {arm}", scored, arm, count)
     print(f"\n{sum(results)} of {len(results)} gates met" if results else "\nno gates: no tuned arm was drawn")
-    return figures
+    return figures, results
 
 
 def gates(judge: str, scored: dict[str, ArmScores], arm: str, count: int) -> list[bool]:

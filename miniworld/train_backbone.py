@@ -149,7 +149,9 @@ def gate(model: ContrastiveTraining, text: TextEncoder, groups: int = 8) -> floa
         scenes = [random_scene(rng) for _ in chosen]
         captions = [describe(i, s, rng) for i, s in zip(chosen, scenes, strict=True)]
         with torch.no_grad():
-            logits = model.similarities(model.embed(render(chosen, scenes)), _end_states(text, [c.text for c in captions]))
+            logits = model.similarities(
+                model.embed(render(chosen, scenes)), _end_states(text, [c.text for c in captions])
+            )
         said = torch.tensor([bool(c.text) for c in captions])
         found.append((logits.argmax(1) == torch.arange(len(chosen)))[said].float().mean())
     return float(torch.stack(found).mean())

@@ -67,7 +67,9 @@ def to_domain(source: PeerDirectory, options: Options = Options()) -> tuple[Doma
         raise ValueError(f"Preset {preset!r} is unknown: it must be one of {', '.join(sorted(PRESETS))}.")
     prediction = options.prediction or ("v" if family == "sd2" and not config.base.endswith("-base") else "epsilon")
     if family == "sd2" and not options.prediction:
-        notes.append(f"The base {config.base!r} is taken to predict {prediction!r}, by its name; else give --prediction.")
+        notes.append(
+            f"The base {config.base!r} is taken to predict {prediction!r}, by its name; else give --prediction."
+        )
     backbone = _backbone(source, options, notes)
     info = DomainInfo(
         name=options.name or source.path.resolve().name,

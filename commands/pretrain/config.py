@@ -246,6 +246,8 @@ class SourceSettings:
         weight: its part of the samples, against the other sources' weights; above 0.
         window: shards or row groups that are mixed at once; more mix better and hold more files or memory.
         column: of a parquet file, with the pictures.
+        alpha_mask: the pictures' alpha channels are their masks for ``training.use_mask`` (opaque: the loss counts there); a
+            picture without one counts whole. Of kind "python" the factory decides.
         factory: "package.module:callable" for kind "python"; it is called with ``options``.
         options: of the factory.
     """
@@ -255,6 +257,7 @@ class SourceSettings:
     weight: float = _number(1.0, above=0)
     window: int = _number(8, least=1, most=1000)
     column: str = _text("image")
+    alpha_mask: bool = False
     factory: str = ""
     options: dict[str, Any] = field(default_factory=dict)
 

@@ -154,6 +154,7 @@ def open_data(config: Config) -> TrainingData:
             "column": entry.column,
             "factory": entry.factory,
             "options": entry.options,
+            "alpha_mask": entry.alpha_mask,
         }
         try:
             sources.append(open_source(entry.kind, Path(entry.path), **place))

@@ -44,7 +44,9 @@ class Extractor:
         """Changes whenever the same row could give other features."""
         weights = {f"vae.{name}": value for name, value in self.base.vae.network.state_dict().items()}
         weights |= {f"backbone.{name}": value for name, value in self.backbone.tower.state_dict().items()}
-        sources = [(s.kind, s.path, s.column, s.factory, sorted(s.options.items())) for s in config.data.sources]
+        sources = [
+            (s.kind, s.path, s.column, s.factory, sorted(s.options.items()), s.alpha_mask) for s in config.data.sources
+        ]
         return fingerprint(weights, repr((config.domain.image_size, self.backbone.info.layers, sources, data.probe())))
 
 

@@ -53,6 +53,15 @@ def open_rgb(encoded: bytes) -> Image.Image:
     Raises:
         ValueError: it cannot be decoded completely, or has more than Pillow's limit of 179 million pixels.
     """
+    return open_with_alpha(encoded)[0]
+
+
+def open_with_alpha(encoded: bytes) -> tuple[Image.Image, Image.Image | None]:
+    """As :func:`open_rgb`, and the alpha channel as 8-bit grey, None if there is none.
+
+    Raises:
+        ValueError: see :func:`open_rgb`.
+    """
     try:
         with warnings.catch_warnings():
             # Scanned paintings are large; the error at twice that size stays.
@@ -62,7 +71,8 @@ def open_rgb(encoded: bytes) -> Image.Image:
         ImageOps.exif_transpose(image, in_place=True)
         if image.mode.startswith("I"):
             image = Image.fromarray((np.asarray(image).clip(0, 65535) / 257).round().astype(np.uint8))
-        return image if image.mode == "RGB" else image.convert("RGB")
+        alpha = image.convert("RGBA").getchannel("A") if image.has_transparency_data else None
+        return image if image.mode == "RGB" else image.convert("RGB"), alpha
     except (
         Exception
     ) as error:  # Pillow's decoders raise whatever their parsers meet: OSError, SyntaxError, struct.error …
@@ -80,17 +90,22 @@ def square(image: Image.Image, size: int) -> Image.Image:
 
 
 def to_tensor(image: Image.Image) -> Tensor:
-    """RGB picture -> ``(3, H, W)`` uint8."""
-    return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
+    """RGB picture -> ``(3, H, W)`` uint8; grey picture -> ``(1, H, W)``."""
+    return torch.from_numpy(np.atleast_3d(np.array(image))).permute(2, 0, 1).contiguous()
 
 
-def decode(encoded: bytes, size: int) -> Picture:
+def decode(encoded: bytes, size: int, alpha_mask: bool = False) -> Picture:
     """An encoded picture as a square of ``size`` pixels.
+
+    Args:
+        alpha_mask: its alpha channel is its mask; without one all of it counts.
 
     Raises:
         ValueError: see :func:`open_rgb`.
     """
-    return Picture(to_tensor(square(open_rgb(encoded), size)))
+    image, alpha = open_with_alpha(encoded)
+    mask = (alpha or Image.new("L", image.size, 255)) if alpha_mask else None
+    return Picture(to_tensor(square(image, size)), None if mask is None else to_tensor(square(mask, size)))
 
 
 def to_float(pixels: Tensor) -> Tensor:

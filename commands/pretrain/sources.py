@@ -31,10 +31,15 @@ class Source(Protocol):
 
 
 class EncodedSource(ABC):
-    """A source whose rows are encoded pictures (JPEG, PNG, WebP …)."""
+    """A source whose rows are encoded pictures (JPEG, PNG, WebP …).
+
+    Attributes:
+        alpha_mask: whether their alpha channels are masks.
+    """
 
     parts: Sequence[int]
     window: int = 1
+    alpha_mask: bool = False
 
     @abstractmethod
     def encoded(self, row: int) -> bytes:
@@ -50,7 +55,7 @@ class EncodedSource(ABC):
 
     def read(self, row: int, size: int) -> Picture:
         try:
-            return decode(self.encoded(row), size)
+            return decode(self.encoded(row), size, self.alpha_mask)
         except (OSError, ValueError) as error:
             raise CorruptSample(self.label(row), str(error)) from error
 
@@ -70,12 +75,32 @@ def from_factory(name: str) -> Any:
         ) from error
 
 
-def open_source(kind: str, path: Path, *, window: int, column: str, factory: str, options: dict[str, Any]) -> Source:
+def open_source(
+    kind: str,
+    path: Path,
+    *,
+    window: int,
+    column: str,
+    factory: str,
+    options: dict[str, Any],
+    alpha_mask: bool = False,
+) -> Source:
     """A source by the words of a config's ``[[data.sources]]``.
 
     Raises:
         DataError: it is missing, empty or of another kind.
     """
+    if kind != "python":
+        source = _encoded_source(kind, path, window, column)
+        source.alpha_mask = alpha_mask
+        return source
+    made: Source = from_factory(factory)(**options)
+    if not sum(made.parts):
+        raise DataError(f"Source {factory} has no row with the options {options}: correct them.")
+    return made
+
+
+def _encoded_source(kind: str, path: Path, window: int, column: str) -> EncodedSource:
     if kind == "folder":
         from .folders import FolderSource
 
@@ -84,11 +109,6 @@ def open_source(kind: str, path: Path, *, window: int, column: str, factory: str
         from .shards import ShardSource
 
         return ShardSource(path, window)
-    if kind == "parquet":
-        from .parquet import ParquetSource
+    from .parquet import ParquetSource
 
-        return ParquetSource(path, window, column)
-    made: Source = from_factory(factory)(**options)
-    if not sum(made.parts):
-        raise DataError(f"Source {factory} has no row with the options {options}: correct them.")
-    return made
+    return ParquetSource(path, window, column)

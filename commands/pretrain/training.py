@@ -27,7 +27,7 @@ from accelerate.utils import gather_object
 from torch import Tensor
 
 from .checkpoints import Checkpoint, CheckpointError, Checkpoints
-from .config import Config
+from .config import Config, SourceSettings
 from .config_file import to_dict
 from .data import CorruptionCount, make_loader, micro_batches, open_data
 from .domain_file import write_domain
@@ -387,6 +387,8 @@ def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
             continue
         for key, value in now[section].items():
             old = before.get(section, {}).get(key, defaults[section, key])
+            if (section, key) == ("data", "sources"):
+                old = [dataclasses.asdict(SourceSettings(**entry)) for entry in old]
             if old != value and (section, key) not in FREE_TO_CHANGE:
                 changes.append(f"{section}.{key} was {old!r} and is {value!r}")
     return changes

@@ -96,7 +96,8 @@ def _check_data(config: Config, data: TrainingData, findings: Findings) -> None:
             return
         if config.training.use_mask and picture.mask is None:
             findings.problems.append(
-                "training.use_mask is true, but the data has no masks: set it to false, or use a source with masks."
+                "training.use_mask is true, but the data has no masks: set it to false, or set alpha_mask of sources whose"
+                " pictures have an alpha channel."
             )
             return
     findings.notes.append(f"data: {len(probes)} pictures read, {len(corrupt)} corrupt")

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from layouts import make_folder, make_parquet, make_shards, picture
+from PIL import Image
 from torch import Tensor
 
 from commands.pretrain.data import Batch, CorruptionCount, TrainingData, make_loader, micro_batches
@@ -26,6 +27,21 @@ def open_layout(layout: str, folder: Path, count: int = 60) -> Source:
     if layout == "shards":
         return ShardSource(make_shards(folder, [7, count - 30, 23]), window=2)
     return ParquetSource(make_parquet(folder / "a.parquet", count, 9).parent, window=3, column="image")
+
+
+def test_an_alpha_channel_is_a_mask_where_it_is_asked_for(tmp_path: Path) -> None:
+    pixels = Image.new("RGBA", (48, 40), (10, 20, 30, 0))
+    pixels.paste((10, 20, 30, 255), (0, 0, 24, 40))
+    pixels.save(tmp_path / "a.png")
+    (tmp_path / "b.png").write_bytes(picture(3))
+    plain, source = FolderSource(tmp_path), FolderSource(tmp_path)
+    source.alpha_mask = True
+    assert plain.read(0, SIZE).mask is None
+    masked, whole = source.read(0, SIZE), source.read(1, SIZE)
+    assert torch.equal(masked.image, plain.read(0, SIZE).image), "colours stay where alpha is 0"
+    assert masked.mask is not None and masked.mask.shape == (1, SIZE, SIZE)
+    assert masked.mask[:, :, : SIZE // 2 - 2].min() == 255 and masked.mask[:, :, SIZE // 2 + 2 :].max() == 0
+    assert whole.mask is not None and whole.mask.min() == 255
 
 
 def numbers(images: Tensor) -> list[int]:

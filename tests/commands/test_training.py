@@ -280,6 +280,22 @@ def test_half_precision_and_workers_train_as_the_plain_run_does(place: Path, tmp
     assert losses(tmp_path / "plain") == pytest.approx(losses(tmp_path / "half"), rel=0.03)
 
 
+def test_masks_of_pictures_count_where_they_are_asked_for(place: Path, tmp_path: Path) -> None:
+    for number in range(8):
+        drawn = Image.effect_noise((64, 64), 99).convert("RGBA")
+        drawn.putalpha(Image.new("L", (64, 64), 0))
+        drawn.paste((number * 30, 80, 90, 255), (0, 0, 32, 64))
+        (tmp_path / "data").mkdir(exist_ok=True)
+        drawn.save(tmp_path / "data" / f"{number}.png")
+    path = (tmp_path / "data").as_posix()
+    source = f'data.sources=[{{kind = "folder", path = "{path}", alpha_mask = true}}]'
+    train(place, tmp_path / "whole", source)
+    train(place, tmp_path / "masked", source, "training.use_mask=true")
+    train(place, tmp_path / "cached", source, "training.use_mask=true", "data.cache_features=true")
+    assert losses(tmp_path / "whole") != pytest.approx(losses(tmp_path / "masked"), rel=1e-3)
+    assert losses(tmp_path / "cached") == pytest.approx(losses(tmp_path / "masked"), rel=1e-3)
+
+
 def test_the_base_is_frozen(place: Path, tmp_path: Path) -> None:
     training = Training(config_of(place, tmp_path))
     networks = (
@@ -390,7 +406,7 @@ def test_previews_are_grids_of_photos_and_prompts(place: Path, tmp_path: Path) -
 def test_a_changed_setting_is_named_and_refused_until_it_is_accepted(place: Path, tmp_path: Path) -> None:
     train(place, tmp_path, "training.steps=2")
     config = config_of(place, tmp_path, "training.regularization=0.5", "training.micro_batch=2")
-    with pytest.raises(TrainingError, match=r"other settings \(training.regularization was 0.01 and is 0.5\)"):
+    with pytest.raises(TrainingError, match=r"other settings or data \(training.regularization was 0.01 and is 0.5\)"):
         Training(config)
     assert Training(config, accept_changes=True).step == 2
     path = tmp_path / "checkpoints" / "step-00000002.safetensors"

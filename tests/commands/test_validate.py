@@ -62,7 +62,10 @@ def test_caching_and_stopped_gradients_cost_less(place: Path) -> None:
 BROKEN = {
     "missing base": (["base.path=nowhere.safetensors"], "base model nowhere.safetensors was not found in"),
     "missing backbone": (["backbone.path=nowhere.safetensors"], "can be had from laion/CLIP-ViT-H-14"),
-    "wrong prediction": (["base.prediction=v"], "predicts 'epsilon' by its metadata or weights, but base.prediction is 'v'"),
+    "wrong prediction": (
+        ["base.prediction=v"],
+        "predicts 'epsilon' by its metadata or weights, but base.prediction is 'v'",
+    ),
     "wrong family": (["base.family=sd2"], "has 1024: correct base.family"),
     "too few blocks": (["backbone.layers=[2, 40]"], "has 32 blocks, but backbone.layers asks for block 40"),
     "wrong width": (["backbone.width=1024"], "has width 1280, but backbone.width = 1024"),
