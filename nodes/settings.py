@@ -78,6 +78,14 @@ class Settings(io.ComfyNode):
                     step=0.01,
                     tooltip="Share of the sampling schedule after which the word is frozen.",
                 ),
+                # Optional: workflows from before it was there have no value for it.
+                io.Boolean.Input(
+                    "stop_feature_gradient",
+                    default=False,
+                    optional=True,
+                    advanced=True,
+                    tooltip="For experiments: no gradients through the pass that looks at the noisy photo (less work per step).",
+                ),
             ],
             outputs=[SettingsIO.Output(display_name="settings")],
         )

@@ -9,7 +9,6 @@ import comfy.model_management
 import pytest
 import torch
 from e4t_pack.e4t_core.weight_offsets import offset_weight
-from e4t_pack.nodes.host import patched_model
 from e4t_pack.nodes.host.base_model import PREFIX, ComfyUNet, effective_weights
 from e4t_pack.nodes.host.patched_model import (
     LOST,

@@ -138,16 +138,21 @@ def test_twenty_tunings_with_twenty_seeds_keep_memory_flat(run, monkeypatch):
     import gc
     import weakref
 
-    _, _, parts, _ = run(settings=dataclasses.replace(QUICK, steps=0))
+    settings = dataclasses.replace(QUICK, steps=1, batch=1, micro_batch=1)
+    _, _, parts, _ = run(settings=settings)
     monkeypatch.setattr(STORE, "limit", 2 * parts.size() + 1)
-    alive = []
+    alive, held = [], []
     for seed in range(20):
-        model, clip, made, _ = run(settings=dataclasses.replace(QUICK, steps=0), seed=100 + seed)
+        model, clip, made, _ = run(settings=settings, seed=100 + seed)
+        assert made.concept.weight_differences
         alive.append(weakref.ref(made.concept))
+        ksample(model, {"positive": encode(clip, f"a photo of S* {seed}"), "negative": encode(clip, "blurry")})
         del model, clip, made
-    gc.collect()
+        gc.collect()
+        held.append(sum(value.nbytes for value in gc.get_objects() if type(value) in (torch.Tensor, torch.nn.Parameter)))
     assert len(STORE) <= 2
     assert sum(ref() is not None for ref in alive) <= 2, "dropped results are still held somewhere"
+    assert held[-1] <= 1.01 * held[5], "tensors add up"
 
 
 def test_conditioning_cached_while_the_model_is_made_again_still_refines(run):

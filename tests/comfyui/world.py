@@ -20,8 +20,8 @@ from e4t_pack.e4t_core.clip_backbone import build_vision_tower
 from e4t_pack.e4t_core.concept import Concept
 from e4t_pack.e4t_core.concept_encoder import ConceptEncoder
 from e4t_pack.e4t_core.domain import BackboneInfo, Domain, DomainInfo
-from e4t_pack.e4t_core.presets import TuningSettings
 from e4t_pack.e4t_core.offset_forms import make_offsets
+from e4t_pack.e4t_core.presets import TuningSettings
 from e4t_pack.nodes.host import concept_clip, patched_model
 from e4t_pack.nodes.host.base_model import ComfyUNet
 from e4t_pack.nodes.host.result_store import STORE

@@ -1,55 +1,17 @@
 import dataclasses
-from collections.abc import Callable
 
 import pytest
 import torch
 from tiny import TinyText, TinyUNet, tiny_domain, tiny_info, tiny_photos
 from torch import Tensor
+from tuned import SMOOTH, close, identical, run, tensors_of, tuned_weights
 
-from e4t_core import tuning as tuning_module
-from e4t_core.concept import Concept
 from e4t_core.concept_encoder import ConceptEncoder
-from e4t_core.domain import Domain, DomainMismatchError
+from e4t_core.domain import Domain
 from e4t_core.objective import draw_samples
 from e4t_core.presets import TEMPLATES, TuningSettings
-from e4t_core.tuning import ConceptPhotos, StepReport, TuningError, tune
-from e4t_core.unet import WordError
+from e4t_core.tuning import ConceptPhotos, StepReport, tune
 from e4t_core.weight_offsets import WeightOffsets
-
-# A large eps makes Adam's step smooth in the gradient; with 1e-8 its first step is the gradient's SIGN, and rounding
-# decides it wherever a gradient is near zero.
-SMOOTH = TuningSettings(steps=2, learning_rate=1e-2, batch=8, micro_batch=4, eps=1e-2)
-
-
-def run(
-    settings: TuningSettings = SMOOTH, unet: TinyUNet | None = None, photos: ConceptPhotos | None = None, seed: int = 1
-) -> Concept:
-    unet = unet or TinyUNet()
-    return tune(unet, TinyText(), tiny_domain(unet), photos or tiny_photos(), settings, seed)
-
-
-def tensors_of(concept: Concept) -> dict[str, Tensor]:
-    tensors = {f"encoder.{key}": value for key, value in concept.encoder.state_dict().items()}
-    tensors |= {f"difference.{key}": value for key, value in concept.weight_differences.items()}
-    return tensors | {"static": concept.static_embedding, "clip": concept.clip_features}
-
-
-def identical(one: Concept, other: Concept) -> bool:
-    a, b = tensors_of(one), tensors_of(other)
-    return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a) and one.losses == other.losses
-
-
-def close(one: Concept, other: Concept, atol: float) -> bool:
-    a, b = tensors_of(one), tensors_of(other)
-    return a.keys() == b.keys() and all(torch.allclose(a[key], b[key], rtol=0, atol=atol) for key in a)
-
-
-def tuned_weights(unet: TinyUNet, concept: Concept) -> dict[str, Tensor]:
-    """As a host builds them: base, the domain's offset once, the concept's own difference."""
-    weights = dict(unet.parameters())
-    for name, (p, q) in concept.domain_factors.items():
-        weights[name] = weights[name] * (1 + p @ q.T)
-    return {name: weight + concept.weight_differences.get(name, 0) for name, weight in weights.items()}
 
 
 def test_a_written_out_training_loop_gives_the_same_concept() -> None:
@@ -220,6 +182,13 @@ def test_the_mask_counts_unless_switched_off() -> None:
     assert identical(run(off, photos=masked), run(off, photos=plain))
 
 
+def test_the_feature_pass_has_gradients_unless_they_are_stopped() -> None:
+    stopped = run(dataclasses.replace(SMOOTH, stop_feature_gradient=True))
+    plain = run()
+    assert stopped.losses[0] == pytest.approx(plain.losses[0], rel=1e-6), "the first step's loss is the same"
+    assert not identical(stopped, plain)
+
+
 def test_every_photo_counts() -> None:
     pair = tiny_photos(2)
     replaced = ConceptPhotos(pair.latents.clone(), pair.clip_features)
@@ -252,65 +221,6 @@ def test_every_micro_batch_is_reported() -> None:
     assert reports[-1].losses == concept.losses
 
 
-class Interrupt(BaseException):
-    """As ComfyUI's: not an Exception."""
-
-
-def snapshot(unet: TinyUNet, domain: Domain, photos: ConceptPhotos) -> dict[str, Tensor]:
-    given = {f"unet.{key}": value for key, value in unet.network.state_dict().items()}
-    given |= {f"encoder.{key}": value for key, value in domain.encoder.state_dict().items()}
-    given |= {f"offsets.{key}": value for key, value in domain.offsets.state_dict().items()}
-    assert photos.masks is not None
-    given |= {"latents": photos.latents, "clip": photos.clip_features, "masks": photos.masks}
-    return {key: value.clone() for key, value in given.items()}
-
-
-@pytest.mark.parametrize("cancel_at", [1, 2, 3, 4, 5, 6, 7, None])
-@pytest.mark.parametrize("error", [Interrupt, RuntimeError])
-def test_nothing_given_is_changed_by_a_run_a_cancel_or_a_fault(
-    cancel_at: int | None, error: type[BaseException]
-) -> None:
-    unet = TinyUNet()
-    domain, photos = tiny_domain(unet), tiny_photos(masks=True)
-    before = snapshot(unet, domain, photos)
-    identities = {name: id(parameter) for name, parameter in unet.network.named_parameters()}
-
-    def on_step(report: StepReport) -> None:
-        if report.done == cancel_at:
-            raise error("stop")
-
-    def go() -> None:
-        tune(unet, TinyText(), domain, photos, SMOOTH, 1, on_step=on_step)
-
-    if cancel_at is None:
-        go()
-    else:
-        with pytest.raises(error, match="stop"):
-            go()
-    after = snapshot(unet, domain, photos)
-    assert all(torch.equal(after[key], value) for key, value in before.items())
-    assert identities == {name: id(parameter) for name, parameter in unet.network.named_parameters()}
-    assert unet.depth == 0
-    for module in (unet.network, domain.encoder, domain.offsets):
-        assert not any(p.requires_grad or p.grad is not None for p in module.parameters())
-
-
-def test_running_out_of_memory_in_a_pass_passes_through_and_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    unet = TinyUNet()
-    before = {name: value.clone() for name, value in unet.parameters().items()}
-    original: Callable[..., Tensor] = unet.denoise
-
-    def denoise(z: Tensor, t: Tensor, context: Tensor) -> Tensor:
-        if unet.calls.count("denoise") == 2:
-            raise torch.OutOfMemoryError("no room")
-        return original(z, t, context)
-
-    monkeypatch.setattr(unet, "denoise", denoise)
-    with pytest.raises(torch.OutOfMemoryError):
-        run(unet=unet)
-    assert unet.depth == 0 and all(torch.equal(unet.parameters()[name], value) for name, value in before.items())
-
-
 def test_the_concept_shares_no_memory_with_what_was_given() -> None:
     unet = TinyUNet()
     domain, photos = tiny_domain(unet), tiny_photos()
@@ -338,62 +248,6 @@ def test_a_domain_without_offsets_worth_is_the_base_itself() -> None:
     concept = tune(unet, TinyText(), domain, tiny_photos(), TuningSettings(steps=0), 1)
     base = unet.parameters()
     assert all(torch.equal(weight, base[name]) for name, weight in tuned_weights(unet, concept).items())
-
-
-def test_another_base_is_refused_before_anything_runs() -> None:
-    unet = TinyUNet(prediction="v")
-    with pytest.raises(DomainMismatchError, match="'epsilon'"):
-        tune(unet, TinyText(), tiny_domain(TinyUNet()), tiny_photos(), SMOOTH, 1)
-    assert unet.calls == []
-
-
-def test_a_domain_word_of_several_tokens_is_named() -> None:
-    unet = TinyUNet()
-    with pytest.raises(WordError, match="'noses'"):
-        tune(unet, TinyText(), tiny_domain(unet, word="noses"), tiny_photos(), SMOOTH, 1)
-
-
-def test_features_of_another_backbone_are_refused() -> None:
-    unet = TinyUNet()
-    photos = ConceptPhotos(torch.zeros(1, 4, 8, 8), torch.zeros(1, 3, 5))
-    with pytest.raises(TuningError, match=r"\(3, 5\) .* reads \(2, 5\): use the image backbone 'ViT-tiny'"):
-        tune(unet, TinyText(), tiny_domain(unet), photos, SMOOTH, 1)
-
-
-@pytest.mark.parametrize(
-    "latents, clip, masks, told",
-    [
-        (torch.zeros(0, 4, 8, 8), torch.zeros(0, 2, 5), None, "no photo"),
-        (torch.zeros(4, 8, 8), torch.zeros(1, 2, 5), None, "no photo"),
-        (torch.zeros(2, 4, 8, 8), torch.zeros(1, 2, 5), None, "CLIP features .* 2 photos"),
-        (torch.zeros(1, 4, 8, 8), torch.zeros(1, 2, 5), torch.zeros(2, 1, 8, 8), "Masks .* 1 photos"),
-        (torch.zeros(1, 4, 8, 8), torch.zeros(1, 2, 5), torch.zeros(1, 3, 8, 8), "Masks"),
-        (torch.full((1, 4, 8, 8), float("nan")), torch.zeros(1, 2, 5), None, "latents hold NaN"),
-        (torch.zeros(1, 4, 8, 8), torch.full((1, 2, 5), float("inf")), None, "clip_features hold NaN"),
-    ],
-)
-def test_photos_that_do_not_belong_together_are_refused(
-    latents: Tensor, clip: Tensor, masks: Tensor | None, told: str
-) -> None:
-    with pytest.raises(TuningError, match=told):
-        ConceptPhotos(latents, clip, masks)
-
-
-def test_a_loss_that_is_no_longer_finite_ends_with_advice(monkeypatch: pytest.MonkeyPatch) -> None:
-    unet = TinyUNet()
-    original: Callable[..., Tensor] = unet.denoise
-    monkeypatch.setattr(unet, "denoise", lambda z, t, context: original(z, t, context) * float("inf"))
-    with pytest.raises(TuningError, match=r"step 1 of 2: lower the learning rate \(0\.01\)"):
-        run(unet=unet)
-
-
-def test_a_word_that_is_no_longer_finite_ends_with_advice(monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(*arguments: object, **options: object) -> Tensor:
-        return torch.full((1, 6), float("nan"))
-
-    monkeypatch.setattr(tuning_module, "predict_offset", broken)
-    with pytest.raises(TuningError, match="word embedding became NaN"):
-        run(TuningSettings(steps=0))
 
 
 def test_a_larger_offset_constant_survives_the_copy() -> None:
