@@ -24,9 +24,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from .config import Config
+from .open_source import open_source
 from .order import EpochOrder, Mix, hash64
 from .pictures import CorruptSample, DataError, Picture
-from .sources import Source, open_source
+from .sources import Source
 
 log = logging.getLogger(__name__)
 ATTEMPTS = 100

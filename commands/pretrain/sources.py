@@ -1,11 +1,10 @@
-"""What a source of training pictures is, and how a config's entry becomes one."""
+"""What a source of training pictures is."""
 
 from __future__ import annotations
 
 import importlib
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, Protocol
 
 from .pictures import CorruptSample, DataError, Picture, decode
@@ -73,42 +72,3 @@ def from_factory(name: str) -> Any:
         raise DataError(
             f"Factory {name!r} could not be found ({error}): write 'package.module:function', as Python imports it."
         ) from error
-
-
-def open_source(
-    kind: str,
-    path: Path,
-    *,
-    window: int,
-    column: str,
-    factory: str,
-    options: dict[str, Any],
-    alpha_mask: bool = False,
-) -> Source:
-    """A source by the words of a config's ``[[data.sources]]``.
-
-    Raises:
-        DataError: it is missing, empty or of another kind.
-    """
-    if kind != "python":
-        source = _encoded_source(kind, path, window, column)
-        source.alpha_mask = alpha_mask
-        return source
-    made: Source = from_factory(factory)(**options)
-    if not sum(made.parts):
-        raise DataError(f"Source {factory} has no row with the options {options}: correct them.")
-    return made
-
-
-def _encoded_source(kind: str, path: Path, window: int, column: str) -> EncodedSource:
-    if kind == "folder":
-        from .folders import FolderSource
-
-        return FolderSource(path)
-    if kind == "shards":
-        from .shards import ShardSource
-
-        return ShardSource(path, window)
-    from .parquet import ParquetSource
-
-    return ParquetSource(path, window, column)

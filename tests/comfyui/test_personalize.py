@@ -149,7 +149,9 @@ def test_twenty_tunings_with_twenty_seeds_keep_memory_flat(run, monkeypatch):
         ksample(model, {"positive": encode(clip, f"a photo of S* {seed}"), "negative": encode(clip, "blurry")})
         del model, clip, made
         gc.collect()
-        held.append(sum(value.nbytes for value in gc.get_objects() if type(value) in (torch.Tensor, torch.nn.Parameter)))
+        held.append(
+            sum(value.nbytes for value in gc.get_objects() if type(value) in (torch.Tensor, torch.nn.Parameter))
+        )
     assert len(STORE) <= 2
     assert sum(ref() is not None for ref in alive) <= 2, "dropped results are still held somewhere"
     assert held[-1] <= 1.01 * held[5], "tensors add up"
