@@ -154,7 +154,8 @@ def test_twenty_tunings_with_twenty_seeds_keep_memory_flat(run, monkeypatch):
         )
     assert len(STORE) <= 2
     assert sum(ref() is not None for ref in alive) <= 2, "dropped results are still held somewhere"
-    assert held[-1] <= 1.01 * held[5], "tensors add up"
+    # Fourteen tunings later not even one more result's worth is held (encoded prompts add a little, up to a bound).
+    assert held[-1] - held[5] < parts.size(), f"tensors add up: {held}, a result has {parts.size()}"
 
 
 def test_conditioning_cached_while_the_model_is_made_again_still_refines(run):
