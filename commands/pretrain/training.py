@@ -7,18 +7,13 @@ and a resumed run does what an uninterrupted one does.
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import logging
 import math
-import signal
-import threading
 import time
-import typing
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
@@ -26,8 +21,9 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor
 
+from .changes import changes_between
 from .checkpoints import Checkpoint, CheckpointError, Checkpoints
-from .config import Config, SourceSettings
+from .config import Config
 from .config_file import to_dict
 from .data import CorruptionCount, make_loader, micro_batches, open_data
 from .domain_file import write_domain
@@ -35,21 +31,11 @@ from .features import Extractor, FeatureCache, cached_inputs, live_inputs
 from .journal import Journal
 from .networks import open_backbone, open_base
 from .previews import Previews
+from .stop_signals import stop_signals
 from .trained import Average, Inputs, Trained, not_finite
 
 log = logging.getLogger(__name__)
 DRY_STEPS = 3
-FREE_TO_CHANGE = {
-    ("training", "steps"),
-    ("training", "micro_batch"),
-    ("training", "gradient_checkpointing"),
-    ("data", "workers"),
-    ("data", "prefetch"),
-    ("data", "most_corrupt"),
-    ("data", "cache_folder"),
-    ("data", "cache_features"),
-}
-"""Settings that a resumed run may have other than its checkpoint; "steps" makes it longer."""
 TERMS = ("diffusion", "word offset")
 
 
@@ -133,7 +119,7 @@ class Training:
         window: list[Tensor] = []
         since, started = time.perf_counter(), self.step
         try:
-            with _stop_signals(self._stop):
+            with stop_signals(self._stop):
                 while self.step < self.last_step:
                     figures = self._one_step(inputs)
                     self.step += 1
@@ -294,7 +280,7 @@ class Training:
         found = self.checkpoints.load()
         if found is None:
             return
-        changes = _changes(found.record["config"], json.loads(json.dumps(to_dict(self.config))))
+        changes = changes_between(found.record["config"], json.loads(json.dumps(to_dict(self.config))))
         data = found.record.get("data", self._described_data)  # older checkpoints do not say
         if data != self._described_data:
             changes.append(f"the data was {data} and is {self._described_data}")
@@ -369,48 +355,3 @@ def _accelerator(precision: str) -> Accelerator:
     if cpu and precision == "fp16":
         raise TrainingError("training.precision = 'fp16' needs a GPU, and none was found: set it to 'bf16' or 'fp32'.")
     return Accelerator(cpu=cpu, mixed_precision={"fp32": "no"}.get(precision, precision))
-
-
-def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """Settings that decide the result and differ, as text.
-
-    A setting that the checkpoint does not know is younger than it; the default of such a one is what was done before.
-    """
-    defaults = {
-        (section.name, item.name): item.default
-        for section in dataclasses.fields(Config)
-        for item in dataclasses.fields(typing.get_type_hints(Config)[section.name])
-    }
-    changes = []
-    for section in now:
-        if section == "output":
-            continue
-        for key, value in now[section].items():
-            old = before.get(section, {}).get(key, defaults[section, key])
-            if (section, key) == ("data", "sources"):
-                old = [dataclasses.asdict(SourceSettings(**entry)) for entry in old]
-            if old != value and (section, key) not in FREE_TO_CHANGE:
-                changes.append(f"{section}.{key} was {old!r} and is {value!r}")
-    return changes
-
-
-@contextmanager
-def _stop_signals(stop: Any) -> Iterator[None]:
-    """The first SIGINT or SIGTERM calls ``stop``; a second one does what it always does."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    numbers = (signal.SIGINT, signal.SIGTERM)
-    before = {number: signal.getsignal(number) for number in numbers}
-
-    def handle(number: int, frame: FrameType | None) -> None:
-        signal.signal(number, before[signal.Signals(number)])
-        stop()
-
-    for number in numbers:
-        signal.signal(number, handle)
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -1,8 +1,30 @@
 """Puts the repository root and this folder at the END of the path: neither may shadow another package."""
 
+from __future__ import annotations
+
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+
+import pytest
 
 for folder in (Path(__file__).parents[2], Path(__file__).parent):
     if str(folder) not in sys.path:
         sys.path.append(str(folder))
+
+
+@pytest.fixture(scope="session")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Data, base and backbone of a quick pre-training."""
+    from small_base import make_place
+
+    return make_place(tmp_path_factory.mktemp("pretraining"))
+
+
+@pytest.fixture
+def fresh_accelerate() -> Iterator[None]:
+    """accelerate keeps its state for the process: the next run in it needs a new one."""
+    yield
+    from accelerate.state import AcceleratorState
+
+    AcceleratorState._reset_state(reset_partial_state=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,11 +14,7 @@ from commands.pretrain.training import Training
 from e4t_core.domain import Domain, load_domain
 from miniworld.domains import load_mini_domain
 
-
-@pytest.fixture(autouse=True)
-def fresh_accelerate() -> Iterator[None]:
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
+pytestmark = pytest.mark.usefixtures("fresh_accelerate")
 
 
 def train(config: str, out: Path, *more: str) -> tuple[Domain, list[float]]:

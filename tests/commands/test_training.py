@@ -1,90 +1,28 @@
-"""The training loop: exact resume, any number of micro-batches and processes, what trains, and faults that lose nothing."""
+"""The training loop: exact resume, any number of micro-batches and processes, what trains, and what it writes."""
 
 from __future__ import annotations
 
 import json
 import logging
-import os
-import resource
-import signal
-import subprocess
 import sys
-import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 from accelerate.state import AcceleratorState
-from layouts import make_folder
 from PIL import Image
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
-from small_base import config_of, make_place, overrides
-from torch import Tensor
+from safetensors.torch import load_file
+from small_base import config_of, overrides
 
-from commands.pretrain.__main__ import STOPPED, main
-from commands.pretrain.checkpoints import CheckpointError
+from commands.pretrain.__main__ import main
 from commands.pretrain.config import ConfigError
-from commands.pretrain.features import FeatureCache
 from commands.pretrain.pictures import DataError
-from commands.pretrain.training import Stopped, Training, TrainingError
+from commands.pretrain.training import Training
 from e4t_core.domain import load_domain
 from e4t_core.fingerprint import fingerprint
+from runs import losses, same, start, train
 
-ROOT = Path(__file__).parents[2]
-
-
-@pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_place(tmp_path_factory.mktemp("pretraining"))
-
-
-@pytest.fixture(autouse=True)
-def fresh_accelerate() -> Iterator[None]:
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
-
-
-def train(place: Path, out: Path, *more: str) -> dict[str, Tensor]:
-    """The trained weights at the end of a run, by name."""
-    training = Training(config_of(place, out, *more))
-    training.run()
-    AcceleratorState._reset_state(reset_partial_state=True)
-    return {name: value.detach().clone() for name, value in training.trained.state_dict().items()}
-
-
-def losses(out: Path, name: str = "loss") -> list[float]:
-    return [json.loads(line)[name] for line in (out / "log.jsonl").read_text().splitlines()]
-
-
-def start(place: Path, out: Path, *more: str, processes: int = 1) -> subprocess.Popen[str]:
-    """The command as a user starts it, one thread per process."""
-    command = [sys.executable, "-m"]
-    if processes > 1:
-        command += ["torch.distributed.run", f"--nproc-per-node={processes}", "--standalone", "-m"]
-    command += ["commands.pretrain", "--config", "face", *overrides(place, out), *more]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    return subprocess.Popen(
-        command,
-        cwd=ROOT,
-        env=environment,
-        text=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        start_new_session=True,  # a group of its own, which can be signalled
-    )
-
-
-def wait_for_steps(out: Path, count: int, process: subprocess.Popen[str]) -> None:
-    limit = time.monotonic() + 180
-    while not (out / "log.jsonl").exists() or len(losses(out)) < count:
-        assert process.poll() is None and time.monotonic() < limit, process.communicate()[0]
-        time.sleep(0.05)
-
-
-def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
-    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+pytestmark = pytest.mark.usefixtures("fresh_accelerate")
 
 
 def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(place: Path, tmp_path: Path) -> None:
@@ -134,110 +72,10 @@ def test_two_processes_do_what_one_does_with_the_whole_batch(place: Path, tmp_pa
     assert (tmp_path / "two" / "face.safetensors").exists()
 
 
-def test_a_killed_process_ends_the_others_and_the_run_goes_on_from_its_checkpoint(place: Path, tmp_path: Path) -> None:
-    process = start(place, tmp_path, "training.steps=100000", processes=2)
-    wait_for_steps(tmp_path, 3, process)
-    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
-    if not children.exists():
-        process.kill()
-        pytest.skip("this system does not list a process's children")
-    workers = [int(child) for child in children.read_text().split()]
-    os.kill(workers[-1], signal.SIGKILL)
-    assert process.wait(timeout=120) != 0
-    found = len(list((tmp_path / "checkpoints").glob("step-*.safetensors")))
-    assert found >= 1
-    assert not list((tmp_path / "checkpoints").glob(".*"))
-    step = Training(config_of(place, tmp_path, "training.steps=100000")).step
-    assert step >= 2 and step % 2 == 0
-
-
-def test_ctrl_c_saves_and_the_same_command_goes_on(place: Path, tmp_path: Path) -> None:
-    every = "output.checkpoint_every=1000"
-    process = start(place, tmp_path / "cut", "training.steps=100000", every)
-    wait_for_steps(tmp_path / "cut", 2, process)
-    process.send_signal(signal.SIGINT)
-    text = process.communicate(timeout=120)[0]
-    assert process.returncode == STOPPED, text
-    done = len(losses(tmp_path / "cut"))
-    assert f"Stopped after step {done} of 100000" in text
-    steps = f"training.steps={done + 1}"
-    train(place, tmp_path / "whole", steps, every)
-    train(place, tmp_path / "cut", steps, every)
-    assert losses(tmp_path / "cut") == pytest.approx(losses(tmp_path / "whole"), rel=1e-5)
-
-
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_to_the_whole_group_saves_too(number: signal.Signals, place: Path, tmp_path: Path) -> None:
-    """A terminal's Ctrl-C and a cluster's SIGTERM reach the workers that read pictures as well."""
-    process = start(place, tmp_path, "training.steps=100000", "data.workers=2")
-    wait_for_steps(tmp_path, 2, process)
-    os.killpg(process.pid, number)
-    text = process.communicate(timeout=120)[0]
-    assert process.returncode == STOPPED, text
-    assert "Traceback" not in text
-    assert f"step-{len(losses(tmp_path)):08d}.safetensors" in {p.name for p in (tmp_path / "checkpoints").iterdir()}
-
-
-def test_a_stop_in_process_is_told(place: Path, tmp_path: Path) -> None:
-    training = Training(config_of(place, tmp_path))
-    training._stop()
-    with pytest.raises(Stopped, match="Stopped after step 1 of 4"):
-        training.run()
-    assert training.checkpoints.steps() == [1]
-
-
 def test_only_the_last_checkpoints_are_kept(place: Path, tmp_path: Path) -> None:
     train(place, tmp_path, "training.steps=6", "output.checkpoint_every=1", "output.keep_checkpoints=2")
     names = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
     assert names == ["step-00000005.safetensors", "step-00000006.safetensors"]
-
-
-def test_a_full_disk_leaves_the_checkpoint_before_intact(place: Path, tmp_path: Path) -> None:
-    train(place, tmp_path, "training.steps=2")
-    before = fingerprint(load_file(tmp_path / "checkpoints" / "step-00000002.safetensors"))
-    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
-    ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    training = Training(config_of(place, tmp_path))
-    try:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limit[1]))
-        with pytest.raises(CheckpointError, match="step 4 could not be written .* the one of step 2 is intact"):
-            training.run()
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
-        signal.signal(signal.SIGXFSZ, ignored)
-    assert training.checkpoints.steps() == [2]
-    assert fingerprint(load_file(tmp_path / "checkpoints" / "step-00000002.safetensors")) == before
-    assert not list((tmp_path / "checkpoints").glob(".*"))
-
-
-def test_a_loss_that_is_no_number_stops_the_run_and_says_where(place: Path, tmp_path: Path) -> None:
-    train(place, tmp_path, "training.steps=2")
-    training = Training(config_of(place, tmp_path, "training.steps=8"))
-    with torch.no_grad():
-        training.trained.encoder.final.weight.fill_(float("inf"))
-    with pytest.raises(TrainingError, match=r"In step 3 of 8 the term 'diffusion' .* checkpoint is of step 2"):
-        training.run()
-    assert training.checkpoints.steps() == [2]
-
-
-def test_weights_that_are_no_numbers_are_never_saved(place: Path, tmp_path: Path) -> None:
-    training = Training(config_of(place, tmp_path))
-    with torch.no_grad():
-        next(iter(training.trained.offsets.parameters())).fill_(float("nan"))
-    with pytest.raises(TrainingError, match="became NaN or infinite"):
-        training.save()
-    assert training.checkpoints.steps() == []
-
-
-@pytest.mark.parametrize("cache", ["true", "false"])
-def test_few_corrupt_pictures_are_counted_and_many_stop_the_run(cache: str, place: Path, tmp_path: Path) -> None:
-    make_folder(tmp_path / "few", 40, corrupt=[3])
-    more = (f"data.cache_features={cache}", "training.steps=12")
-    source = f'data.sources=[{{kind = "folder", path = "{(tmp_path / "few").as_posix()}"}}]'
-    train(place, tmp_path / "out", *more, source, "data.most_corrupt=0.05")
-    assert losses(tmp_path / "out", "corrupt samples")[-1] == 1
-    with pytest.raises(DataError, match="1 of 40 samples are corrupt"):
-        train(place, tmp_path / "other", *more, source)
 
 
 def test_cached_features_train_as_live_ones_do(place: Path, tmp_path: Path) -> None:
@@ -248,30 +86,6 @@ def test_cached_features_train_as_live_ones_do(place: Path, tmp_path: Path) -> N
     assert len(kept) == 1
     train(place, tmp_path / "cached", "data.cache_features=true", "training.steps=5")
     assert len(list((tmp_path / "cached" / "features").iterdir())) == 1
-
-
-def test_other_pictures_at_the_same_place_are_noticed(place: Path, tmp_path: Path) -> None:
-    make_folder(tmp_path / "data", 40)
-    source = f'data.sources=[{{kind = "folder", path = "{(tmp_path / "data").as_posix()}"}}]'
-    train(place, tmp_path / "out", source, "data.cache_features=true", "training.steps=2")
-    for path in (tmp_path / "data").rglob("*.png"):
-        Image.new("RGB", (40, 40), "red").save(path)
-    with pytest.raises(TrainingError, match="other settings or data .*the data was 40 pictures, .* and is 40 pictures"):
-        Training(config_of(place, tmp_path / "out", source, "data.cache_features=true"))
-    AcceleratorState._reset_state(reset_partial_state=True)
-    run = Training(config_of(place, tmp_path / "out", source, "data.cache_features=true"), accept_changes=True)
-    run.run()
-    assert len(list((tmp_path / "out" / "features").iterdir())) == 2
-
-
-def test_a_cache_that_other_nodes_do_not_share_is_named(place: Path, tmp_path: Path) -> None:
-    training = Training(config_of(place, tmp_path, "data.cache_features=true"))
-    cache = FeatureCache(tmp_path / "features", training.data.rows, "key")
-    cache.fill(training.data, training.extractor, 4, process=1, processes=2)
-    with pytest.raises(DataError, match="lacks 20 of 40 rows, .* on a disk that all nodes share"):
-        cache.check_whole()
-    cache.fill(training.data, training.extractor, 4, process=0, processes=2)
-    cache.check_whole()
 
 
 def test_half_precision_and_workers_train_as_the_plain_run_does(place: Path, tmp_path: Path) -> None:
@@ -403,31 +217,6 @@ def test_previews_are_grids_of_photos_and_prompts(place: Path, tmp_path: Path) -
     assert grid.crop((0, 0, 64, 64)).getpixel((5, 5))[2] == 77  # the test pictures' blue
 
 
-def test_a_changed_setting_is_named_and_refused_until_it_is_accepted(place: Path, tmp_path: Path) -> None:
-    train(place, tmp_path, "training.steps=2")
-    config = config_of(place, tmp_path, "training.regularization=0.5", "training.micro_batch=2")
-    with pytest.raises(TrainingError, match=r"other settings or data \(training.regularization was 0.01 and is 0.5\)"):
-        Training(config)
-    assert Training(config, accept_changes=True).step == 2
-    path = tmp_path / "checkpoints" / "step-00000002.safetensors"
-    with safe_open(path, "pt") as file:
-        metadata = file.metadata()
-        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-    metadata["record"] = metadata["record"].replace('"offset_form": "network", ', "")
-    save_file(tensors, path, metadata)
-    assert Training(config_of(place, tmp_path)).step == 2  # of before there was that setting
-    with pytest.raises(TrainingError, match="beyond training.steps = 1"):
-        Training(config_of(place, tmp_path, "training.steps=1"))
-
-
-def test_a_damaged_checkpoint_is_named(place: Path, tmp_path: Path) -> None:
-    train(place, tmp_path, "training.steps=2")
-    path = tmp_path / "checkpoints" / "step-00000002.safetensors"
-    path.write_bytes(path.read_bytes()[:1000])
-    with pytest.raises(CheckpointError, match="could not be read .* delete it"):
-        Training(config_of(place, tmp_path))
-
-
 def test_a_dry_run_does_three_steps_and_writes_nothing(
     place: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -444,11 +233,3 @@ def test_the_domain_of_the_last_checkpoint_can_be_exported(place: Path, tmp_path
     path.unlink()
     assert main(["--config", "face", "--export", *overrides(place, tmp_path)]) == 0
     assert load_domain(path).info.step == 2
-
-
-def test_a_fault_is_one_sentence_and_an_exit_status(
-    place: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    assert main(["--config", "face", *overrides(place, tmp_path), "domain.word=photographer's"]) == 1
-    assert caplog.records[-1].getMessage().startswith("wrong: ")
-    assert "Traceback" not in caplog.text
