@@ -13,6 +13,7 @@ from accelerate.state import AcceleratorState
 from PIL import Image
 from safetensors.torch import load_file
 from small_base import config_of, overrides
+from training_runs import losses, same, start, train
 
 from commands.pretrain.__main__ import main
 from commands.pretrain.config import ConfigError
@@ -20,7 +21,6 @@ from commands.pretrain.pictures import DataError
 from commands.pretrain.training import Training
 from e4t_core.domain import load_domain
 from e4t_core.fingerprint import fingerprint
-from runs import losses, same, start, train
 
 pytestmark = pytest.mark.usefixtures("fresh_accelerate")
 

@@ -15,6 +15,7 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from small_base import config_of, overrides
+from training_runs import losses, start, train, wait_for_steps
 
 from commands.pretrain.__main__ import STOPPED, main
 from commands.pretrain.checkpoints import CheckpointError
@@ -22,7 +23,6 @@ from commands.pretrain.features import FeatureCache
 from commands.pretrain.pictures import DataError
 from commands.pretrain.training import Stopped, Training, TrainingError
 from e4t_core.fingerprint import fingerprint
-from runs import losses, start, train, wait_for_steps
 
 pytestmark = pytest.mark.usefixtures("fresh_accelerate")
 
