@@ -75,8 +75,10 @@ def caption_accuracy(judge: Judge, pictures: Tensor, asked: Sequence[Asked], cou
     mean = bootstrap(
         lambda w: np.mean([weighted_ratio(w, value, weight) for value, weight in per_picture], axis=0), len(asked)
     )
-    results = [gate(f"{name}, lower limit", low, least) for name, low, least in met]
-    results.append(gate("named attributes on average, lower limit", mean.low, NAMED_GATE, f"value {mean.value:.3f}"))
+    results = [gate(f"{name}, lower limit", low, least=least) for name, low, least in met]
+    results.append(
+        gate("named attributes on average, lower limit", mean.low, least=NAMED_GATE, detail=f"value {mean.value:.3f}")
+    )
     return results
 
 
@@ -85,7 +87,9 @@ def name_agreement(judge: Judge, pictures: Tensor, asked: Sequence[Asked]) -> bo
     targets = [Target(a.identity, a.scene, ()) for a in asked]
     sums = named(judge.read(pictures), targets, Visibility.of(targets))
     interval = bootstrap(lambda w: weighted_ratio(w, sums.value, sums.weight), len(asked))
-    return gate("names, agreement", interval.value, NAMES_GATE, f"95 % {interval.low:.3f} to {interval.high:.3f}")
+    return gate(
+        "names, agreement", interval.value, least=NAMES_GATE, detail=f"95 % {interval.low:.3f} to {interval.high:.3f}"
+    )
 
 
 def inversion_gain(judge: Judge, word: Tensor, face: Tensor, targets: Sequence[Target]) -> bool:
@@ -93,7 +97,7 @@ def inversion_gain(judge: Judge, word: Tensor, face: Tensor, targets: Sequence[T
     seen = Visibility.of(targets)
     points = [100 * ratio(named(judge.read(pictures), targets, seen)) for pictures in (word, face)]
     detail = f"inverted {points[0]:.1f}, domain word {points[1]:.1f}"
-    return gate("textual inversion, identity points gained", points[0] - points[1], INVERSION_GATE, detail)
+    return gate("textual inversion, identity points gained", points[0] - points[1], least=INVERSION_GATE, detail=detail)
 
 
 def main() -> int:

@@ -146,11 +146,11 @@ def tune_and_draw(side: int, batch: int) -> bool:
     print()
     peak = peak_gigabytes()
     met = [
-        gate("attention matrices", float(widths[0] == MATRICES), 1, f"{widths[0]}"),
-        gate("offset parameters", float(widths[1] == OFFSET_PARAMETERS), 1, f"{widths[1]:,}"),
-        gate("feature width", float(widths[2] == FEATURES), 1, f"{widths[2]}"),
-        gate("finite results", float(torch.isfinite(latent).all()), 1),
-        gate(f"{PEAK_GB:g} GB minus the peak of memory", PEAK_GB - peak, 0.0, f"peak {peak:.2f} GB"),
+        gate("attention matrices", float(widths[0] == MATRICES), least=1, detail=f"{widths[0]}"),
+        gate("offset parameters", float(widths[1] == OFFSET_PARAMETERS), least=1, detail=f"{widths[1]:,}"),
+        gate("feature width", float(widths[2] == FEATURES), least=1, detail=f"{widths[2]}"),
+        gate("finite results", float(torch.isfinite(latent).all()), least=1),
+        gate("peak of memory in GB", peak, most=PEAK_GB),
     ]
     return all(met)
 

@@ -284,12 +284,9 @@ def show_family(family: Family) -> bool:
     print(
         f"measured in {ours.seconds:.1f} s (diffusers) and {stock.seconds:.1f} s (ComfyUI); {peak_gigabytes():.2f} GB"
     )
-    met = gate("same names, shapes and prediction", float(not odd), 1, ", ".join(odd))
+    met = gate("same names, shapes and prediction", float(not odd), least=1, detail=", ".join(odd))
     worst = max(differences, key=lambda row: row[1])
-    return (
-        gate(f"{TOLERANCE:g} minus the worst difference", TOLERANCE - worst[1], 0, f"{worst[0]}: {worst[1]:.1e}")
-        and met
-    )
+    return gate("largest difference", worst[1], most=TOLERANCE, detail=worst[0]) and met
 
 
 def show_vision() -> bool:
@@ -302,9 +299,7 @@ def show_vision() -> bool:
     )
     print("by block: " + ", ".join(f"{float(value):.0e}" for value in rows[0][1]))
     worst = max(float(each.max()) for _, each in rows)
-    return gate(
-        f"{TOLERANCE:g} minus the worst difference", TOLERANCE - worst, 0, f"{worst:.1e}; {peak_gigabytes():.2f} GB"
-    )
+    return gate("largest difference", worst, most=TOLERANCE, detail=f"{peak_gigabytes():.2f} GB")
 
 
 CHECKS: dict[str, Callable[[], bool]] = {

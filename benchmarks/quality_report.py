@@ -104,7 +104,9 @@ def report(
         print(f"\n{judge}\n{table(header, rows)}\n")
         if "e4t mask" in scored and "crossed" in scored:
             lost = bootstrap(lambda w, s=scored: s["e4t mask"].named_ratio(w) - s["crossed"].named_ratio(w), count)  # type: ignore[misc]
-            results.append(gate(f"{judge}: NAMED lost by crossing the domains, lower limit", lost.low, 1e-9, f"{lost}"))
+            results.append(
+                gate(f"{judge}: NAMED lost by crossing the domains, lower limit", lost.low, above=0, detail=f"{lost}")
+            )
         for arm in TUNED:
             if arm in scored:
                 results += gates(f"{judge}, {arm}", scored, arm, count)
@@ -117,20 +119,22 @@ def gates(judge: str, scored: dict[str, ArmScores], arm: str, count: int) -> lis
     tuned, coarse = scored[arm], scored["coarse"]
     closed = gap(scored, arm, count)
     results = [
-        gate(f"{judge}: NAMED gap closed", closed.value, GAP_GATE),
-        gate(f"{judge}: NAMED gap closed, lower limit", closed.low, GAP_LOW_GATE),
+        gate(f"{judge}: NAMED gap closed", closed.value, least=GAP_GATE),
+        gate(f"{judge}: NAMED gap closed, lower limit", closed.low, least=GAP_LOW_GATE),
     ]
     for other in ("oracle", "encoder"):
         if other in scored:
             better = bootstrap(lambda w, o=scored[other]: tuned.unnamed_score(w) - o.unnamed_score(w), count)  # type: ignore[misc]
             results.append(
-                gate(f"{judge}: UNNAMED above {other}, lower limit", better.low, 1e-9, f"difference {better}")
+                gate(f"{judge}: UNNAMED above {other}, lower limit", better.low, above=0, detail=f"difference {better}")
             )
     for edit in tuned.prompt:
         kept = bootstrap(lambda w, e=edit: tuned.class_score(w, e) / coarse.class_score(w, e), count)  # type: ignore[misc]
-        results.append(gate(f"{judge}: {edit} as share of the coarse arm", kept.value, CLASS_GATE, f"{kept}"))
+        results.append(
+            gate(f"{judge}: {edit} as share of the coarse arm", kept.value, least=CLASS_GATE, detail=f"{kept}")
+        )
     mean = bootstrap(lambda w: tuned.prompt_mean(w) / coarse.prompt_mean(w), count)
-    results.append(gate(f"{judge}: PROMPT as share of the coarse arm", mean.value, MEAN_GATE, f"{mean}"))
+    results.append(gate(f"{judge}: PROMPT as share of the coarse arm", mean.value, least=MEAN_GATE, detail=f"{mean}"))
     leak = bootstrap(lambda w: tuned.leak_ratio(w) - coarse.leak_ratio(w), count)
-    results.append(gate(f"{judge}: leak, {LEAK_GATE} minus it", LEAK_GATE - leak.value, 0.0, f"leak {leak}"))
+    results.append(gate(f"{judge}: leak", leak.value, most=LEAK_GATE, detail=f"{leak}"))
     return results

@@ -18,10 +18,22 @@ def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     return "\n".join(lines)
 
 
-def gate(name: str, value: float, least: float, detail: str = "") -> bool:
-    """Prints "met" or "NOT MET" for a value that must be at least ``least``; NaN is not met."""
-    met = value >= least
-    print(
-        f"{'met    ' if met else 'NOT MET'}  {name}: {value:.3f} (at least {least:g}){'  ' + detail if detail else ''}"
-    )
+def gate(
+    name: str,
+    value: float,
+    *,
+    least: float | None = None,
+    most: float | None = None,
+    above: float | None = None,
+    detail: str = "",
+) -> bool:
+    """Prints "met" or "NOT MET" for a value and exactly one limit of it; NaN is not met."""
+    if least is not None:
+        met, limit = value >= least, f"at least {least:g}"
+    elif most is not None:
+        met, limit = value <= most, f"at most {most:g}"
+    else:
+        met, limit = above is not None and value > above, f"above {above:g}"
+    shown = f"{value:.3f}" if abs(value) >= 0.001 else f"{value:.1e}"
+    print(f"{'met    ' if met else 'NOT MET'}  {name}: {shown} ({limit}){'  ' + detail if detail else ''}")
     return met

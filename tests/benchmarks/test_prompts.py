@@ -93,7 +93,20 @@ def test_every_subject_is_paired_with_another_one() -> None:
 
 
 def test_a_gate_says_met_or_not(capsys: pytest.CaptureFixture[str]) -> None:
-    assert gate("x", 0.9, 0.9) and not gate("y", 0.89, 0.9) and not gate("z", float("nan"), 0.9)
+    nan = float("nan")
+    met = [
+        gate("x", 0.9, least=0.9),
+        gate("x", 0.89, least=0.9),
+        gate("x", nan, least=0.9),
+        gate("x", 0.15, most=0.15),
+        gate("x", 0.151, most=0.15),
+        gate("x", nan, most=0.15),
+        gate("x", 1e-9, above=0),
+        gate("x", 0.0, above=0),
+        gate("x", nan, above=0),
+    ]
+    assert met == [True, False, False, True, False, False, True, False, False]
     lines = capsys.readouterr().out.splitlines()
-    assert [line.startswith("met") for line in lines] == [True, False, False]
+    assert [line.startswith("met") for line in lines] == met
+    assert lines[3] == "met      x: 0.150 (at most 0.15)"
     assert table(["a", "b"], [["one", 2]]).splitlines() == ["a    b", "------", "one  2"]
