@@ -2,7 +2,10 @@
 
 from importlib.util import find_spec
 
+# Help pages of the nodes: web/docs/<node id>.md.
+WEB_DIRECTORY = "./web"
+
 if __package__ and find_spec("comfy_api") is not None:
     from .nodes import comfy_entrypoint
 
-    __all__ = ["comfy_entrypoint"]
+    __all__ = ["WEB_DIRECTORY", "comfy_entrypoint"]

@@ -21,7 +21,7 @@ class Concept:
         word: the word that stands for the concept in a prompt ("S*").
         domain_name: name of the domain it was tuned in.
         domain_fingerprint: content hash of that domain.
-        fingerprint: content hash of this concept, the word left out; equal inputs and seed give equal hashes on a CPU.
+        fingerprint: content hash of what was learned, the word and how it is sampled left out; equal inputs and seed give equal hashes on a CPU.
         base_fingerprint: content hash of the effective base weights it was tuned on.
         domain_word_embedding: e_d, ``(D,)``.
         scale: s in ``e_c = e_d + s·E``.
@@ -30,7 +30,7 @@ class Concept:
         static_embedding: ``(D,)``, e_c averaged over noise levels of the concept's own latent(s).
         domain_factors: P ``(M, 3)`` and Q ``(N, 3)`` of the UNTUNED domain's offsets, by canonical name.
         weight_differences: tuned weight − (base + domain offset), by canonical name; only tensors that changed.
-        settings: how it was tuned.
+        settings: how it was tuned, and how it is to be sampled.
         seed: of noise, timesteps and templates.
         losses: mean loss of every optimiser step.
     """

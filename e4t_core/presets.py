@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from dataclasses import dataclass
+from typing import Any
+
+# How a concept is drawn, not what is learned.
+OF_SAMPLING = ("refine", "end_percent")
 
 
 @dataclass(frozen=True)
@@ -74,6 +79,10 @@ class TuningSettings:
                 f"Tuning with steps = {self.steps} would train nothing: switch on train_encoder, train_offsets or"
                 " train_unet, or set steps to 0."
             )
+
+    def learned_with(self) -> dict[str, Any]:
+        """The values that decide what is learned: all but ``refine`` and ``end_percent``, which only sampling reads."""
+        return {name: value for name, value in dataclasses.asdict(self).items() if name not in OF_SAMPLING}
 
 
 def _check_number(name: str, value: object) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import logging
 import math
@@ -197,7 +196,7 @@ class _Tuning:
         base_fingerprint = base_fingerprint or fingerprint(self.base)
         inputs = {"latents": self.latents, "photos": self.clip_features, "e_d": self.domain_word_embedding}
         inputs |= {"static": static} | ({} if self.masks is None else {"masks": self.masks})
-        described = json.dumps([dataclasses.asdict(self.settings), self.seed, info.scale], sort_keys=True)
+        described = json.dumps([self.settings.learned_with(), self.seed, info.scale], sort_keys=True)
         return Concept(
             word=word,
             domain_name=info.name,

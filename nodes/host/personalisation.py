@@ -100,9 +100,9 @@ def personalise(request: Request, store: ResultStore) -> ConceptParts:
         store.put(key, parts)
     else:
         logger.info("E4T: %s was tuned before with the same inputs; that concept is used.", request.word)
-    if parts.concept.word != request.word:
-        parts = dataclasses.replace(parts, concept=dataclasses.replace(parts.concept, word=request.word))
-    return parts
+    # What is learned is stored by content: how it is called and how it is sampled are this request's.
+    concept = dataclasses.replace(parts.concept, word=request.word, settings=settings)
+    return dataclasses.replace(parts, concept=concept)
 
 
 def _key(request: Request, settings: TuningSettings) -> str:
@@ -118,7 +118,7 @@ def _key(request: Request, settings: TuningSettings) -> str:
         request.clip.layer_idx,
         weights_key(request.vae.patcher),
         weights_key(clip_vision.patcher) if clip_vision is not None else None,
-        dataclasses.asdict(settings),
+        settings.learned_with(),
         request.seed,
     )
 

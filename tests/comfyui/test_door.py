@@ -43,6 +43,17 @@ def test_every_input_has_a_tooltip(listed):
                 assert declared[1].get("tooltip"), f"{node.__name__}.{name}"
 
 
+def test_every_node_has_a_help_page_that_explains_each_input_and_output(listed):
+    folder = ROOT / e4t_pack.WEB_DIRECTORY / "docs"
+    assert {page.stem for page in folder.glob("*.md")} == set(listed)
+    for node_id, node in listed.items():
+        page = (folder / f"{node_id}.md").read_text(encoding="utf-8")
+        names = [name for inputs in node.INPUT_TYPES().values() for name in inputs]
+        names += [output.display_name for output in node.GET_SCHEMA().outputs]
+        assert page.startswith(f"# {node.GET_SCHEMA().display_name}\n")
+        assert [name for name in names if f"`{name}`" not in page] == []
+
+
 def test_sockets_are_those_of_stock_nodes(listed):
     outputs = [output.io_type for output in listed["E4TPersonalize"].GET_SCHEMA().outputs]
     assert outputs == ["MODEL", "CLIP", "E4T_CONCEPT", "LOSS_MAP"]

@@ -123,6 +123,21 @@ def test_another_word_for_the_same_photo_needs_no_tuning(run):
     assert not torch.equal(draw(model, clip, "a photo of T*"), draw(model, clip, "a photo of S*"))
 
 
+@pytest.mark.parametrize("change", [{"refine": False}, {"end_percent": 0.5}], ids=["refine", "end_percent"])
+def test_how_it_is_sampled_needs_no_tuning_and_gives_what_a_tuning_with_it_gives(run, change):
+    other = dataclasses.replace(QUICK, **change)
+    tuned_with = run(settings=other)
+    STORE.clear()
+    first = run()
+    found = run(settings=other)
+    assert run.tunings == 2
+    assert (first[2].concept.settings, found[2].concept.settings) == (QUICK, other)
+    assert found[2].concept.fingerprint == tuned_with[2].concept.fingerprint
+    expected = draw(tuned_with[0], tuned_with[1], steps=4)
+    assert torch.equal(draw(found[0], found[1], steps=4), expected)
+    assert not torch.equal(draw(first[0], first[1], steps=4), expected)
+
+
 def test_the_store_stays_within_its_bound_over_twenty_results(run, base, domain):
     _, _, parts, _ = run(settings=OFFSETS_ONLY)
     store = ResultStore(limit=3 * parts.size() + 1)

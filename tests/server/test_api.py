@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 import time
 from collections.abc import Callable
@@ -27,6 +28,12 @@ def tuning_steps(run: Run) -> int:
 def succeeded(run: Run) -> Run:
     assert run.status == "success", run.error.get("exception_message", run.status)
     return run
+
+
+def test_help_pages_are_served_where_the_frontend_looks_for_them(client: Client) -> None:
+    known = json.loads(client.get("/object_info/E4TPersonalize"))["E4TPersonalize"]
+    pack = known["python_module"].removeprefix("custom_nodes.")
+    assert client.get(f"/extensions/{pack}/docs/E4TPersonalize.md").startswith(b"# E4T Personalize")
 
 
 def test_the_shipped_workflow_tunes_and_saves_a_picture(client: Client, workflow: MakeWorkflow) -> None:
