@@ -42,6 +42,10 @@ def test_a_killed_process_ends_the_others_and_the_run_goes_on_from_its_checkpoin
     assert not list((tmp_path / "checkpoints").glob(".*"))
     step = Training(config_of(place, tmp_path, "training.steps=100000")).step
     assert step >= 2 and step % 2 == 0
+    more = f"training.steps={step + 2}"
+    train(place, tmp_path / "whole", more)
+    train(place, tmp_path, more)
+    assert losses(tmp_path) == pytest.approx(losses(tmp_path / "whole"), rel=1e-5)
 
 
 def test_ctrl_c_saves_and_the_same_command_goes_on(place: Path, tmp_path: Path) -> None:
