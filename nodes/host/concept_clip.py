@@ -7,7 +7,8 @@ what it gives them is ordinary conditioning with the static embedding in the wor
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +23,8 @@ from .prompt_words import check_alias, rewrite_aliases, tokenizer_with_words
 
 # Key under which a conditioning names the remembered prompts it was made from; it is a hint, content decides.
 MARK = "e4t_prompts"
+# Of a range of a hook schedule: each hook and the keyframe that holds there.
+Keyframes = Sequence[tuple[Any, Any]]
 
 
 class AliasTakenError(ValueError):
@@ -83,7 +86,23 @@ class ConceptCLIP(comfy.sd.CLIP):
             return {**result, **marks}
         return (result["cond"], result["pooled_output"]) if return_pooled else result["cond"]
 
-    def _remember(self, tokens: Any, static: Tensor) -> dict[str, Any]:
+    def encode_from_tokens_scheduled(self, tokens: Any, *arguments: Any, **options: Any) -> list[list[Any]]:
+        """As the stock one; with a schedule of hooks, each of its ranges is a prompt that is remembered.
+
+        Stock code then calls the text encoder directly (ComfyUI, comfy/sd.py), past ``encode_from_tokens``.
+        """
+        entries = super().encode_from_tokens_scheduled(tokens, *arguments, **options)
+        hooks = self.patcher.forced_hooks
+        if hooks is None or not self.use_clip_schedule:
+            return entries
+        frames = {tuple(times): held for times, held in hooks.get_hooks_for_clip_schedule()}
+        marked = []
+        for static, extra in entries:
+            held = frames[(extra["clip_start_percent"], extra["clip_end_percent"])]
+            marked.append([static, {**extra, **self._remember(tokens, static, held)}])
+        return marked
+
+    def _remember(self, tokens: Any, static: Tensor, keyframes: Keyframes = ()) -> dict[str, Any]:
         """Remember a prompt; what to add to its conditioning."""
         sections = tokens.get(self.tokenizer.clip_name) if isinstance(tokens, dict) else None
         if sections is None or static.ndim != 3 or static.shape[0] != 1 or static.shape[1] % max(len(sections), 1):
@@ -91,7 +110,7 @@ class ConceptCLIP(comfy.sd.CLIP):
         found = {word.fingerprint: word.alias for row in sections for item in row if (word := self._word_of(item[0]))}
         # The prompt's own view of this CLIP, clip skip as it is now; the patcher is shared, to be loaded once.
         clip = copy.copy(self) if found else None
-        encode = (lambda words, company: clip.encode_again(sections, words, company)) if clip else None
+        encode = (lambda words, company: clip.encode_again(sections, words, company, keyframes)) if clip else None
         prompt = EncodedPrompt(static.detach().cpu(), len(sections), found, encode, self.cond_stage_model)
         self.memory.remember(prompt)
         # The text encoder is needed at every evaluation: it asks to be held in memory together with the UNet.
@@ -107,13 +126,20 @@ class ConceptCLIP(comfy.sd.CLIP):
             (word for word in known if token.shape == word.token.shape and torch.equal(token.cpu(), word.token)), None
         )
 
-    def encode_again(self, sections: list[list[Any]], words: dict[str, Tensor], company: Sequence[object]) -> Tensor:
+    def encode_again(
+        self,
+        sections: list[list[Any]],
+        words: dict[str, Tensor],
+        company: Sequence[object],
+        keyframes: Keyframes = (),
+    ) -> Tensor:
         """Encode a prompt with other word embeddings: ``(B, T, D)`` in ONE call of the text encoder.
 
         Args:
             sections: its token lists, with weights.
             words: fingerprint -> embeddings ``(B, D)``; rows that are equal are encoded once, ``(1, T, D)``.
             company: patchers in use (the UNet's), to be loaded together with the text encoder if that has to be loaded.
+            keyframes: of a scheduled CLIP's hooks, as they were when the prompt was first encoded.
         """
         rows = max(value.shape[0] for value in words.values())
         if all(bool((value == value[:1]).all()) for value in words.values()):
@@ -130,9 +156,28 @@ class ConceptCLIP(comfy.sd.CLIP):
             comfy.model_management.load_models_gpu([*company, self.patcher])
         device = self.patcher.load_device
         encoder.set_clip_options({"execution_device": device})
-        with comfy.model_management.cuda_device_context(device), left_out(getattr(encoder, encoder.clip), self._idle()):
+        with (
+            comfy.model_management.cuda_device_context(device),
+            left_out(getattr(encoder, encoder.clip), self._idle()),
+            self._hooks_at(keyframes),
+        ):
             encoded = encoder.encode_token_weights({self.tokenizer.clip_name: batch})[0]
         return encoded.reshape(rows, -1, encoded.shape[-1])
+
+    @contextmanager
+    def _hooks_at(self, keyframes: Keyframes) -> Iterator[None]:
+        """The text encoder under this CLIP's hooks at these keyframes, as stock scheduled encoding sets them."""
+        hooks = self.patcher.forced_hooks
+        if not keyframes or hooks is None:
+            yield
+            return
+        for hook, keyframe in keyframes:
+            hook.hook_keyframe._current_keyframe = keyframe
+        try:
+            self.patcher.patch_hooks(hooks)
+            yield
+        finally:
+            hooks.reset()
 
     def _with_embedding(self, item: Any, words: dict[str, Tensor], index: int) -> tuple[Any, ...]:
         word = self._word_of(item[0])

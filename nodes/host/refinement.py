@@ -130,6 +130,10 @@ class Refinement:
         for empty, seen, level, features in self._run.features:
             if torch.equal(seen, x) and torch.equal(level, sigma) and torch.equal(empty, held.empty):
                 return features
+        patcher = getattr(model, "current_patcher", None)
+        if patcher is not None and patcher.current_hooks is not None:
+            # The last prompt's hooks would still be in the weights; the word must not depend on who came last.
+            patcher.apply_hooks(None)
         network, dtype = model.diffusion_model, model.get_dtype_inference()
         z = model.model_sampling.calculate_input(sigma, x).to(dtype)
         t = model.model_sampling.timestep(sigma).float()

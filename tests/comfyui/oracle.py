@@ -11,12 +11,14 @@ from dataclasses import dataclass
 
 import comfy.cldm.cldm
 import comfy.controlnet
+import comfy.hooks
 import comfy.ops
 import comfy.sample
 import comfy.samplers
 import comfy.sd
 import comfy_extras.nodes_custom_sampler as custom
 import comfy_extras.nodes_freelunch
+import comfy_extras.nodes_hooks
 import comfy_extras.nodes_hypertile
 import comfy_extras.nodes_pag
 import comfy_extras.nodes_perpneg
@@ -85,16 +87,52 @@ def changed(change, negative: str = "blurry"):
     return lambda encode: {"positive": change(encode), "negative": encode(negative)}
 
 
-def clip_lora(clip):
-    """LoraLoader on the CLIP."""
+def lora_file(key: str, width: int) -> dict:
+    """A LoRA of rank 2 for one square matrix."""
     generator = torch.Generator().manual_seed(5)
-    key = "lora_te_text_model_encoder_layers_0_self_attn_q_proj"
-    lora = {
-        f"{key}.lora_up.weight": torch.randn((768, 2), generator=generator) * 0.1,
-        f"{key}.lora_down.weight": torch.randn((2, 768), generator=generator) * 0.1,
+    return {
+        f"{key}.lora_up.weight": torch.randn((width, 2), generator=generator) * 0.1,
+        f"{key}.lora_down.weight": torch.randn((2, width), generator=generator) * 0.1,
         f"{key}.alpha": torch.tensor(2.0),
     }
-    return comfy.sd.load_lora_for_models(None, clip, lora, 0.0, 0.8)[1]
+
+
+CLIP_LORA = lora_file("lora_te_text_model_encoder_layers_0_self_attn_q_proj", 768)
+UNET_LORA = lora_file("lora_unet_input_blocks_1_1_transformer_blocks_0_attn1_to_q", 320)
+
+
+def clip_lora(clip):
+    """LoraLoader on the CLIP."""
+    return comfy.sd.load_lora_for_models(None, clip, CLIP_LORA, 0.0, 0.8)[1]
+
+
+def hooked_clip(scheduled: bool):
+    """Create Hook LoRA -> Set CLIP Hooks; scheduled: much weaker in the second half of the schedule."""
+
+    def change(clip):
+        group = comfy.hooks.create_hook_lora(CLIP_LORA, 0.0, 0.8)
+        if scheduled:
+            frames = comfy_extras.nodes_hooks.CreateHookKeyframe().create_hook_keyframe(1.0, 0.0)[0]
+            frames = comfy_extras.nodes_hooks.CreateHookKeyframe().create_hook_keyframe(0.1, 0.5, frames)[0]
+            group = comfy_extras.nodes_hooks.SetHookKeyframes().set_hook_keyframes(group, frames)[0]
+        return comfy_extras.nodes_hooks.SetClipHooks().apply_hooks(
+            clip, schedule_clip=scheduled, apply_to_conds=True, hooks=group
+        )[0]
+
+    return change
+
+
+def hooked(*names: str):
+    """Cond Set Props: prompts of which the named ones have a LoRA of their own on the MODEL."""
+
+    def conds(encode):
+        given = {"positive": encode("a photo of {S}, smiling"), "negative": encode("blurry")}
+        group = comfy.hooks.create_hook_lora(UNET_LORA, 20.0, 0.0)
+        for name in names:
+            given[name] = comfy.hooks.set_hooks_for_conditioning(given[name], group)
+        return given
+
+    return conds
 
 
 def clip_skip(clip):
@@ -187,6 +225,16 @@ ROWS = [
     Row("cfg 1", PHOTO, lambda model, conds: ksample(model, conds, cfg=1.0)),
     Row("CLIP LoRA", PHOTO, clip=clip_lora),
     Row("clip skip", PHOTO, clip=clip_skip),
+    Row("LoRA hook on the negative", hooked("negative"), lambda model, conds: ksample(model, conds, steps=3)),
+    Row("LoRA hook on both", hooked("positive", "negative"), lambda model, conds: ksample(model, conds, steps=3)),
+    Row("CLIP hook", PHOTO, clip=hooked_clip(scheduled=False)),
+    Row(
+        "CLIP hook, scheduled",
+        PHOTO,
+        lambda model, conds: ksample(model, conds, steps=4),
+        clip=hooked_clip(scheduled=True),
+        prompts=None,
+    ),
     Row("Combine", changed(lambda e: nodes.ConditioningCombine().combine(e("a photo of {S}"), e("a room"))[0])),
     Row("Concat, word first", changed(concat("a photo of {S}", "in a room"))),
     Row("Concat, word last", changed(concat("in a room", "a photo of {S}"))),

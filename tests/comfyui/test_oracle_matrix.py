@@ -216,7 +216,8 @@ class Reference:
 
 
 def naive_features(model, x, sigma, empty):
-    """UNet features by hooks on a complete, unrefined pass with the empty prompt."""
+    """UNet features by hooks on a complete, unrefined pass with the empty prompt, on weights without any prompt's LoRA."""
+    model.current_patcher.patch_hooks(None)
     network, means = model.diffusion_model, {}
     blocks = [*network.input_blocks, network.middle_block]
     handles = [
