@@ -40,8 +40,10 @@ class LoadDomain(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, domain_name: str) -> bool | str:
-        # Named here, so that our sentence comes in place of core's "Value not in list".
+    def validate_inputs(cls, domain_name: str | None = None) -> bool | str:
+        # Named here, so that our sentence comes in place of core's "Value not in list". A linked value is None here.
+        if domain_name is None:
+            return True
         try:
             read_domain_info(domain_path(domain_name))
         except (ModelFileError, DomainFileError) as error:
@@ -49,7 +51,9 @@ class LoadDomain(io.ComfyNode):
         return True
 
     @classmethod
-    def fingerprint_inputs(cls, domain_name: str, **_linked: Any) -> Any:
+    def fingerprint_inputs(cls, domain_name: str | None = None, **_linked: Any) -> Any:
+        if domain_name is None:
+            return None
         try:
             state = domain_path(domain_name).stat()
         except (ModelFileError, OSError):

@@ -89,6 +89,7 @@ class Personalize(io.ComfyNode):
         settings: Any = None,
     ) -> io.NodeOutput:
         concept_clip.check_free(clip, word)
+        patched_model.check_free(model, word)
         parts = personalise(Request(model, clip, vae, domain, image, mask, word, settings, seed), STORE)
         concept = parts.concept
         new_clip = concept_clip.with_concept(clip, word, concept.fingerprint, concept.static_embedding, STORE.prompts)

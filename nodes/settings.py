@@ -59,7 +59,7 @@ class Settings(io.ComfyNode):
                     default=FACE.micro_batch,
                     min=1,
                     max=256,
-                    tooltip="How many of them are computed at once. Lower needs less memory and changes no result.",
+                    tooltip="How many of them are computed at once. Lower needs less memory and changes no result. At most the batch.",
                 ),
                 io.Boolean.Input("train_encoder", default=True, tooltip="Tune the concept encoder."),
                 io.Boolean.Input("train_offsets", default=True, tooltip="Tune the domain's weight offsets."),
@@ -92,4 +92,5 @@ class Settings(io.ComfyNode):
 
     @classmethod
     def execute(cls, **values: float | bool) -> io.NodeOutput:
+        values["micro_batch"] = min(values["micro_batch"], values["batch"])
         return io.NodeOutput(TuningSettings(**values))

@@ -62,8 +62,9 @@ def check_supported(model: ModelPatcher) -> None:
     for name, weight in network.named_parameters():
         # Sub-byte and 8-bit types and ComfyUI's quantised tensors cannot be trained and lose small differences.
         if type(weight.data).__name__ == "QuantizedTensor" or not weight.is_floating_point() or weight.itemsize < 2:
+            kind = "a QuantizedTensor" if type(weight.data).__name__ == "QuantizedTensor" else weight.dtype
             raise UnsupportedModelError(
-                f"{SUPPORTED}, but this MODEL is quantised ({name} is {weight.dtype}): load it in fp16, bf16 or fp32."
+                f"{SUPPORTED}, but this MODEL is quantised ({name} is {kind}): load it in fp16, bf16 or fp32."
             )
     _check_sampling(model.get_model_object("model_sampling"))
 

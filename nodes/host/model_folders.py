@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 import folder_paths
@@ -39,10 +40,12 @@ def domain_path(name: str) -> Path:
     """
     register_folders()
     folders = folder_paths.get_folder_paths(DOMAINS)
+    # Judged by the name alone: a file in the folder may be a link to where a person keeps models.
+    leads_out = os.path.isabs(name) or os.path.splitdrive(name)[0] or ".." in re.split(r"[/\\]", name)
+    proper = name.endswith(EXTENSION) and "\0" not in name and not leads_out
     for folder in folders:
         path = os.path.join(folder, name)
-        inside = os.path.commonpath([os.path.realpath(folder), os.path.realpath(path)]) == os.path.realpath(folder)
-        if name and inside and name.endswith(EXTENSION) and os.path.isfile(path):
+        if proper and os.path.isfile(path):
             return Path(path)
     raise ModelFileError(
         f"Domain file {name!r} was not found in {' or '.join(folders)}: put it there (convert a published checkpoint,"

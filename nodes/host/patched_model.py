@@ -7,7 +7,7 @@ are added by ComfyUI when it loads the model, so they live with LoRAs before and
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import comfy.model_management
@@ -27,6 +27,10 @@ logger = logging.getLogger(__name__)
 KEY = "e4t"
 # A concept that keeps less than half of its differences' energy is not the one that was tuned.
 LOST = 0.5
+
+
+class WordTakenError(ValueError):
+    """A word that already stands for another concept in this MODEL."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,22 +95,57 @@ def with_concept(model: ModelPatcher, parts: ConceptParts, memory: PromptMemory,
         strength: factor of the weight changes; the word follows its encoder at any strength but 0.
     """
     new = model.clone()
-    held = held_concepts(model)
-    concept = parts.concept
-    if strength == 0 or any(other.concept.fingerprint == concept.fingerprint for other in held):
+    if strength == 0:
         return new
-    if all(other.concept.domain_fingerprint != concept.domain_fingerprint for other in held):
-        _patch(new, parts.domain_offset, strength)
-    _patch(new, concept.weight_differences, strength)
-    _warn_if_lost(new, concept.weight_differences)
-    held = (*held, HeldConcept(concept, parts.empty))
+    concept, added = parts.concept, HeldConcept(parts.concept, parts.empty, parts.domain_offset)
+    others = tuple(h for h in held_concepts(model) if h.concept.fingerprint != concept.fingerprint)
+    known = len(others) < len(held_concepts(model))
+    if not known:
+        _patch(new, _missing_offset(others, added), strength)
+        _patch(new, concept.weight_differences, strength)
+        _warn_if_lost(new, concept.weight_differences)
+        new.set_additional_models(KEY, [*new.get_additional_models_with_key(KEY), parts.encoder])
+    # A concept that is held already has its weights; how it is called and sampled is what was said last.
+    held = (*others, added)
     refinement = Refinement(held, memory)
     new.remove_wrappers_with_key(WrappersMP.CALC_COND_BATCH, KEY)
     new.add_wrapper_with_key(WrappersMP.CALC_COND_BATCH, KEY, refinement)
     new.remove_callbacks_with_key(CallbacksMP.ON_CLEANUP, KEY)
     new.add_callback_with_key(CallbacksMP.ON_CLEANUP, KEY, refinement.forget_run)
-    new.set_additional_models(KEY, [*new.get_additional_models_with_key(KEY), parts.encoder])
     return new
+
+
+def check_free(model: ModelPatcher, word: str) -> None:
+    """Check, before any work, that a word does not stand for a concept of this MODEL yet.
+
+    Raises:
+        WordTakenError: it does.
+    """
+    if any(held.concept.word == word for held in held_concepts(model)):
+        raise WordTakenError(
+            f"The word {word!r} already stands for another concept in this MODEL: give this one another word, or wire in"
+            " the MODEL from before."
+        )
+
+
+def _missing_offset(held: Sequence[HeldConcept], added: HeldConcept) -> Mapping[str, Tensor]:
+    """What a MODEL lacks of the domain offset that a concept was tuned on.
+
+    All of it, if the domain is new; nothing, if it is held for the same base. With a LoRA between two concepts the
+    second one's base is another: the difference of the two offsets is ``L * P Qᵀ``.
+    """
+    before = [h for h in held if h.concept.domain_fingerprint == added.concept.domain_fingerprint]
+    if not before:
+        return added.domain_offset
+    if any(h.concept.base_fingerprint == added.concept.base_fingerprint for h in before[-1:]):
+        return {}
+    old, new = before[-1].domain_offset, added.domain_offset
+    with torch.inference_mode(False), torch.no_grad():
+        differences = {
+            name: new.get(name, torch.zeros(())) - old.get(name, torch.zeros(()))
+            for name in (*new, *(old.keys() - new))
+        }
+    return {name: difference for name, difference in differences.items() if difference.any()}
 
 
 def _patch(model: ModelPatcher, differences: Mapping[str, Tensor], strength: float) -> None:

@@ -32,6 +32,8 @@ from .text_encoder import ComfyTextEncoder, unload
 
 logger = logging.getLogger(__name__)
 
+BYPASSED = "A LoRA of Load LoRA (Bypass) is not seen by tuning: load it with Load LoRA, or behind E4T Personalize."
+
 LATENT_CHANNELS, PIXELS_PER_LATENT = 4, 8
 
 
@@ -82,6 +84,8 @@ def personalise(request: Request, store: ResultStore) -> ConceptParts:
     """
     check_alias(request.word)
     check_supported(request.model)
+    _check_given("text encoder", "CLIP", request.clip)
+    _check_given("VAE", "VAE", request.vae)
     _check_vae(request.vae)
     domain = request.loaded.domain
     settings = request.settings or domain.info.preset
@@ -90,16 +94,24 @@ def personalise(request: Request, store: ResultStore) -> ConceptParts:
     )
     progress = Progress(prepared.images)
     progress.show_photos()
-    if prepared.note:
-        show_text(prepared.note)
+    notes = [prepared.note] if prepared.note else []
+    if request.model.injections or request.clip.patcher.injections:
+        notes.append(BYPASSED)
+        logger.warning("E4T: %s", BYPASSED)
+    show_text("\n".join([*notes, f"Learning {request.word} …"]))
 
     key = _key(request, settings)
     parts = store.get(key)
     if parts is None:
+        started = time.perf_counter()
         parts = _tune(request, settings, prepared, progress)
         store.put(key, parts)
+        told = f"learned in {time.perf_counter() - started:.1f} s."
     else:
-        logger.info("E4T: %s was tuned before with the same inputs; that concept is used.", request.word)
+        told = "was learned before from the same inputs: that concept is used."
+        logger.info("E4T: %s %s", request.word, told)
+    # The browser keeps a node's text until another one comes.
+    show_text("\n".join([*notes, f"{request.word} {told}"]))
     # What is learned is stored by content: how it is called and how it is sampled are this request's.
     concept = dataclasses.replace(parts.concept, word=request.word, settings=settings)
     return dataclasses.replace(parts, concept=concept)
@@ -121,6 +133,12 @@ def _key(request: Request, settings: TuningSettings) -> str:
         settings.learned_with(),
         request.seed,
     )
+
+
+def _check_given(what: str, output: str, given: object) -> None:
+    """ComfyUI's loaders give None for what a file does not hold (a UNet without text encoder, for one)."""
+    if given is None:
+        raise ValueError(f"The checkpoint holds no {what}, so {output} is empty: load one by itself and wire it in.")
 
 
 def _check_vae(vae: comfy.sd.VAE) -> None:

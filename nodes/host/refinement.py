@@ -10,7 +10,8 @@ recognises by content: never the dictionaries it was given, never a prompt witho
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -35,10 +36,12 @@ class HeldConcept:
     Attributes:
         concept: word, encoder, features.
         empty: context ``(1, L, D)`` of the empty prompt, by the text encoder it was tuned with.
+        domain_offset: the offset of its domain that the MODEL holds since it was added, by canonical name.
     """
 
     concept: Concept
     empty: Tensor
+    domain_offset: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass
@@ -164,52 +167,58 @@ class Refinement:
             return
         self._run.announced = True
         given = [cond for group in conds if group for cond in group]
-        found: dict[str, int] = {held.concept.fingerprint: 0 for held in self.concepts}
+        # Concepts of this MODEL that no prompt names are told of, too.
         names = {held.concept.fingerprint: held.concept.word for held in self.concepts}
+        followed, fixed = Counter[str](), Counter[str]()
         for cond in given:
             recipe = self._recipe(cond)
-            in_this = {
+            here = {
                 key: word for prompt in (recipe.prompts() if recipe else []) for key, word in prompt.concepts.items()
             }
-            for key, word in in_this.items():
-                names.setdefault(key, word)
-                found[key] = found.get(key, 0) + 1
-            self._warn_if_changed(cond, given)
-        lines = []
-        for key, count in found.items():
-            word, held = names[key], self._by_fingerprint.get(key)
-            if held is None:
-                lines.append(
-                    f"{word} is in a prompt, but this MODEL does not hold that concept: wire the MODEL output of the"
-                    " E4T Personalize node that made it into the sampler."
-                )
-            elif count == 0:
-                lines.append(
-                    f"{word} is in none of {_prompts(len(given))}: write it into the prompt, and encode that with the"
-                    " CLIP output of E4T Personalize."
-                )
-            else:
-                how = "" if held.concept.settings.refine else " (refinement off)"
-                lines.append(f"{word} in {count} of {_prompts(len(given))}{how}")
-        text = "\n".join(lines)
-        good = all(key in self._by_fingerprint and count for key, count in found.items())
+            lost = self._unfollowed(cond, given)
+            names |= here | lost
+            followed.update(here.keys())
+            fixed.update(lost.keys() - here.keys())
+        text = "\n".join(self._tell(key, word, followed[key], fixed[key], len(given)) for key, word in names.items())
+        good = all(key in self._by_fingerprint and followed[key] and not fixed[key] for key in names)
         logger.log(logging.INFO if good else logging.WARNING, "E4T: %s", text)
         show_text(text)
 
-    def _warn_if_changed(self, cond: dict[str, Any], given: list[dict[str, Any]]) -> None:
-        """Say so where a conditioning is marked as holding a word, but its tensor matches no remembered prompt."""
+    def _tell(self, key: str, word: str, followed: int, fixed: int, given: int) -> str:
+        """Where a concept's word is: in how many prompts, and in how many of them without refinement."""
+        held = self._by_fingerprint.get(key)
+        if held is None:
+            return (
+                f"{word} is in a prompt, but this MODEL does not hold that concept: wire the MODEL output of the"
+                " E4T Personalize node that made it into the sampler."
+            )
+        if not followed and not fixed:
+            return (
+                f"{word} was found in none of {_prompts(given)}: write it into the prompt, and encode that with the"
+                " CLIP output of E4T Personalize."
+            )
+        text = f"{word} in {followed + fixed} of {_prompts(given)}"
+        if not held.concept.settings.refine:
+            return f"{text} (refinement off)"
+        if not fixed:
+            return text
+        return (
+            f"{text}, but not refined in {fixed}: a node changed that prompt in a way that cannot be followed, so the"
+            " word stays the same at all steps there."
+        )
 
-        def followed(other: dict[str, Any]) -> bool:
+    def _unfollowed(self, cond: dict[str, Any], given: list[dict[str, Any]]) -> dict[str, str]:
+        """Concept -> word that a conditioning is marked with, where its tensor matches no remembered prompt."""
+
+        def matches(other: dict[str, Any]) -> bool:
             recipe = self._recipe(other)
             return recipe is not None and recipe.complete
 
         # ComfyUI copies a prompt's dictionary, mark and uuid included, onto a negative with the same area.
         twins = [other for other in given if other.get("uuid") == cond.get("uuid") and other.get("uuid") is not None]
-        if cond.get(MARK) and not any(followed(other) for other in (cond, *twins)):
-            logger.warning(
-                "E4T: a prompt with a concept's word was changed by a node in a way that cannot be followed (it matches"
-                " no remembered prompt), so the static word embedding is used there."
-            )
+        if any(matches(other) for other in (cond, *twins)):
+            return {}
+        return {key: word for prompt in cond.get(MARK, ()) for key, word in prompt.concepts.items()}
 
 
 def _prompts(count: int) -> str:

@@ -127,6 +127,20 @@ def test_a_bad_word_is_refused_before_queueing_and_again_when_linked(base, domai
     one_sentence(error)
 
 
+@pytest.mark.parametrize(("missing", "words"), [(1, "holds no text encoder"), (2, "holds no VAE")])
+def test_what_a_checkpoint_does_not_hold_is_named(base, domain, missing, words):
+    parts = [None if index == missing else part for index, part in enumerate(base)]
+    with pytest.raises(ValueError) as error:
+        Personalize.execute(*parts, LoadedDomain(domain, None), photo(), "S*", 1, None, INSTANT)
+    assert words in one_sentence(error)
+
+
+def test_a_batch_below_the_micro_batch_lowers_that(domain):
+    values = {f: getattr(QUICK, f) for f in ("steps", "learning_rate", "regularization", "train_encoder")}
+    made = Settings.execute(**values, batch=2, micro_batch=4).args[0]
+    assert (made.batch, made.micro_batch) == (2, 2)
+
+
 def test_a_word_in_use_is_refused_before_any_work(base, domain, monkeypatch):
     _, clip, _, _ = personalize(base, domain)
     monkeypatch.setattr("e4t_pack.nodes.personalize.personalise", lambda *_: pytest.fail("worked before it checked"))
@@ -220,7 +234,7 @@ def test_an_inpaint_model_is_refused_by_the_node(base, domain, monkeypatch):
     [
         ({"steps": -1}, "steps"),
         ({"batch": 0}, "batch"),
-        ({"micro_batch": 64}, "micro_batch"),
+        ({"micro_batch": 0}, "micro_batch"),
         ({"end_percent": 2.0}, "end_percent"),
     ],
 )
@@ -298,7 +312,20 @@ def test_a_bad_domain_file_is_named_with_what_to_do(domain, folder, make, words)
     assert words in str(error.value) and str(path) in str(error.value)
 
 
-@pytest.mark.parametrize("name", ["gone.safetensors", "", "../secrets.safetensors", "..\\up.safetensors"])
+def test_a_linked_file_and_a_linked_name_are_fine(domain, folder, tmp_path):
+    save_domain(tmp_path / "kept elsewhere.safetensors", domain)
+    (folder / "link.safetensors").symlink_to(tmp_path / "kept elsewhere.safetensors")
+    assert LoadDomain.validate_inputs("link.safetensors") is True
+    assert LoadDomain.execute("link.safetensors").args[0].domain.fingerprint == domain.fingerprint
+    # A name that comes from another node is not known before that has run.
+    assert LoadDomain.validate_inputs(None) is True
+    LoadDomain.fingerprint_inputs(None)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["gone.safetensors", "", "../secrets.safetensors", "..\\up.safetensors", "a\0.safetensors", "/a.safetensors"],
+)
 def test_a_missing_domain_names_its_folder_and_three_ways_to_one(folder, name):
     (folder.parent / "secrets.safetensors").write_bytes(b"x")
     text = LoadDomain.validate_inputs(name)

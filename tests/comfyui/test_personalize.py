@@ -8,10 +8,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import comfy.lora
 import learn
 import pytest
 import torch
-from comfy.patcher_extension import WrappersMP
+from comfy.patcher_extension import PatcherInjection, WrappersMP
 from e4t_pack.e4t_core.presets import TuningSettings
 from e4t_pack.nodes.host import patched_model, progress
 from e4t_pack.nodes.host.base_model import ComfyUNet
@@ -296,7 +297,7 @@ def test_the_first_preview_is_the_crop_and_the_bar_reaches_its_end(run, monkeypa
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [("a photo of S*", "S* in 1 of 2 prompts"), ("a photo", "S* is in none of 2 prompts")],
+    [("a photo of S*", "S* in 1 of 2 prompts"), ("a photo", "S* was found in none of 2 prompts")],
 )
 def test_the_sampler_says_where_the_word_is(run, monkeypatch, caplog, text, message):
     from e4t_pack.nodes.host import refinement
@@ -308,6 +309,83 @@ def test_the_sampler_says_where_the_word_is(run, monkeypatch, caplog, text, mess
         draw(model, clip, text, steps=3)
     assert len(shown) == 1 and message in shown[0]
     assert message in caplog.text
+
+
+def test_a_word_averaged_with_another_clip_s_prompt_is_told_as_not_refined(run, base, caplog):
+    import nodes
+
+    model, clip, _, _ = run()
+    mixed = nodes.ConditioningAverage().addWeighted(encode(clip, "a photo of S*"), encode(base[1], "a dog"), 0.6)[0]
+    with caplog.at_level(logging.WARNING):
+        ksample(model, {"positive": mixed, "negative": encode(clip, "blurry")})
+    assert "S* in 1 of 2 prompts, but not refined in 1" in caplog.text and "none of" not in caplog.text
+
+
+def test_the_node_says_what_became_of_the_photo_and_forgets_old_notes(run, monkeypatch):
+    from e4t_pack.nodes.host import personalisation
+
+    shown = []
+    monkeypatch.setattr(personalisation, "show_text", shown.append)
+    run(mask=torch.zeros((1, 64, 64)))
+    assert "mask is all zero" in shown[-1] and "S* learned in" in shown[-1]
+    run()
+    assert "mask" not in shown[-1] and "S* learned in" in shown[-1]
+    run()
+    assert "S* was learned before" in shown[-1]
+
+
+def test_a_bypass_lora_is_told_of_because_tuning_does_not_see_it(run, base, caplog):
+    model = base[0].clone()
+    model.set_injections("bypass_lora", [PatcherInjection(lambda _: None, lambda _: None)])
+    with caplog.at_level(logging.WARNING):
+        run(model=model)
+    assert "Load LoRA (Bypass) is not seen by tuning" in caplog.text
+    caplog.clear()
+    run()
+    assert "Bypass" not in caplog.text
+
+
+def test_a_word_that_the_model_has_already_is_refused_before_any_work(run, base):
+    model, _, _, _ = run()
+    with pytest.raises(patched_model.WordTakenError, match=r"'S\*' already stands for another concept in this MODEL"):
+        run(model=model, clip=base[1], image=photo(seed=4))
+    assert run.tunings == 1
+
+
+def test_the_same_photo_again_behind_itself_is_sampled_as_the_last_node_says(run, monkeypatch):
+    from e4t_pack.nodes.host.concept_clip import ConceptCLIP
+
+    calls, original = [], ConceptCLIP.encode_again
+    monkeypatch.setattr(ConceptCLIP, "encode_again", lambda self, *a: calls.append(1) or original(self, *a))
+    first = run()
+    draw(first[0], first[1], steps=2)
+    assert len(calls) == 2
+    model, clip, _, _ = run(model=first[0], clip=first[1], word="T*", settings=dataclasses.replace(QUICK, refine=False))
+    calls.clear()
+    draw(model, clip, "a photo of T*", steps=2)
+    assert run.tunings == 1 and not calls
+    once = {key: len(patches) for key, patches in first[0].patches.items()}
+    assert {key: len(patches) for key, patches in model.patches.items()} == once
+
+
+def test_b_behind_a_and_a_lora_holds_the_weights_it_was_tuned_with(run, base):
+    """The domain's offset is ``W0 * P Qᵀ`` of A's base; behind a LoRA, B's lacks ``L * P Qᵀ`` without a patch for it."""
+    lora_behind = unet_lora(run(word="A*", settings=OFFSETS_ONLY)[0])
+    alone, _, parts, _ = run(model=unet_lora(base[0]), word="B*", image=photo(seed=4), settings=OFFSETS_ONLY)
+    behind, _, again, _ = run(model=lora_behind, word="B*", image=photo(seed=4), settings=OFFSETS_ONLY)
+    assert parts.concept.fingerprint == again.concept.fingerprint
+    name = "diffusion_model.input_blocks.1.1.transformer_blocks.0.attn1.to_q.weight"
+    a = run(word="A*", settings=OFFSETS_ONLY)[2].concept.weight_differences
+    canonical = {native: own for own, native in patched_model._native_names(base[0]).items()}
+    expected = weight_of(alone, name) + a[canonical[name.removeprefix("diffusion_model.")]]
+    assert (weight_of(behind, name) - expected).abs().max() < 1e-6
+    assert (weight_of(alone, name) - weight_of(base[0], name)).abs().max() > 1e-3
+
+
+def weight_of(model, name):
+    """A MODEL's weight with all its patches, as ComfyUI computes it when it loads the model."""
+    original, *patches = model.get_key_patches()[name]
+    return comfy.lora.calculate_weight(patches, original[1](original[0].detach().float().clone()), name)
 
 
 def test_a_model_that_lacks_the_clip_s_concept_says_so(run, caplog):
@@ -324,6 +402,7 @@ def test_a_prompt_changed_beyond_recognition_keeps_the_static_word_and_says_so(r
     positive = [[tensor.flip(1), extra] for tensor, extra in positive]
     with caplog.at_level(logging.WARNING):
         picture = ksample(model, {"positive": positive, "negative": encode(clip, "blurry")})
-    assert "cannot be followed" in caplog.text
+    assert "S* in 1 of 2 prompts, but not refined in 1: a node changed that prompt" in caplog.text
+    assert "none of" not in caplog.text
     assert torch.isfinite(picture).all()
     assert latent()["samples"].shape == picture.shape

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import unicodedata
 
 import pytest
 import torch
@@ -80,11 +81,68 @@ def test_a_long_prompt_keeps_the_word_in_one_section(clip):
     assert [sum(torch.is_tensor(token) for token, _ in row) for row in rows] == [0, 1]
 
 
+@pytest.mark.parametrize(
+    ("text", "same"),
+    [
+        ("a photo of embedding:S*", "a photo of S*"),
+        ("(embedding:S*:1.2), smiling", "(S*:1.2), smiling"),
+        ("embedding:S*'s hat", "S*'s hat"),
+        ("一张S*的照片", "一张 S* 的照片"),
+    ],
+)
+def test_other_ways_to_write_the_word(clip, text, same):
+    assert "W" in [token for token, _ in flat(clip, text)]
+    assert flat(clip, text) == flat(clip, same)
+
+
+def test_other_embeddings_stay_as_they_are_also_where_they_hold_the_word(clip):
+    for text in ("embedding:my-S*", "embedding:S*y", "(embedding:ti:1.2)"):
+        assert rewrite_aliases(text, {"S*": 1}) == text
+    assert rewrite_aliases("embedding:ti,S*", {"S*": 1}) == "embedding:ti, embedding:e4t/S*"
+
+
+def test_accents_may_be_composed_or_decomposed(base):
+    clip = with_concept(base[1], "José", "one", VECTOR, PromptMemory())
+    for form in ("NFC", "NFD"):
+        assert "W" in [token for token, _ in flat(clip, unicodedata.normalize(form, "a photo of José, smiling"))]
+
+
+def test_a_file_whose_name_goes_on_behind_a_word_is_the_file(base, embeddings):
+    clip = with_concept(base[1], "my", "one", VECTOR, PromptMemory())
+    (embeddings / "e4t").mkdir()
+    save_file({"clip_l": VECTOR[None] + 1}, embeddings / "e4t" / "my-cat.safetensors")
+    (row,) = clip.tokenize("embedding:e4t/my-cat")["l"]
+    assert torch.equal(row[1][0].cpu(), VECTOR + 1)
+    (row,) = clip.tokenize("embedding:e4t/my-dog")["l"]
+    assert torch.equal(row[1][0].cpu(), VECTOR)
+
+
 def test_the_longer_of_two_aliases_wins():
     assert rewrite_aliases("S*2 and S*", {"S*": 1, "S*2": 1}) == "embedding:e4t/S*2 and embedding:e4t/S*"
 
 
-@pytest.mark.parametrize("alias", ["", "S", "a b", "(S*)", "S:1", "<S>", "S\n*", "[S]", "S*,", None])
+@pytest.mark.parametrize(
+    "alias",
+    [
+        "",
+        "S",
+        "a b",
+        "(S*)",
+        "S:1",
+        "<S>",
+        "S\n*",
+        "[S]",
+        "S*,",
+        None,
+        "12",
+        "1.2",
+        "..",
+        "{S}",
+        "S|T",
+        "embedding",
+        "e4t",
+    ],
+)
 def test_an_alias_that_prompts_would_misread_is_refused_in_one_sentence(alias):
     with pytest.raises(AliasError, match="choose a word such as"):
         check_alias(alias)
