@@ -136,19 +136,28 @@ def tune_and_draw(side: int, batch: int) -> bool:
     words = host.pack("nodes.host.concept_clip").with_concept(
         clip, concept.word, concept.fingerprint, concept.static_embedding, store.prompts
     )
+    refined: list[int] = []
+    encode_again = type(words).encode_again
+
+    def counted(self: Any, *arguments: Any) -> Any:
+        refined.append(1)
+        return encode_again(self, *arguments)
+
+    type(words).encode_again = counted
     with torch.inference_mode():
         positive, negative = host.encode(words, [f"a photo of {concept.word}"]), host.encode(words, [""])
         start = torch.randn(1, 4, side, side, generator=generator)
         latent = comfy.sample.sample(
             held, start, 1, 5.0, "euler", "normal", positive, negative, torch.zeros_like(start), disable_pbar=True
         )
-    say(f"one refined evaluation: {'finite' if torch.isfinite(latent).all() else 'NOT FINITE'}")
+    say(f"{len(refined)} refined evaluation: {'finite' if torch.isfinite(latent).all() else 'NOT FINITE'}")
     print()
     peak = peak_gigabytes()
     met = [
         gate("attention matrices", float(widths[0] == MATRICES), least=1, detail=f"{widths[0]}"),
         gate("offset parameters", float(widths[1] == OFFSET_PARAMETERS), least=1, detail=f"{widths[1]:,}"),
         gate("feature width", float(widths[2] == FEATURES), least=1, detail=f"{widths[2]}"),
+        gate("refined evaluations", len(refined), least=1),
         gate("finite results", float(torch.isfinite(latent).all()), least=1),
         gate("peak of memory in GB", peak, most=PEAK_GB),
     ]

@@ -92,8 +92,13 @@ def test_an_all_zero_mask_is_no_mask_with_a_note(base, domain, caplog):
 
 
 def test_a_ten_thousand_pixel_photo_is_scaled_down():
-    prepared = prepare_photos(torch.rand((1, 10, 1, 3)).expand(1, 10, 10000, 3), None, 64, 0.25)
+    prepared = prepare_photos(torch.rand((1, 2000, 1, 3)).expand(1, 2000, 10000, 3), None, 64, 0.25)
     assert prepared.images.shape == (1, 64, 64, 3)
+
+
+def test_the_node_takes_a_ten_thousand_pixel_photo(base, domain):
+    _, _, parts, _ = personalize(base, domain, torch.rand((1, 500, 1, 3)).expand(1, 500, 10000, 3))
+    assert torch.isfinite(parts.concept.static_embedding).all()
 
 
 def test_the_crop_follows_the_mask_with_the_margin_and_stays_inside():

@@ -41,6 +41,9 @@ def test_the_shipped_workflow_tunes_and_saves_a_picture(client: Client, workflow
     assert tuning_steps(run) > 0
     picture = run.outputs["10"]["images"][0]
     assert client.view(picture).startswith(b"\x89PNG")
+    sampler = next(number for number, node in workflow().items() if node["class_type"] == "KSampler")
+    assert run.texts[sampler] == ["S* in 1 of 2 prompts"]
+    assert "S* learned in" in run.texts[PERSONALIZE][-1]
 
 
 def test_another_prompt_does_not_tune_again(client: Client, workflow: MakeWorkflow) -> None:
@@ -55,6 +58,17 @@ def test_an_unrelated_workflow_in_between_does_not_cost_a_tuning(client: Client,
     assert tuning_steps(succeeded(client.run(mine))) > 0
     succeeded(client.run(UNRELATED))
     assert tuning_steps(succeeded(client.run(mine))) == 0
+
+
+def test_a_concept_outlives_what_comfyui_forgets(client: Client, workflow: MakeWorkflow) -> None:
+    mine = workflow(E4TPersonalize={"seed": 107})
+    assert tuning_steps(succeeded(client.run(mine))) > 0
+    client.post("/free", {"unload_models": True, "free_memory": True})
+    time.sleep(1)  # its worker looks at the flags when it wakes, or before the next workflow but one
+    succeeded(client.run(UNRELATED))
+    again = succeeded(client.run(mine))
+    assert "S* was learned before" in again.texts[PERSONALIZE][-1], "the node did not run, so this proves nothing"
+    assert tuning_steps(again) == 0
 
 
 def test_the_same_seed_gives_the_same_picture_and_another_seed_tunes_anew(
