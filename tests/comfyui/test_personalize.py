@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import logging
 import subprocess
@@ -17,7 +18,7 @@ from e4t_pack.e4t_core.presets import TuningSettings
 from e4t_pack.nodes.host import patched_model, progress
 from e4t_pack.nodes.host.base_model import ComfyUNet
 from e4t_pack.nodes.host.result_store import STORE, ResultStore
-from oracle import ksample, latent
+from oracle import clip_lora, clip_skip, ksample, latent
 from personalized import draw, encode
 from test_base_model import unet_lora
 from world import QUICK, make_base, make_domain, photo
@@ -114,6 +115,35 @@ def test_what_decides_a_concept_tunes_again(run, change):
     run()
     run(**change)
     assert run.tunings == 2
+
+
+def other_vae(base):
+    """The same kind of VAE with one weight changed."""
+    vae = copy.copy(base[2])
+    vae.patcher = base[2].patcher.clone()
+    key = next(iter(vae.patcher.get_key_patches()))
+    vae.patcher.add_patches({key: ("diff", (torch.ones_like(vae.patcher.model_state_dict()[key]),))})
+    return vae
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda base: {"model": unet_lora(base[0])},
+        lambda base: {"clip": clip_lora(base[1])},
+        lambda base: {"clip": clip_skip(base[1])},
+        lambda base: {"vae": other_vae(base)},
+        lambda base: {"of": make_domain(ComfyUNet(base[0]), seed=3)},
+    ],
+    ids=["LoRA on the MODEL", "LoRA on the CLIP", "clip skip", "VAE", "domain"],
+)
+def test_what_is_wired_in_decides_too(run, base, change):
+    instant = dataclasses.replace(QUICK, steps=0)
+    run(settings=instant)
+    run(settings=instant, **change(base))
+    assert run.tunings == 2
+    run(settings=instant, **change(base))
+    assert run.tunings == 2, "equal content was learned twice"
 
 
 def test_another_word_for_the_same_photo_needs_no_tuning(run):
