@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import logging
 import re
 
+import comfy.sd
 import folder_paths
 import pytest
 import torch
@@ -22,8 +24,9 @@ from e4t_pack.nodes.host.result_store import STORE
 from e4t_pack.nodes.load_domain import LoadDomain
 from e4t_pack.nodes.personalize import Personalize
 from e4t_pack.nodes.settings import Settings
+from personalized import draw
 from safetensors.torch import load_file, save_file
-from world import QUICK, make_domain, photo
+from world import QUICK, make_base, make_domain, make_state, photo, text_options
 
 INSTANT = dataclasses.replace(QUICK, steps=0)
 
@@ -226,12 +229,50 @@ def test_a_vae_of_another_latent_width_is_refused(base, domain):
     assert "this VAE has 16 channels" in one_sentence(error)
 
 
-def test_an_inpaint_model_is_refused_by_the_node(base, domain, monkeypatch):
-    config = base[0].model.model_config
-    monkeypatch.setattr(config, "unet_config", {**config.unet_config, "in_channels": 9})
+def loaded(state):
+    """The MODEL of a checkpoint's state dict, as the stock loader reads it."""
+    return comfy.sd.load_state_dict_guess_config(state, te_model_options=text_options())[0]
+
+
+@pytest.mark.parametrize("channels", [9, 8])
+def test_inpaint_and_edit_models_are_refused_by_the_node(base, domain, channels):
+    state = make_state()
+    state["model.diffusion_model.input_blocks.0.0.weight"] = torch.randn(320, channels, 3, 3) * 0.1
     with pytest.raises(UnsupportedModelError) as error:
-        personalize(base, domain)
-    assert "Stable Diffusion 1.x and 2.x" in one_sentence(error)
+        personalize(base, domain, model=loaded(state))
+    assert "Stable Diffusion 1.x and 2.x" in one_sentence(error) and f"reads {channels} channels" in str(error.value)
+
+
+def test_a_quantised_model_is_refused_by_the_node(base, domain):
+    state = make_state()
+    name = "middle_block.1.transformer_blocks.0.ff.net.2"
+    key = f"model.diffusion_model.{name}"
+    scale = state[f"{key}.weight"].abs().max() / 448
+    state[f"{key}.weight"] = (state[f"{key}.weight"] / scale).to(torch.float8_e4m3fn)
+    state[f"{key}.weight_scale"] = scale.clone()
+    written = json.dumps({"format": "float8_e4m3fn"}).encode()
+    state[f"{key}.comfy_quant"] = torch.tensor(list(written), dtype=torch.uint8)
+    with pytest.raises(UnsupportedModelError) as error:
+        personalize(base, domain, model=loaded(state))
+    assert f"quantised ({name}.weight is a QuantizedTensor)" in one_sentence(error)
+
+
+def test_a_model_in_eight_bits_is_refused_by_the_node(base, domain):
+    eight = make_base(dtype=torch.float8_e4m3fn)[0]
+    with pytest.raises(UnsupportedModelError) as error:
+        personalize(base, domain, model=eight)
+    assert "torch.float8_e4m3fn" in one_sentence(error)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_half_precision_models_simply_work(base, domain, dtype):
+    half = make_base(dtype=dtype)[0]
+    assert half.model_dtype() == dtype
+    loaded_domain = LoadedDomain(domain, None)
+    model, clip, parts, _ = Personalize.execute(half, *base[1:], loaded_domain, photo(), "S*", 1, None, QUICK).args
+    assert parts.concept.weight_differences and torch.isfinite(torch.tensor(parts.concept.losses)).all()
+    with_word, without = draw(model, clip), draw(model, clip, "a photo of a cat")
+    assert torch.isfinite(with_word).all() and not torch.equal(with_word, without)
 
 
 @pytest.mark.parametrize(
@@ -287,7 +328,6 @@ def no_domain(path, _domain):
 
 
 def spoiled(path, domain):
-    import json
 
     from safetensors import safe_open
 
