@@ -328,7 +328,6 @@ def no_domain(path, _domain):
 
 
 def spoiled(path, domain):
-
     from safetensors import safe_open
 
     save_domain(path, domain)
