@@ -98,15 +98,16 @@ def with_concept(model: ModelPatcher, parts: ConceptParts, memory: PromptMemory,
     if strength == 0:
         return new
     concept, added = parts.concept, HeldConcept(parts.concept, parts.empty, parts.domain_offset)
-    others = tuple(h for h in held_concepts(model) if h.concept.fingerprint != concept.fingerprint)
-    known = len(others) < len(held_concepts(model))
-    if not known:
-        _patch(new, _missing_offset(others, added), strength)
+    held = held_concepts(model)
+    if any(h.concept.fingerprint == concept.fingerprint for h in held):
+        # Its weights are there; how it is called and sampled is what was said last.
+        held = tuple(added if h.concept.fingerprint == concept.fingerprint else h for h in held)
+    else:
+        _patch(new, _missing_offset(held, added), strength)
         _patch(new, concept.weight_differences, strength)
         _warn_if_lost(new, concept.weight_differences)
         new.set_additional_models(KEY, [*new.get_additional_models_with_key(KEY), parts.encoder])
-    # A concept that is held already has its weights; how it is called and sampled is what was said last.
-    held = (*others, added)
+        held = (*held, added)
     refinement = Refinement(held, memory)
     new.remove_wrappers_with_key(WrappersMP.CALC_COND_BATCH, KEY)
     new.add_wrapper_with_key(WrappersMP.CALC_COND_BATCH, KEY, refinement)
@@ -137,7 +138,7 @@ def _missing_offset(held: Sequence[HeldConcept], added: HeldConcept) -> Mapping[
     before = [h for h in held if h.concept.domain_fingerprint == added.concept.domain_fingerprint]
     if not before:
         return added.domain_offset
-    if any(h.concept.base_fingerprint == added.concept.base_fingerprint for h in before[-1:]):
+    if before[-1].concept.base_fingerprint == added.concept.base_fingerprint:
         return {}
     old, new = before[-1].domain_offset, added.domain_offset
     with torch.inference_mode(False), torch.no_grad():
