@@ -179,6 +179,7 @@ class Reference:
         return self.world.row.sample(model, self.world.row.conds(self.world.stock_encode))
 
     def __call__(self, executor, model, conds, x, sigma, model_options):
+        model.current_patcher.patch_hooks(None)  # the word depends on no prompt's own LoRA
         features = naive_features(model, x, sigma, next(iter(self.world.parts.values())).empty)
         rows = []
         for row in range(x.shape[0]):
@@ -216,8 +217,7 @@ class Reference:
 
 
 def naive_features(model, x, sigma, empty):
-    """UNet features by hooks on a complete, unrefined pass with the empty prompt, on weights without any prompt's LoRA."""
-    model.current_patcher.patch_hooks(None)
+    """UNet features by hooks on a complete, unrefined pass with the empty prompt."""
     network, means = model.diffusion_model, {}
     blocks = [*network.input_blocks, network.middle_block]
     handles = [
