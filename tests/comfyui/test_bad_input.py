@@ -24,7 +24,6 @@ from e4t_pack.nodes.host.result_store import STORE
 from e4t_pack.nodes.load_domain import LoadDomain
 from e4t_pack.nodes.personalize import Personalize
 from e4t_pack.nodes.settings import Settings
-from personalized import draw
 from safetensors.torch import load_file, save_file
 from world import QUICK, make_base, make_domain, make_state, photo, text_options
 
@@ -262,17 +261,6 @@ def test_a_model_in_eight_bits_is_refused_by_the_node(base, domain):
     with pytest.raises(UnsupportedModelError) as error:
         personalize(base, domain, model=eight)
     assert "torch.float8_e4m3fn" in one_sentence(error)
-
-
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
-def test_half_precision_models_simply_work(base, domain, dtype):
-    half = make_base(dtype=dtype)[0]
-    assert half.model_dtype() == dtype
-    loaded_domain = LoadedDomain(domain, None)
-    model, clip, parts, _ = Personalize.execute(half, *base[1:], loaded_domain, photo(), "S*", 1, None, QUICK).args
-    assert parts.concept.weight_differences and torch.isfinite(torch.tensor(parts.concept.losses)).all()
-    with_word, without = draw(model, clip), draw(model, clip, "a photo of a cat")
-    assert torch.isfinite(with_word).all() and not torch.equal(with_word, without)
 
 
 @pytest.mark.parametrize(

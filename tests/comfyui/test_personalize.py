@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import logging
 import subprocess
 import sys
 from pathlib import Path
@@ -13,12 +12,12 @@ import comfy.lora
 import learn
 import pytest
 import torch
-from comfy.patcher_extension import PatcherInjection, WrappersMP
+from comfy.patcher_extension import WrappersMP
 from e4t_pack.e4t_core.presets import TuningSettings
-from e4t_pack.nodes.host import patched_model, progress
+from e4t_pack.nodes.host import patched_model
 from e4t_pack.nodes.host.base_model import ComfyUNet
 from e4t_pack.nodes.host.result_store import STORE, ResultStore
-from oracle import clip_lora, clip_skip, ksample, latent
+from oracle import clip_lora, clip_skip, ksample
 from personalized import draw, encode
 from test_base_model import unet_lora
 from world import QUICK, make_base, make_domain, photo
@@ -310,69 +309,7 @@ def test_a_lora_on_the_base_is_tuned_on_and_one_behind_is_drawn_with(run, base):
     assert not torch.equal(draw(model, clip), draw(unet_lora(model), clip))
 
 
-# Nothing is harmed ------------------------------------------------------------------------------------------------
-
-
-# What a person sees -----------------------------------------------------------------------------------------------
-
-
-def test_the_first_preview_is_the_crop_and_the_bar_reaches_its_end(run, monkeypatch):
-    sent = []
-    monkeypatch.setattr(progress.Progress, "_send", lambda self, *arguments: sent.append(arguments))
-    run(settings=dataclasses.replace(QUICK, steps=3))
-    assert sent[0][0] == 0 and sent[0][2].size == (256, 256)
-    assert sent[-1][0] == sent[-1][1]
-    assert any(picture is not None and picture.width == 512 for _, _, picture in sent), "no loss curve was shown"
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [("a photo of S*", "S* in 1 of 2 prompts"), ("a photo", "S* was found in none of 2 prompts")],
-)
-def test_the_sampler_says_where_the_word_is(run, monkeypatch, caplog, text, message):
-    from e4t_pack.nodes.host import refinement
-
-    shown = []
-    monkeypatch.setattr(refinement, "show_text", shown.append)
-    model, clip, _, _ = run()
-    with caplog.at_level(logging.INFO):
-        draw(model, clip, text, steps=3)
-    assert len(shown) == 1 and message in shown[0]
-    assert message in caplog.text
-
-
-def test_a_word_averaged_with_another_clip_s_prompt_is_told_as_not_refined(run, base, caplog):
-    import nodes
-
-    model, clip, _, _ = run()
-    mixed = nodes.ConditioningAverage().addWeighted(encode(clip, "a photo of S*"), encode(base[1], "a dog"), 0.6)[0]
-    with caplog.at_level(logging.WARNING):
-        ksample(model, {"positive": mixed, "negative": encode(clip, "blurry")})
-    assert "S* in 1 of 2 prompts, but not refined in 1" in caplog.text and "none of" not in caplog.text
-
-
-def test_the_node_says_what_became_of_the_photo_and_forgets_old_notes(run, monkeypatch):
-    from e4t_pack.nodes.host import personalisation
-
-    shown = []
-    monkeypatch.setattr(personalisation, "show_text", shown.append)
-    run(mask=torch.zeros((1, 64, 64)))
-    assert "mask is all zero" in shown[-1] and "S* learned in" in shown[-1]
-    run()
-    assert "mask" not in shown[-1] and "S* learned in" in shown[-1]
-    run()
-    assert "S* was learned before" in shown[-1]
-
-
-def test_a_bypass_lora_is_told_of_because_tuning_does_not_see_it(run, base, caplog):
-    model = base[0].clone()
-    model.set_injections("bypass_lora", [PatcherInjection(lambda _: None, lambda _: None)])
-    with caplog.at_level(logging.WARNING):
-        run(model=model)
-    assert "Load LoRA (Bypass) is not seen by tuning" in caplog.text
-    caplog.clear()
-    run()
-    assert "Bypass" not in caplog.text
+# Concepts behind each other ----------------------------------------------------------------------------------------
 
 
 def test_a_word_that_the_model_has_already_is_refused_before_any_work(run, base):
@@ -416,23 +353,3 @@ def weight_of(model, name):
     """A MODEL's weight with all its patches, as ComfyUI computes it when it loads the model."""
     original, *patches = model.get_key_patches()[name]
     return comfy.lora.calculate_weight(patches, original[1](original[0].detach().float().clone()), name)
-
-
-def test_a_model_that_lacks_the_clip_s_concept_says_so(run, caplog):
-    model, clip, _, _ = run(word="A*")
-    _, both_clip, _, _ = run(clip=clip, word="B*", image=photo(seed=4))
-    with caplog.at_level(logging.WARNING):
-        draw(model, both_clip, "B*")
-    assert "B* is in a prompt, but this MODEL does not hold that concept" in caplog.text
-
-
-def test_a_prompt_changed_beyond_recognition_keeps_the_static_word_and_says_so(run, caplog):
-    model, clip, _, _ = run()
-    positive = encode(clip, "a photo of S*")
-    positive = [[tensor.flip(1), extra] for tensor, extra in positive]
-    with caplog.at_level(logging.WARNING):
-        picture = ksample(model, {"positive": positive, "negative": encode(clip, "blurry")})
-    assert "S* in 1 of 2 prompts, but not refined in 1: a node changed that prompt" in caplog.text
-    assert "none of" not in caplog.text
-    assert torch.isfinite(picture).all()
-    assert latent()["samples"].shape == picture.shape
