@@ -17,7 +17,7 @@ from .concept_encoder import OffsetEncoder
 from .domain import Domain
 from .domain_info import check_base
 from .fingerprint import fingerprint
-from .objective import diffusion_losses, draw_samples, predict_offset
+from .objective import diffusion_losses, draw_samples, inner_masks, predict_offset
 from .presets import TuningSettings, templates_of
 from .tuned_weights import TunedWeights
 from .unet import TextEncoder, UNet
@@ -165,7 +165,9 @@ class _Tuning:
             return tensor.detach().to(device, torch.float32, copy=True)
 
         self.latents, self.clip_features = private(photos.latents), private(photos.clip_features)
-        self.masks = private(photos.masks) if photos.masks is not None and settings.use_mask else None
+        self.masks = None
+        if photos.masks is not None and settings.use_mask:
+            self.masks = inner_masks(private(photos.masks), (self.latents.shape[-2], self.latents.shape[-1]))
         self.domain_word_embedding = private(text.word(domain.info.word))
         self.empty = private(text.empty())
         self.templates = templates_of(domain.info.templates)

@@ -1,0 +1,156 @@
+"""``python -m benchmarks.determinism``: do equal inputs give an equal concept, and what does the micro-batch change?
+
+The demo's photo is learned with the mini face domain, in a new process each time (so nothing is remembered): twice alike,
+with the effective batch of 16 in micro-batches of 4 and of 1, with another seed, and not at all. Compared are what was
+learned, bit for bit, and the noise predictions of the tuned UNet on 64 fixed probes: the photo's latent with fixed noise
+at 64 noise levels, the word refined for each.
+
+Weights are no measure: Adam's first steps are nearly the SIGN of the gradient, so where a gradient is near zero the order
+of a sum decides in which direction a weight moves. Predictions average that out. Their tolerance is therefore a share
+of what the tuning changed in them, and another seed shows how much chance there is in any one tuning.
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import time
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import host
+from .report import gate, table
+
+PROBES, AT_ONCE = 64, 8
+TOLERANCE = 0.05
+TEMPLATE = "a photo of {}"
+
+
+@dataclass(frozen=True)
+class Case:
+    """Attributes:
+    name: in the table.
+    changes: settings that differ from the domain's preset.
+    seed: of the tuning.
+    """
+
+    name: str
+    changes: dict[str, Any]
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Learned:
+    """Attributes:
+    content: hash of all that was learned.
+    predictions: ``(64, 4, h, w)`` float32.
+    seconds: that it took to learn.
+    """
+
+    content: str
+    predictions: Tensor
+    seconds: float
+
+
+def learn(case: Case, threads: int) -> Learned:
+    """Runs the node "E4T Personalize" and asks the tuned UNet; call it in a new process."""
+    from miniworld.concept_photos import subject_masks
+
+    from .arms import WORD
+    from .quality import load_subjects
+
+    torch.set_num_threads(threads)
+    person = load_subjects("held-out", 1)[0]
+    mask = subject_masks([person.identity], [person.scene], person.photo[None])[0]
+    base = host.load_base(host.mini_checkpoint())
+    loaded = host.pack("nodes.host.personalisation").LoadedDomain(
+        host.pack("e4t_core.domain").load_domain(host.mini_domain())
+    )
+    node, settings = host.pack("nodes.personalize").Personalize, replace(loaded.domain.info.preset, **case.changes)
+    started = time.monotonic()
+    with torch.inference_mode():
+        output = node.execute(
+            model=base.model, clip=base.clip, vae=base.vae, domain=loaded, image=person.photo.movedim(0, -1)[None],
+            word=WORD, seed=case.seed, mask=mask, settings=settings,
+        )  # fmt: skip
+        seconds = time.monotonic() - started
+        latent = base.vae.encode(person.photo.movedim(0, -1)[None])
+    parts = output.args[2]
+    concept = parts.concept
+    tensors = {f"difference {name}": value for name, value in concept.weight_differences.items()}
+    tensors |= {f"encoder {name}": value for name, value in concept.encoder.state_dict().items()}
+    content = host.pack("e4t_core.fingerprint").fingerprint(tensors | {"static": concept.static_embedding})
+    return Learned(content, predictions(base, parts, latent), seconds)
+
+
+@torch.no_grad()
+def predictions(base: host.Base, parts: Any, latent: Tensor) -> Tensor:
+    """Noise predictions ``(64, 4, h, w)`` of the tuned weights for the photo's latent ``(1, 4, h, w)``."""
+    unet = host.pack("nodes.host.base_model").ComfyUNet(base.model)
+    text = host.pack("nodes.host.text_encoder").ComfyTextEncoder(base.clip)
+    latent = base.model.model.process_latent_in(latent).float()
+    weights = dict(unet.parameters())
+    for extra in (parts.domain_offset, parts.concept.weight_differences):
+        weights |= {name: weights[name] + value for name, value in extra.items()}
+    steps = (torch.arange(PROBES) + 0.5).mul(1000 / PROBES).long()
+    noise = torch.randn((PROBES, *latent.shape[1:]), generator=torch.Generator().manual_seed(0))
+    made = []
+    with unet.using(weights):
+        for t, drawn in zip(steps.split(AT_ONCE), noise.split(AT_ONCE), strict=True):
+            z = unet.schedule.add_noise(latent.expand(len(t), -1, -1, -1), drawn, t)
+            words = parts.concept.word_embedding(unet.features(z, t, text.empty().expand(len(t), -1, -1)))
+            made.append(unet.denoise(z, t, text.encode([TEMPLATE] * len(t), words)).float())
+    return torch.cat(made)
+
+
+def rms(difference: Tensor) -> float:
+    return float(difference.double().square().mean().sqrt())
+
+
+def main() -> int:
+    """The command; its exit status is 1 if a gate is missed."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    options = parser.parse_args()
+    cases = [
+        Case("micro-batch 16", {"micro_batch": 16}),
+        Case("the same once more", {"micro_batch": 16}),
+        Case("micro-batch 4", {"micro_batch": 4}),
+        Case("micro-batch 1", {"micro_batch": 1}),
+        Case("another seed", {"micro_batch": 16}, seed=1),
+        Case("not tuned", {"micro_batch": 16, "steps": 0}),
+    ]
+    host.mini_checkpoint(), host.mini_domain()  # made once, not by every process
+    found: dict[str, Learned] = {}
+    # One task for each process, started afresh: an empty result store, and nothing of PyTorch's state.
+    with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
+        for case in cases:
+            found[case.name] = pool.apply(learn, (case, options.threads))
+            print(f"{case.name}: {found[case.name].seconds:.1f} s", flush=True)
+    first, untuned = found[cases[0].name], found["not tuned"]
+    moved = rms(first.predictions - untuned.predictions)
+    rows = []
+    for name, other in found.items():
+        difference = other.predictions - first.predictions
+        rows.append((
+            name,
+            "yes" if other.content == first.content else "no",
+            f"{difference.abs().max():.2e}",
+            f"{rms(difference):.2e}",
+            f"{rms(difference) / moved:.5f}",
+        ))  # fmt: skip
+    print(table(("learned with", "equal bits", "largest", "rms", "rms of what tuning moved"), rows))
+    again = found["the same once more"]
+    equal = again.content == first.content and torch.equal(again.predictions, first.predictions)
+    met = [gate("a new process learns the same, bit for bit", float(equal), least=1)]
+    for name in ("micro-batch 4", "micro-batch 1"):
+        share = rms(found[name].predictions - first.predictions) / moved
+        met.append(gate(f"{name}: predictions differ, of what tuning moved", share, most=TOLERANCE))
+    return 0 if all(met) else 1
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
