@@ -41,11 +41,14 @@ def set_up(base: Path) -> None:
 
 
 def save_photo(path: Path) -> None:
-    """The demo's photo with its subject painted as ComfyUI's mask editor leaves it: transparent where it was painted."""
+    """The demo's photo with its subject painted as ComfyUI's mask editor leaves it: transparent where it was painted.
+
+    Half transparent, so that the person is still seen in Load Image; a mask's opacity does not matter to tuning.
+    """
     identity = held_out()[0]
     scene, photo = concept_photo(identity)
     mask = subject_masks([identity], [scene], photo[None])[0]
-    pixels = (torch.cat([photo, 1 - mask]) * 255).round().byte()
+    pixels = (torch.cat([photo, 1 - mask / 2]) * 255).round().byte()
     Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy()).save(path)
 
 

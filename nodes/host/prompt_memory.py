@@ -104,7 +104,10 @@ class Recipe:
 
 
 class PromptMemory:
-    """Remembers encoded prompts, newest first.
+    """Remembers encoded prompts, the last encoded or used first.
+
+    Use counts, because a prompt that does not change is encoded once and drawn with from ComfyUI's own cache, however
+    many others come and go beside it in a batch of jobs.
 
     Args:
         limit: prompts kept (SD 1.x: 0.23 MB per 77 tokens).
@@ -161,6 +164,9 @@ class PromptMemory:
         if all(chunk is None for chunk in chunks):
             return None
         known = tuple(chunk or Chunk((), exact=False) for chunk in chunks)
+        for used in [id(term.prompt) for chunk in known for term in chunk.terms]:
+            if used in self._prompts:
+                self._prompts.move_to_end(used, last=False)
         return Recipe(tensor, length, known, complete=all(chunk is not None for chunk in chunks))
 
 

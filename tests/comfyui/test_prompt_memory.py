@@ -86,6 +86,18 @@ def test_memory_is_bounded_in_prompts_and_in_text_encoders():
     assert memory.recognise(prompt(9).static) is None, "the least recently used text encoder's prompts are dropped"
 
 
+def test_a_prompt_in_use_is_not_forgotten_for_newer_ones():
+    kept, memory = prompt(1), PromptMemory(limit=5)
+    memory.remember(kept)
+    for seed in range(2, 20):
+        changing = prompt(seed)
+        memory.remember(changing)
+        assert memory.recognise(torch.cat([changing.static, kept.static], dim=1)).prompts() == [changing, kept]
+    for seed in range(20, 25):
+        memory.remember(prompt(seed))
+    assert memory.recognise(kept.static) is None
+
+
 def test_equal_prompts_are_kept_once():
     memory = remembered(prompt(1), prompt(1))
     assert len(memory) == 1
