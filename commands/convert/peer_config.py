@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ DEFAULTS: dict[str, str | float | int | bool] = {
     "unfreeze_clip_vision": False,
 }
 # Kept for people to read, where they are there.
+LARGEST = 1e9  # of any number in it; JSON may hold larger ones than a float can
 RECORDED = ("max_train_steps", "learning_rate", "train_batch_size", "reg_lambda", "train_image_dataset")
 
 
@@ -68,7 +68,7 @@ def read_config(path: Path) -> PeerConfig:
         )
     try:
         outer = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, RecursionError) as error:
         raise PeerFileError(
             f"File {path} could not be read as JSON ({error}): correct it, or copy it again."
         ) from error
@@ -115,7 +115,7 @@ def _value(path: Path, name: str, config: dict[str, Any], notes: list[str]) -> A
     elif isinstance(default, str):
         fits, wanted = isinstance(value, str) and bool(value.strip()), "a text"
     else:
-        number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) and value > 0
+        number = isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < LARGEST
         whole = isinstance(default, int)
         fits = number and (isinstance(value, int) or not whole)
         wanted = "a whole number above 0" if whole else "a number above 0"

@@ -14,6 +14,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
 from safetensors import SafetensorError
 
 from e4t_core.clip_backbone import BackboneError
@@ -57,13 +58,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--accept-changes", action="store_true", help="go on although settings have changed")
     parser.add_argument("overrides", nargs="*", help="section.key=value")
     options = parser.parse_intermixed_args(arguments)
+    if options.export and options.dry_run:
+        parser.error("--export writes a file and --dry-run writes nothing: give one of them")
     first = int(os.environ.get("RANK", "0")) == 0
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     logging.basicConfig(level=logging.INFO if first else logging.WARNING, format="%(message)s", stream=sys.stdout)
     try:
         config = load_config(options.config, options.overrides)
         # The other processes meet the same faults when they open the same files.
-        findings = validate(config, processes) if first else None
+        findings = validate(config, processes) if first and not options.export else None
         for problem in findings.problems if findings else ():
             log.error("wrong: %s", problem)
         if findings and findings.problems:
@@ -86,9 +89,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except FAULTS as error:
         log.error("wrong: %s", error)
         return 1
+    except RuntimeError as error:
+        advice = _advice(error)
+        if not advice:
+            raise
+        log.error("wrong: %s: %s", " ".join(str(error).split())[:200], advice)
+        return 1
     if path is not None:
         log.info("%s is the domain after %d steps: put it into ComfyUI's models/e4t_domains.", path, training.step)
     return 0
+
+
+def _advice(error: RuntimeError) -> str:
+    """What to do about an error of torch that has to do with the machine; empty if it is another."""
+    if isinstance(error, torch.OutOfMemoryError):
+        return "lower training.micro_batch, or set training.gradient_checkpointing to true"
+    if "DataLoader worker" in str(error):
+        return "lower data.workers or data.prefetch: memory or /dev/shm has run out, or a worker was killed"
+    return ""
 
 
 if __name__ == "__main__":

@@ -69,6 +69,8 @@ class Checkpoints:
         metadata = {"format": FORMAT, "step": str(step), "record": json.dumps(record, sort_keys=True)}
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
+            for left in self.folder.glob(".step-*.tmp"):  # by a process that was killed while it wrote
+                left.unlink(missing_ok=True)
             save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, temporary, metadata)
             with open(temporary, "rb+") as file:
                 os.fsync(file.fileno())

@@ -45,6 +45,18 @@ def only_token(tokenizer: CLIPTokenizer, word: str) -> int:
     return int(pieces[0])
 
 
+def check_length(tokenizer: CLIPTokenizer, prompt: str, length: int) -> None:
+    """That a prompt with "{}" for the word fits into ``length`` tokens, the start and end token among them.
+
+    Raises:
+        WordError: it is too long.
+    """
+    pieces = [tokenizer(part, add_special_tokens=False)["input_ids"] for part in prompt.split("{}", 1)]
+    count = sum(len(part) for part in pieces) + len(pieces) - 1 + 2
+    if count > length:
+        raise WordError(f"The prompt {prompt!r} is {count - length} tokens too long: shorten it.")
+
+
 class ClipTextEncoder:
     """The core's ``TextEncoder`` over a frozen :class:`CLIPTextModel`.
 

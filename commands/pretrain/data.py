@@ -26,8 +26,8 @@ from torch.utils.data import DataLoader, Dataset
 from .config import Config
 from .open_source import open_source
 from .order import EpochOrder, Mix, hash64
-from .pictures import CorruptSample, DataError, Picture
-from .sources import Source
+from .pictures import CorruptSample, DataError, Picture, shorter_side
+from .sources import EncodedSource, Source
 
 log = logging.getLogger(__name__)
 ATTEMPTS = 100
@@ -122,6 +122,14 @@ class TrainingData(Dataset[Sample]):
         source = int(np.searchsorted(self._first_rows, row, side="right")) - 1
         return self.sources[source].read(row - int(self._first_rows[source]), self.size)
 
+    def is_enlarged(self, row: int) -> bool:
+        """Whether a row's picture is smaller than what is made of it; False where that is not known."""
+        number = int(np.searchsorted(self._first_rows, row, side="right")) - 1
+        source = self.sources[number]
+        if not isinstance(source, EncodedSource):
+            return False
+        return shorter_side(source.encoded(row - int(self._first_rows[number]))) < self.size
+
     def rows_for(self, index: int) -> Iterator[int]:
         """The row of a sample, then those that take its place where that is corrupt: ``ATTEMPTS`` in all."""
         source, within = self._mix.locate(index)
@@ -168,16 +176,25 @@ def open_data(config: Config) -> TrainingData:
 
 
 class Collect:
-    """Makes a :class:`Batch` of samples.
+    """Makes a :class:`Batch` of samples, or hands on the error that one of them met.
 
-    Raises:
-        DataError: some of the samples have a mask and some have none.
+    Args:
+        masks: whether masks are wanted; else sources with and without can be mixed.
     """
 
-    def __call__(self, samples: Sequence[Sample]) -> Batch:
-        masks = [sample.picture.mask for sample in samples if sample.picture.mask is not None]
+    def __init__(self, masks: bool = True) -> None:
+        self._masks = masks
+
+    def __call__(self, samples: Sequence[Sample | DataError]) -> Batch | DataError:
+        for sample in samples:
+            if isinstance(sample, DataError):
+                return sample
+        return self._batch([sample for sample in samples if isinstance(sample, Sample)])
+
+    def _batch(self, samples: Sequence[Sample]) -> Batch | DataError:
+        masks = [sample.picture.mask for sample in samples if self._masks and sample.picture.mask is not None]
         if masks and len(masks) < len(samples):
-            raise DataError("Some data sources have masks and some have none: use sources of one sort.")
+            return DataError("Some data sources have masks and some have none: use sources of one sort.")
         return Batch(
             torch.stack([sample.picture.image for sample in samples]),
             torch.stack(masks) if masks else None,
@@ -206,23 +223,48 @@ def micro_batches(
             yield list(range(start + offset, start + min(offset + micro_batch, share)))
 
 
+class _Told(Dataset["Sample | DataError"]):
+    """Gives an error instead of raising it: what a worker raises arrives as a traceback in a text."""
+
+    def __init__(self, data: TrainingData) -> None:
+        self._data = data
+
+    def __getitem__(self, index: int) -> Sample | DataError:
+        try:
+            return self._data[index]
+        except DataError as error:
+            return error
+
+
 def make_loader(
-    data: TrainingData, batches: Iterable[list[int]], workers: int, prefetch: int = 4, pin: bool = False
-) -> DataLoader[Any]:
-    """An iterable of :class:`Batch`, in the order of ``batches``, whatever the number of workers (0: this process).
+    data: TrainingData,
+    batches: Iterable[list[int]],
+    workers: int,
+    prefetch: int = 4,
+    pin: bool = False,
+    masks: bool = True,
+) -> Iterator[Batch]:
+    """Every :class:`Batch`, in the order of ``batches``, whatever the number of workers (0: this process).
 
     Every worker makes whole micro-batches, ``prefetch`` ahead. No global random stream is touched.
+
+    Raises:
+        DataError: nothing could be read for a sample, or some have a mask and some have none and ``masks`` are wanted.
     """
-    return DataLoader(
-        data,
+    loader: DataLoader[Any] = DataLoader(
+        _Told(data),
         batch_sampler=batches,
         num_workers=workers,
-        collate_fn=Collect(),
+        collate_fn=Collect(masks),
         prefetch_factor=prefetch if workers else None,
         pin_memory=pin,
         generator=torch.Generator(),
         worker_init_fn=_quiet_worker,
     )
+    for made in loader:
+        if isinstance(made, DataError):
+            raise made
+        yield made
 
 
 def _quiet_worker(worker: int) -> None:

@@ -30,6 +30,7 @@ class Estimate:
     encoder, offsets: numbers of trained parameters.
     memory: what holds it -> bytes, per process.
     checkpoint: bytes of one checkpoint.
+    cached_row: bytes of one picture's latent, features and mask in the cache of features.
     operations: what does it -> floating-point operations per sample.
     samples: of the whole run.
     """
@@ -38,6 +39,7 @@ class Estimate:
     offsets: int
     memory: dict[str, int]
     checkpoint: int
+    cached_row: int
     operations: dict[str, int]
     samples: int
 
@@ -80,6 +82,8 @@ def estimate(config: Config, base: BaseCounts, backbone: BackboneCounts) -> Esti
             "activations": int(activations * (1 + share) * held * training.micro_batch),
         },
         checkpoint=trained * (16 if training.ema else 12),
+        cached_row=2
+        * ((4 + training.use_mask) * (config.domain.image_size // 8) ** 2 + backbone.layers * backbone.width),
         operations={
             "UNet": passes * unet.forward + unet.projection_gradients * training.train_offsets,
             "feature pass": features,

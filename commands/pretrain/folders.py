@@ -13,9 +13,28 @@ from .sources import EncodedSource
 
 
 def picture_files(folder: Path) -> Iterator[str]:
-    """Paths of the picture files below ``folder``, relative, with "/", in no order. Hidden files and folders are left out."""
-    for place, folders, files in os.walk(folder):
+    """Paths of the picture files below ``folder``, relative, with "/", in no order; links are followed, but not in circles.
+
+    Hidden files and folders are left out.
+
+    Raises:
+        DataError: a folder cannot be read.
+    """
+
+    def refuse(error: OSError) -> None:
+        raise DataError(
+            f"Data folder {error.filename} cannot be read ({error.strerror}): make it readable, or move it."
+        )
+
+    above: dict[str, tuple[str, ...]] = {}  # folder -> the real paths that it lies in
+    for place, folders, files in os.walk(folder, onerror=refuse, followlinks=True):
+        real = os.path.realpath(place)
+        way = above.pop(place, ())
+        if real in way:
+            folders.clear()
+            continue
         folders[:] = [name for name in folders if not name.startswith(".")]
+        above |= {os.path.join(place, name): (*way, real) for name in folders}
         for name in files:
             if name.lower().endswith(EXTENSIONS) and not name.startswith("."):
                 yield Path(place, name).relative_to(folder).as_posix()

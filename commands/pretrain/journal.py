@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -37,7 +38,7 @@ class Journal:
                     "output.tensorboard is true, but the package tensorboard is not installed: run 'pip install tensorboard',"
                     " or set it to false."
                 ) from error
-            self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=done)
+            self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=done + 1)
         self._bar = tqdm(total=steps, initial=done, desc="pre-training", disable=None, mininterval=2)
 
     @staticmethod
@@ -46,7 +47,7 @@ class Journal:
         if not path.exists():
             return
         lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-        kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= done]
+        kept = [line for line in lines if line.endswith("\n") and _step_of(line) <= done]
         if kept != lines:
             path.write_text("".join(kept), encoding="utf-8")
 
@@ -56,7 +57,7 @@ class Journal:
 
     def write(self, step: int, figures: Mapping[str, float]) -> None:
         """Log the figures of an interval that ended with ``step``."""
-        self._file.write(json.dumps({"step": step} | {name: round(v, 8) for name, v in figures.items()}) + "\n")
+        self._file.write(json.dumps({"step": step} | {name: float(f"{v:.7g}") for name, v in figures.items()}) + "\n")
         self._file.flush()
         if self._board is not None:
             for name, value in figures.items():
@@ -71,3 +72,11 @@ class Journal:
         self._bar.close()
         if self._board is not None:
             self._board.close()
+
+
+def _step_of(line: str) -> float:
+    """Of a line of the log; infinite if a crash has damaged it, so that it goes."""
+    try:
+        return float(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError):
+        return math.inf

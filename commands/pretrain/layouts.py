@@ -141,7 +141,7 @@ class LsunLmdb(Layout):
 
 def _natural(name: str) -> list[tuple[int, int, str]]:
     """Sorts numbers in a name as numbers."""
-    return [(0, int(part), "") if part.isdigit() else (1, 0, part) for part in re.findall(r"\d+|\D+", name)]
+    return [(0, int(part), "") if part.isdecimal() else (1, 0, part) for part in re.findall(r"\d+|\D+", name)]
 
 
 LAYOUTS: dict[str, Callable[[Path], Layout]] = {

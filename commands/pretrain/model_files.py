@@ -8,8 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from e4t_core.canonical_names import canonical_names
-from e4t_core.clip_backbone import missing_backbone
+from e4t_core.clip_backbone import build_vision_tower, missing_backbone
+from e4t_core.domain_info import BackboneInfo
 
 from .config import BackboneSettings, BaseSettings
 from .counts import PROMPT_LENGTH, UNetCounts, count_transformer, count_unet, count_vae_encoder, parameters
@@ -147,10 +150,12 @@ def _folder(path: Path, prediction: str) -> tuple[Shapes, Shapes, Shapes]:
         ("text_encoder", "model"),
         ("vae", "diffusion_pytorch_model"),
     ):
-        found = sorted((path / name).glob(f"{stem}*.safetensors"), key=lambda file: len(file.name))
-        parts.append(
-            read_header(found[0] if found else path / name / f"{stem}.safetensors", "base model's part").shapes
-        )
+        found = sorted((path / name).glob(f"{stem}*.safetensors"), key=lambda file: (len(file.name), file.name))
+        first = found[0] if found else path / name / f"{stem}.safetensors"
+        shapes: dict[str, tuple[int, ...]] = {}
+        for file in _files_of(first):
+            shapes |= read_header(file, "base model's part").shapes
+        parts.append(shapes)
     scheduler = path / "scheduler" / "scheduler_config.json"
     try:
         says = json.loads(scheduler.read_text(encoding="utf-8")).get("prediction_type", "epsilon")
@@ -164,11 +169,21 @@ def _folder(path: Path, prediction: str) -> tuple[Shapes, Shapes, Shapes]:
     return parts[0], parts[1], parts[2]
 
 
+def _files_of(file: Path) -> list[Path]:
+    """The files of a part of which this one is the first: itself, or all of "…-00001-of-00003.safetensors"."""
+    match = re.fullmatch(r"(.*-)(\d+)(-of-(\d+)\.safetensors)", file.name)
+    if match is None:
+        return [file]
+    width = len(match[2])
+    return [file.with_name(f"{match[1]}{number:0{width}}{match[3]}") for number in range(1, int(match[4]) + 1)]
+
+
 def check_backbone(settings: BackboneSettings) -> BackboneCounts:
     """Check an image backbone by its file's header.
 
     Raises:
         HeaderError: the file is missing or is not what the config says.
+        BackboneError: open_clip does not know its architecture.
         DataError: the factory of kind "python" does not exist.
     """
     if settings.kind == "python":
@@ -198,5 +213,32 @@ def check_backbone(settings: BackboneSettings) -> BackboneCounts:
         raise HeaderError(
             f"The image backbone {place} has {depth} blocks, but backbone.layers asks for block {layers[-1]}: correct it."
         )
+    if settings.kind != "python":
+        positions = shapes.get("positional_embedding") or shapes.get("embeddings.position_embedding.weight") or (0,)
+        _check_architecture(info_of(settings), place, (depth, width, patches[-1], positions[0]))
     tokens = (image // patches[-1]) ** 2 + 1
     return BackboneCounts(parameters(shapes), len(layers), width, count_transformer(blocks, tokens, width))
+
+
+def _check_architecture(info: BackboneInfo, place: str, found: tuple[int, int, int, int]) -> None:
+    """That a file's blocks, width, patches and positions are those of the architecture, and positions those of the size.
+
+    Raises:
+        BackboneError: open_clip does not know the architecture, or it is not what the config says.
+        HeaderError: the file or backbone.image_size does not fit it.
+    """
+    with torch.device("meta"):
+        tower: Any = build_vision_tower(info)
+    patch, positions = tower.conv1.kernel_size[0], tower.positional_embedding.shape[0]
+    built = (len(tower.transformer.resblocks), info.width, patch, positions)
+    for what, in_file, wanted in zip(("blocks", "width", "patches of side", "positions"), found, built, strict=True):
+        if in_file != wanted:
+            raise HeaderError(
+                f"The image backbone {place} is not of backbone.architecture = {info.architecture!r} ({what}: {in_file}, of the"
+                f" architecture: {wanted}): correct it, or choose another file."
+            )
+    if (info.image_size // patch) ** 2 + 1 != positions:
+        raise HeaderError(
+            f"backbone.image_size = {info.image_size} gives {(info.image_size // patch) ** 2} patches, but the image backbone"
+            f" {place} knows {positions - 1}: set it to {patch * round((positions - 1) ** 0.5)}."
+        )

@@ -41,7 +41,12 @@ class ParquetSource(EncodedSource):
                 metadata, schema = pq.read_metadata(file), pq.read_schema(file)
             except (pa.ArrowException, OSError) as error:
                 raise DataError(f"Parquet file {file} could not be read ({error}): copy it again.") from error
-            if column not in schema.names or not _holds_bytes(schema.field(column).type):
+            if column in schema.names and not _holds_bytes(schema.field(column).type):
+                raise DataError(
+                    f"Column {column!r} of parquet file {file} holds {schema.field(column).type}, not the bytes of pictures"
+                    f" (columns: {', '.join(schema.names)}): set 'column' to the right one."
+                )
+            if column not in schema.names:
                 raise DataError(
                     f"Parquet file {file} has no column {column!r} of picture bytes (there are"
                     f" {', '.join(schema.names)}): set 'column' to the right one."

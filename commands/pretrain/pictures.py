@@ -79,6 +79,12 @@ def open_with_alpha(encoded: bytes) -> tuple[Image.Image, Image.Image | None]:
         raise ValueError(f"{type(error).__name__}: {error}") from error
 
 
+def shorter_side(encoded: bytes) -> int:
+    """Of a picture in pixels, by its header."""
+    with Image.open(io.BytesIO(encoded)) as image:
+        return min(image.size)
+
+
 def square(image: Image.Image, size: int) -> Image.Image:
     """The largest centred square, resized to ``size`` (bicubic, antialiased); the picture itself if it is that already."""
     width, height = image.size

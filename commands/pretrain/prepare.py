@@ -4,7 +4,8 @@ LAYOUT is ffhq, celeba-hq, lsun-cat, wikiart, or folder (any pictures). Pictures
 neighbours in a shard have nothing in common; they are made small enough (``--side``) and stored as JPEG, WebP or PNG, or
 as they are (``--side 0``). What cannot be decoded is skipped, counted and named in the manifest.
 
-An interrupted run goes on: a shard is written beside its place and moved there when it is whole, and is never made again.
+An interrupted run goes on: a shard is written beside its place and moved there when it is whole, and is made again only
+if ``--retry-corrupt`` asks for another attempt at what could not be decoded.
 """
 
 from __future__ import annotations
@@ -109,7 +110,12 @@ def _extension(original: bytes) -> str:
 
 
 def prepare(
-    source: Path, target: Path, preparation: Preparation, licence: str = "", workers: int = 0
+    source: Path,
+    target: Path,
+    preparation: Preparation,
+    licence: str = "",
+    workers: int = 0,
+    retry_corrupt: bool = False,
 ) -> dict[str, Any]:
     """Write the shards that are still missing and the manifest; returns the manifest.
 
@@ -119,11 +125,14 @@ def prepare(
         preparation: how.
         licence: of the data, for the manifest; the layout's usual one by default.
         workers: threads that decode and encode (both leave Python's lock); 0: as many as there are processors.
+        retry_corrupt: make shards again that lack pictures which could not be decoded, once those have been mended.
 
     Raises:
         DataError: there is nothing to prepare, ``target`` holds shards of another preparation, or no picture is whole.
         OSError: writing failed; what is finished stays.
     """
+    if workers < 0:
+        raise DataError(f"workers = {workers} must be 0 (one per processor) or more.")
     layout = LAYOUTS[preparation.layout](source)
     target.mkdir(parents=True, exist_ok=True)
     _check_same(target, preparation, layout.names)
@@ -138,7 +147,7 @@ def prepare(
             numbers = [int(number) for number in order[start : start + preparation.per_shard]]
             path = target / f"{preparation.layout}-{shard:06}.tar"
             record = _finished(path)
-            if record is None:
+            if record is None or (retry_corrupt and record["corrupt"]):
                 record = _write_shard(path, numbers, layout, preparation, pool, workers or os.cpu_count() or 1, bar)
             else:
                 bar.update(len(numbers))
@@ -146,7 +155,10 @@ def prepare(
             bar.set_postfix(shards=f"{shard + 1}/{len(starts)}", corrupt=sum(r["corrupt"] for r in records))
     manifest = _manifest(records, source, preparation, licence or LICENCES[preparation.layout])
     if not manifest["samples"]:
-        raise DataError(f"None of the {len(order)} pictures in {source} can be decoded: download the data set again.")
+        raise DataError(
+            f"None of the {len(order)} pictures in {source} can be decoded: download the data set again, then repeat the"
+            " command with --retry-corrupt."
+        )
     _write_json(target / MANIFEST, manifest)
     return manifest
 
@@ -313,6 +325,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--licence", default="", help="of the data (default: what its publishers state)")
     parser.add_argument("--workers", type=int, default=0, help="threads (default: one per processor)")
+    parser.add_argument(
+        "--retry-corrupt", action="store_true", help="make shards again that lack pictures, after those were mended"
+    )
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
@@ -320,7 +335,14 @@ def main(arguments: list[str] | None = None) -> int:
             options.layout, options.side, options.picture, options.quality, options.per_shard, options.seed
         )
         with logging_redirect_tqdm():
-            manifest = prepare(options.source, options.target, preparation, options.licence, options.workers)
+            manifest = prepare(
+                options.source,
+                options.target,
+                preparation,
+                options.licence,
+                options.workers,
+                options.retry_corrupt,
+            )
     except DataError as error:
         log.error("%s", error)
         return 1
@@ -340,7 +362,11 @@ def main(arguments: list[str] | None = None) -> int:
         options.target / MANIFEST,
     )
     if manifest["corrupt"] > WORST_SHARE * (manifest["samples"] + manifest["corrupt"]):
-        log.warning("More than %.0f %% of the data set is corrupt: it should be downloaded again.", 100 * WORST_SHARE)
+        log.warning(
+            "More than %.0f %% of the data set is corrupt: download it again, then repeat the command with --retry-corrupt.",
+            100 * WORST_SHARE,
+        )
+        return 1
     return 0
 
 

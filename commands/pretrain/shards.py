@@ -83,7 +83,7 @@ def scan_shard(path: Path) -> ShardIndex:
             # tarfile takes a damaged header for the end; a true end is a block of zeros.
             cut = cut or file.read(BLOCK) != bytes(BLOCK)
     except (tarfile.TarError, OSError) as error:
-        if length and not keys:
+        if length >= BLOCK and not keys:
             raise DataError(f"Shard {path} could not be read as a tar file ({error}): make it again.") from error
         cut = True
     return ShardIndex(tuple(keys), np.array(places, dtype=np.int64).reshape(-1, 2), cut)
@@ -172,7 +172,10 @@ class ShardSource(EncodedSource):
 
     def label(self, row: int) -> str:
         shard, number = self._find(row)
-        keys = self._index(shard).keys if (self.folder / self._names[shard]).is_file() else ()
+        try:
+            keys = self._index(shard).keys
+        except (DataError, OSError):  # the shard is gone or garbage: its rows have no names
+            keys = ()
         return f"{self._names[shard]}: {keys[number] if number < len(keys) else f'sample {number}'}"
 
     def encoded(self, row: int) -> bytes:

@@ -223,6 +223,8 @@ class SingleFile:
             # diffusers' name for the NUMBER of heads.
             "attention_head_dim": tuple(count // HEAD_WIDTH for count in channels) if sd2 else HEADS,
             "use_linear_projection": sd2,
+            # As SD 2.1 says of itself; SD 2.0 does not need it, and loses nothing.
+            "upcast_attention": sd2,
         }
 
     def _vae_config(self, state: Mapping[str, Tensor]) -> dict[str, Any]:

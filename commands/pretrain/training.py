@@ -11,15 +11,17 @@ import json
 import logging
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import gather_object
+from accelerate.utils import GradientAccumulationPlugin, gather_object
 from torch import Tensor
+
+from e4t_core.fingerprint import fingerprint
 
 from .changes import changes_between
 from .checkpoints import Checkpoint, CheckpointError, Checkpoints
@@ -86,13 +88,29 @@ class Training:
             eps=training.eps,
             weight_decay=training.weight_decay,
         )
+        self._described_networks = {
+            "base": fingerprint(base.unet.parameters() | base.vae.network.state_dict(prefix="vae.")),
+            "backbone": backbone.info.sha256 or fingerprint(backbone.tower.state_dict()),
+        }
         self.step = 0
         self.folder = Path(config.output.folder)
         self.checkpoints = Checkpoints(self.folder / "checkpoints", config.output.keep_checkpoints)
         if not dry:
             self._resume(accept_changes)
+            check_alike(gather_object([f"step {self.step}, data {self._described_data}, {self._described_networks}"]))
+        self._say_word()
         self.module, self.stepper = self.accelerator.prepare(self.trained, self.optimizer)
         self._asked_to_stop = False
+
+    def _say_word(self) -> None:
+        """How long the domain word's embedding is, because s is to be seen beside it."""
+        domain, length = self.config.domain, self.trained.word_length
+        if self.accelerator.is_main_process:
+            share = domain.scale / length
+            log.info(
+                "The embedding of %r is %.3f long; domain.scale = %g is %.2f of that (the paper's: about 0.26).",
+                domain.word, length, domain.scale, share,
+            )  # fmt: skip
 
     @property
     def last_step(self) -> int:
@@ -165,13 +183,17 @@ class Training:
         batches = micro_batches(self.step, self.last_step, training.batch, training.micro_batch, process, processes)
         if not config.data.cache_features or self.dry:
             pin = self.device.type == "cuda"
-            loader = make_loader(self.data, _Batches(batches), config.data.workers, config.data.prefetch, pin)
+            settings = config.data
+            loader = make_loader(
+                self.data, _Batches(batches), settings.workers, settings.prefetch, pin, training.use_mask
+            )
             return live_inputs(loader, self.extractor)
         folder = Path(config.data.cache_folder or self.folder / "features")
         # Made by the first process, then opened by the others: none may find a file half as long.
         with accelerator.main_process_first():
-            cache = FeatureCache(folder, self.data.rows, self.extractor.key(config, self.data))
-        cache.fill(self.data, self.extractor, training.micro_batch, process, processes)
+            cache = FeatureCache(folder, self.data.rows, self.extractor.key(config, self.data), training.use_mask)
+        cache.fill(self.data, self.extractor, training.micro_batch, process, processes, self.corruption.add)
+        self._share_corruption()
         accelerator.wait_for_everyone()
         cache.check_whole()
         return cached_inputs(cache, self.data, batches, self.device)
@@ -273,6 +295,7 @@ class Training:
             "config": json.loads(json.dumps(to_dict(self.config))),
             "corrupt": self.corruption.state_dict(),
             "data": self._described_data,
+            "networks": self._described_networks,
             "scaler": scaler.state_dict() if scaler is not None else None,
         }
 
@@ -284,6 +307,9 @@ class Training:
         data = found.record.get("data", self._described_data)  # older checkpoints do not say
         if data != self._described_data:
             changes.append(f"the data was {data} and is {self._described_data}")
+        for name, before in found.record.get("networks", {}).items():
+            if before != self._described_networks[name]:
+                changes.append(f"the {name} has other weights than before")
         if changes and not accept_changes:
             raise TrainingError(
                 f"{self.checkpoints.folder} holds a run with other settings or data ({'; '.join(changes)}): set them back, choose"
@@ -309,6 +335,13 @@ class Training:
             raise CheckpointError(
                 f"The checkpoint of step {checkpoint.step} lacks {missing[0]}: delete it, or choose another output.folder."
             )
+        for name, parameter in self.parameters.items():
+            shape = tuple(tensors[f"trained/{name}"].shape)
+            if shape != tuple(parameter.shape):
+                raise CheckpointError(
+                    f"In the checkpoint of step {checkpoint.step} {name} has the shape {shape}, and these settings want"
+                    f" {tuple(parameter.shape)}: set domain and training.offset_form back, or choose another output.folder."
+                )
         for name, parameter in self.parameters.items():
             parameter.copy_(tensors[f"trained/{name}"])
             prefix = f"optimizer/{name}/"
@@ -340,6 +373,20 @@ class Training:
         self._asked_to_stop = True
 
 
+def check_alike(states: Sequence[str]) -> None:
+    """That all processes start from the same point: each reads the checkpoint from its own disk.
+
+    Raises:
+        TrainingError: they do not.
+    """
+    for number, state in enumerate(states):
+        if state != states[0]:
+            raise TrainingError(
+                f"Process {number} would start from another point than process 0 ({state}; {states[0]}): put output.folder,"
+                " the data and both networks where all nodes find the same."
+            )
+
+
 class _Batches:
     """A generator that DataLoader may take as its batch sampler."""
 
@@ -354,4 +401,9 @@ def _accelerator(precision: str) -> Accelerator:
     cpu = not torch.cuda.is_available()
     if cpu and precision == "fp16":
         raise TrainingError("training.precision = 'fp16' needs a GPU, and none was found: set it to 'bf16' or 'fp32'.")
-    return Accelerator(cpu=cpu, mixed_precision={"fp32": "no"}.get(precision, precision))
+    return Accelerator(
+        cpu=cpu,
+        mixed_precision={"fp32": "no"}.get(precision, precision),
+        # Accumulation is done here, by training.micro_batch: its launcher's setting would divide the gradients again.
+        gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
+    )

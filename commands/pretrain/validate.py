@@ -18,10 +18,12 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from e4t_core.clip_backbone import BackboneError
 from e4t_core.unet import WordError
 
 from .config import Config, ConfigError
 from .config_file import load_config
+from .counts import PROMPT_LENGTH
 from .data import TrainingData, open_data
 from .estimate import Estimate, estimate, measured_speed
 from .header import HeaderError
@@ -57,8 +59,11 @@ def validate(config: Config, processes: int = 1) -> Findings:
             f"training.batch = {config.training.batch} cannot be shared evenly by {processes} processes: make it a"
             " multiple."
         )
+    rows = 0
     try:
-        _check_data(config, open_data(config), findings)
+        data = open_data(config)
+        rows = data.rows
+        _check_data(config, data, findings)
     except (DataError, OSError) as error:
         findings.problems.append(str(error))
     try:
@@ -67,7 +72,7 @@ def validate(config: Config, processes: int = 1) -> Findings:
         findings.problems.append(str(error))
     try:
         findings.backbone = check_backbone(config.backbone)
-    except (HeaderError, DataError, OSError) as error:
+    except (BackboneError, HeaderError, DataError, OSError) as error:
         findings.problems.append(str(error))
     if findings.base:
         try:
@@ -76,7 +81,7 @@ def validate(config: Config, processes: int = 1) -> Findings:
             findings.problems.append(str(error))
     if findings.base and findings.backbone:
         findings.estimate = estimate(config, findings.base, findings.backbone)
-        _check_room(config, findings.estimate, findings)
+        _check_room(config, findings.estimate, rows, findings)
     return findings
 
 
@@ -84,7 +89,7 @@ def _check_data(config: Config, data: TrainingData, findings: Findings) -> None:
     epochs = config.training.steps * config.training.batch / data.rows
     findings.notes.append(f"data: {data.rows:,} pictures in {len(data.sources)} source(s), {epochs:.2f} epochs")
     probes = sorted({number * data.rows // PROBES for number in range(PROBES)})
-    corrupt = []
+    corrupt, small = [], 0
     for row in tqdm(probes, desc="reading some pictures", disable=None, leave=False):
         try:
             picture = data.read_row(row)
@@ -94,6 +99,7 @@ def _check_data(config: Config, data: TrainingData, findings: Findings) -> None:
         except ValueError as error:
             findings.problems.append(str(error))
             return
+        small += data.is_enlarged(row)
         if config.training.use_mask and picture.mask is None:
             findings.problems.append(
                 "training.use_mask is true, but the data has no masks: set it to false, or set alpha_mask of sources whose"
@@ -101,6 +107,11 @@ def _check_data(config: Config, data: TrainingData, findings: Findings) -> None:
             )
             return
     findings.notes.append(f"data: {len(probes)} pictures read, {len(corrupt)} corrupt")
+    if small:
+        findings.notes.append(
+            f"data: {small} of these pictures are smaller than domain.image_size = {config.domain.image_size} and are enlarged:"
+            " a domain of blurred pictures draws blurred ones"
+        )
     if len(corrupt) > max(1, config.data.most_corrupt * len(probes)):
         findings.problems.append(
             f"{len(corrupt)} of {len(probes)} pictures that were read are corrupt, the first is {corrupt[0]}: prepare the"
@@ -109,34 +120,64 @@ def _check_data(config: Config, data: TrainingData, findings: Findings) -> None:
 
 
 def _check_word(config: Config) -> None:
-    """The domain word is one token of the base's text encoder; the vocabulary tells it, without the weights."""
+    """The domain word is one token of the base's text encoder, and the prompts of previews fit into it.
+
+    The vocabulary tells it, without the weights.
+    """
     base, word = config.base, config.domain.word
+    prompts = config.output.preview_prompts if config.output.preview_every else ()
     if base.kind == "python":
-        from_factory(base.factory)().text.word(word)
+        text = from_factory(base.factory)().text
+        embedding = text.word(word)[None]
+        for prompt in prompts:
+            text.encode([prompt], embedding)
         return
     from transformers import CLIPTokenizer
 
-    from .clip_text import bundled_tokenizer, only_token
+    from .clip_text import bundled_tokenizer, check_length, only_token
 
     own = Path(base.path) / "tokenizer"
-    only_token(CLIPTokenizer.from_pretrained(own) if own.is_dir() else bundled_tokenizer(base.family), word)
+    tokenizer = CLIPTokenizer.from_pretrained(own) if own.is_dir() else bundled_tokenizer(base.family)
+    only_token(tokenizer, word)
+    for prompt in prompts:
+        check_length(tokenizer, prompt, PROMPT_LENGTH)
 
 
-def _check_room(config: Config, needed: Estimate, findings: Findings) -> None:
-    folder = Path(config.output.folder)
-    place = next((path for path in (folder, *folder.resolve().parents) if path.is_dir()), None)
-    # One more than are kept: a new one is written before the oldest goes.
-    room = needed.checkpoint * (config.output.keep_checkpoints + 1)
+def _check_room(config: Config, needed: Estimate, rows: int, findings: Findings) -> None:
+    """The disk has room for checkpoints and the cache, less what an earlier start of the same run has made."""
+    output, data = config.output, config.data
+    folder = Path(output.folder)
     if folder.exists() and not folder.is_dir():
         findings.problems.append(f"output.folder = {folder} is a file: choose another name.")
-    elif place is None or not os.access(place, os.W_OK):
-        findings.problems.append(f"output.folder = {folder} cannot be made or written to: choose another one.")
-    elif shutil.disk_usage(place).free < room:
+        return
+    # One more than are kept: a new one is written before the oldest goes.
+    made = _size_of(folder / "checkpoints")
+    rooms = [
+        ("output.folder", folder, max(needed.checkpoint * (output.keep_checkpoints + 1) - made, needed.checkpoint))
+    ]
+    if data.cache_features:
+        cache = Path(data.cache_folder or folder / "features")
+        rooms.append(("data.cache_folder", cache, max(needed.cached_row * rows - _size_of(cache), 0)))
+        findings.notes.append(f"cache of features: {needed.cached_row * rows / 1e9:.2f} GB")
+    together: dict[int, int] = {}
+    for setting, path, room in rooms:
+        place = next((parent for parent in (path, *path.resolve().parents) if parent.is_dir()), None)
+        if place is None or not os.access(place, os.W_OK):
+            findings.problems.append(f"{setting} = {path} cannot be made or written to: choose another one.")
+            continue
+        disk = place.stat().st_dev
+        together[disk] = together.get(disk, 0) + room
         free = shutil.disk_usage(place).free
-        findings.problems.append(
-            f"output.folder = {folder} has {free / 1e9:.1f} GB free, but checkpoints need {room / 1e9:.1f} GB: free some,"
-            " or lower output.keep_checkpoints."
-        )
+        if free < together[disk]:
+            findings.problems.append(
+                f"{setting} = {path} has {free / 1e9:.1f} GB free, but checkpoints and cached features there need"
+                f" {together[disk] / 1e9:.1f} GB: free some, lower output.keep_checkpoints, or set data.cache_features to"
+                " false."
+            )
+
+
+def _size_of(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
 def report(findings: Findings, config: Config, speed: float, basis: str, processes: int) -> list[str]:

@@ -41,7 +41,7 @@ def base_shapes() -> dict[str, tuple[int, ...]]:
 
 def backbone_shapes(depth: int = 32, width: int = 1280) -> dict[str, tuple[int, ...]]:
     """A whole open_clip model's vision tower."""
-    shapes = {"visual.conv1.weight": (width, 3, 14, 14), "visual.class_embedding": (width,)}
+    shapes = {"visual.conv1.weight": (width, 3, 14, 14), "visual.positional_embedding": (257, width)}
     for block in range(depth):
         prefix = f"visual.transformer.resblocks.{block}"
         shapes[f"{prefix}.attn.in_proj_weight"] = (3 * width, width)

@@ -237,6 +237,8 @@ def test_a_missing_directory_file_or_offsets_are_named(tmp_path: Path, good: dic
         ('{"domain_embed_scale": 0}', "domain_embed_scale = 0 "),
         ('{"domain_embed_scale": NaN}', "domain_embed_scale = nan "),
         ('{"resolution": 12.5}', "resolution = 12.5 "),
+        (f'{{"resolution": {"9" * 400}}}', "resolution = 99.* must be a whole number above 0"),
+        ("[" * 100_000, "could not be read as JSON"),
         ('{"domain_class_token": 7}', "domain_class_token = 7 .* must be a text"),
         ('{"placeholder_token": " "}', "placeholder_token = ' ' "),
         ('{"unfreeze_clip_vision": "no"}', "unfreeze_clip_vision = 'no' .* must be true or false"),
@@ -258,6 +260,10 @@ def test_a_backbone_of_another_architecture_does_not_go_inside(
 
 
 def test_outputs_that_no_node_would_find_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for target, told in (("a.pt", "must end in .safetensors"), ("none/a.safetensors", "Output folder")):
+    for target, told in (
+        ("models/e4t_domains", "models/e4t_domains does not exist: make it"),
+        ("a.pt", "must end in .safetensors"),
+        ("none/a.safetensors", "Output folder"),
+    ):
         assert main([str(tmp_path), "-o", str(tmp_path / target)]) == 1
         assert told in capsys.readouterr().err

@@ -1,9 +1,12 @@
 """Training data in every layout: the same order for any number of readers, exact resume, corrupt samples."""
 
+import json
 import logging
+import os
 import pickle
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -206,11 +209,71 @@ def test_empty_data_is_refused(layout: str, tmp_path: Path) -> None:
         )
 
 
+def test_links_are_followed_but_not_in_circles(tmp_path: Path) -> None:
+    make_folder(tmp_path / "elsewhere", 5)
+    make_folder(tmp_path / "data", 4)
+    (tmp_path / "data" / "linked").symlink_to(tmp_path / "elsewhere", target_is_directory=True)
+    (tmp_path / "data" / "again").symlink_to(tmp_path / "elsewhere", target_is_directory=True)
+    (tmp_path / "data" / "circle").symlink_to(tmp_path / "data", target_is_directory=True)
+    assert FolderSource(tmp_path / "data").parts == (14,)
+
+
+def test_a_folder_that_cannot_be_read_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_folder(tmp_path / "data", 4)
+    (tmp_path / "data" / "closed").mkdir()
+    scan = os.scandir
+
+    def refuse(path: str) -> Any:
+        if str(path).endswith("closed"):
+            raise PermissionError(13, "Permission denied", path)
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(DataError, match=r"closed cannot be read \(Permission denied\)"):
+        FolderSource(tmp_path / "data")
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_workers_error_is_one_sentence(workers: int, tmp_path: Path) -> None:
+    make_folder(tmp_path / "bad", 4, corrupt=range(4))
+    data = TrainingData([FolderSource(tmp_path / "bad")], [1], SIZE, seed=0)
+    with pytest.raises(DataError, match=r"^100 samples in a row could not be read, .*: prepare the data again\.$"):
+        list(make_loader(data, micro_batches(0, 1, 4, 4), workers))
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_sources_with_and_without_masks_mix_unless_masks_are_wanted(workers: int, tmp_path: Path) -> None:
+    make_folder(tmp_path / "data", 8)
+    sources = [FolderSource(tmp_path / "data"), FolderSource(tmp_path / "data")]
+    sources[1].alpha_mask = True
+    data = TrainingData(sources, [1, 1], SIZE, seed=0)
+    batches = list(make_loader(data, micro_batches(0, 4, 8, 8), workers, masks=False))
+    assert len(batches) == 4 and all(batch.masks is None for batch in batches)
+    with pytest.raises(DataError, match="^Some data sources have masks and some have none: use sources of one sort.$"):
+        list(make_loader(data, micro_batches(0, 4, 8, 8), workers))
+
+
+def test_a_shard_of_garbage_counts_as_corrupt(tmp_path: Path) -> None:
+    make_shards(tmp_path / "data", [30, 30])
+    manifest: dict[str, Any] = {"shards": []}
+    for path in sorted((tmp_path / "data").glob("*.tar")):
+        manifest["shards"].append({"name": path.name, "samples": 30, "bytes": path.stat().st_size})
+    (tmp_path / "data" / "manifest.json").write_text(json.dumps(manifest))
+    path.write_bytes(b"no archive" * 500)
+    data = TrainingData([ShardSource(tmp_path / "data", window=2)], [1], SIZE, seed=0)
+    count = CorruptionCount(data.rows, most=1.0)
+    for batch in run(data, 15):
+        count.add(batch.corrupt)
+    assert len(count.found) >= 20 and all(path.name in text for text in count.found.values())
+
+
 def test_a_parquet_file_without_the_column_says_what_it_has(tmp_path: Path) -> None:
     path = make_parquet(tmp_path / "a.parquet", 4, 2, struct=False)
     assert numbers(ParquetSource(path, 1, "image").read(3, SIZE).image[None]) == [3]
     with pytest.raises(DataError, match=r"no column 'picture'.*image, label"):
         ParquetSource(path, 1, "picture")
+    with pytest.raises(DataError, match=r"Column 'label' of .* holds .*, not the bytes of pictures"):
+        ParquetSource(path, 1, "label")
 
 
 def test_a_batch_that_cannot_be_shared_out_is_refused() -> None:

@@ -109,6 +109,32 @@ def test_an_interrupted_run_goes_on_and_makes_no_shard_twice(tmp_path: Path, mon
     assert not list((tmp_path / "shards").glob("*.part"))
 
 
+def test_mended_pictures_are_taken_in_when_that_is_asked_for(tmp_path: Path) -> None:
+    make_folder(tmp_path / "raw", 20, corrupt=range(8))
+    arguments = ["folder", str(tmp_path / "raw"), str(tmp_path / "shards"), "--per-shard=10", "--seed=3"]
+    assert main(arguments) == 1, "two fifths are corrupt"
+    make_folder(tmp_path / "raw", 20)
+    assert main(arguments) == 1
+    assert main([*arguments, "--retry-corrupt"]) == 0
+    assert json.loads((tmp_path / "shards" / "manifest.json").read_text())["samples"] == 20
+
+
+def test_a_data_set_without_a_whole_picture_says_how_to_go_on(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    make_folder(tmp_path / "raw", 5, corrupt=range(5))
+    arguments = ["folder", str(tmp_path / "raw"), str(tmp_path / "shards")]
+    assert main(arguments) == 1 and "--retry-corrupt" in caplog.text
+    make_folder(tmp_path / "raw", 5)
+    assert main([*arguments, "--retry-corrupt"]) == 0
+
+
+def test_names_with_digits_of_any_sort_are_prepared(tmp_path: Path) -> None:
+    make_folder(tmp_path / "raw", 3)
+    first = next((tmp_path / "raw").rglob("*.png"))
+    first.rename(first.with_name("1²3.png"))
+    assert main(["folder", str(tmp_path / "raw"), str(tmp_path / "shards")]) == 0
+    assert main(["folder", str(tmp_path / "raw"), str(tmp_path / "other"), "--workers=-1"]) == 1
+
+
 def test_a_finished_preparation_is_not_repeated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source, preparation = make_folder(tmp_path / "raw", 12), Preparation("folder", side=32, per_shard=10)
     manifest = prepare(source, tmp_path / "shards", preparation)

@@ -1,9 +1,11 @@
 """``validate``: what is wrong is said before a run starts, all of it, each in one sentence."""
 
+import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
-from layouts import make_folder, make_shards
+from layouts import make_folder, make_shards, picture
 from model_headers import backbone_shapes, base_shapes, write_header
 
 from commands.pretrain.config import Config
@@ -69,6 +71,13 @@ BROKEN = {
     "wrong family": (["base.family=sd2"], "has 1024: correct base.family"),
     "too few blocks": (["backbone.layers=[2, 40]"], "has 32 blocks, but backbone.layers asks for block 40"),
     "wrong width": (["backbone.width=1024"], "has width 1280, but backbone.width = 1024"),
+    "unknown architecture": (["backbone.architecture=ViT-H-41"], "'ViT-H-41' is unknown to the installed open_clip"),
+    "other architecture": (
+        ["backbone.architecture=ViT-g-14", "backbone.width=1280"],
+        "'ViT-g-14' has width 1408, but width 1280",
+    ),
+    "other size of pictures": (["backbone.image_size=336"], "gives 576 patches, but the image backbone"),
+    "a preview's prompt": ([f'output.preview_prompts=["{"very " * 76}{{}}"]'], "is 2 tokens too long: shorten it"),
     "no data": (["data.sources.0.path=nowhere"], "Shard folder nowhere does not exist"),
     "no masks": (["training.use_mask=true"], "the data has no masks"),
     "no folder of diffusers": (["base.kind=diffusers", "base.path=nowhere"], "no diffusers folder"),
@@ -122,6 +131,35 @@ def test_corrupt_pictures_are_seen_before_the_start(place: Path, tmp_path: Path)
     path = (tmp_path / "data").as_posix()
     (problem,) = validate(config_of(place, f'data.sources=[{{kind = "folder", path = "{path}"}}]')).problems
     assert "pictures that were read are corrupt" in problem
+
+
+@pytest.mark.parametrize("made", [0, 3])
+def test_room_is_counted_with_the_cache_and_without_what_is_there(
+    made: int, place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = config_of(place, f'output.folder="{tmp_path.as_posix()}"', "output.keep_checkpoints=3")
+    plain = validate(config).estimate
+    assert plain is not None
+    (tmp_path / "checkpoints").mkdir()
+    for step in range(made):
+        with (tmp_path / "checkpoints" / f"step-{step:08}.safetensors").open("wb") as file:
+            file.truncate(plain.checkpoint)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=int(1.5 * plain.checkpoint)))
+    problems = validate(config).problems
+    assert len(problems) == (0 if made else 1) and all("free some" in problem for problem in problems)
+    cached = config_of(place, f'output.folder="{tmp_path.as_posix()}"', "data.cache_features=true")
+    row = 2 * (4 * 16 * 16 + 16 * 1280)
+    assert f"cache of features: {60 * row / 1e9:.2f} GB" in validate(cached).notes
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=plain.checkpoint + 60 * row - 1))
+    assert any("data.cache_folder" in problem for problem in validate(cached).problems)
+
+
+def test_pictures_that_would_be_enlarged_are_told(place: Path, tmp_path: Path) -> None:
+    assert any("32 of these pictures are smaller" in note for note in validate(config_of(place)).notes)
+    for number in range(4):
+        (tmp_path / f"{number}.png").write_bytes(picture(number, 128, 200))
+    source = f'data.sources=[{{kind = "folder", path = "{tmp_path.as_posix()}"}}]'
+    assert not any("enlarged" in note for note in validate(config_of(place, source)).notes)
 
 
 def test_the_command_ends_with_status_one_at_an_unknown_key(caplog: pytest.LogCaptureFixture) -> None:
