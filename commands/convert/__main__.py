@@ -83,7 +83,7 @@ def convert(directory: Path, output: Path | None, options: Options, overwrite: b
     """
     target = output or Path(f"{directory.resolve().name}{EXTENSION}")
     target = target / f"{directory.resolve().name}{EXTENSION}" if target.is_dir() else target
-    if output is not None and not target.suffix and not target.parent.joinpath(target.name).exists():
+    if output is not None and not target.suffix and not target.exists():
         raise PeerFileError(f"Output folder {target} does not exist: make it, or name a file that ends in {EXTENSION}.")
     if target.suffix != EXTENSION:
         raise PeerFileError(f"Output {target} must end in {EXTENSION}: only such files are found as domains.")
