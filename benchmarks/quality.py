@@ -24,7 +24,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm import tqdm
 
-from e4t_core.presets import MINI
+from e4t_core.presets import MINI, MINI_CAT
 from miniworld.heldout import concept_photo, held_out
 from miniworld.models import load_judges
 
@@ -35,6 +35,7 @@ from .prompts import prompts, targets
 from .quality_report import ArmScores, report
 from .scoring import Target, Visibility, score
 
+SETTINGS = {"face": MINI, "cat": MINI_CAT}
 LOG = Path(__file__).parent / "heldout_runs.jsonl"
 
 
@@ -54,7 +55,8 @@ def picture_folder(split: str, arm: str, changes: dict[str, Any], domain: str = 
         crossed = arm == "crossed"
         weights += [w for of, w in WEIGHTS.items() if (of == domain) != crossed] + ["backbone"]
     decides = json.dumps([
-        weights and host.weights_fingerprint(*weights), asdict(MINI) | changes if arm in LEARNED else {}, asdict(SAMPLING),
+        weights and host.weights_fingerprint(*weights), asdict(SETTINGS[domain]) | changes if arm in LEARNED else {},
+        asdict(SAMPLING),
     ])  # fmt: skip
     key = hashlib.sha256(decides.encode()).hexdigest()[:12]
     place = split if domain == "face" else f"{split}-{domain}"
@@ -122,6 +124,7 @@ def main() -> int:
     parser.add_argument("--steps", type=int, help="tuning steps, in place of the preset's")
     parser.add_argument("--learning-rate", type=float)
     parser.add_argument("--regularization", type=float)
+    parser.add_argument("--mask-threshold", type=float)
     parser.add_argument("--no-unet", action="store_true", help="tune encoder and offsets only")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     options = parser.parse_args()
@@ -132,6 +135,7 @@ def main() -> int:
             ("steps", options.steps),
             ("learning_rate", options.learning_rate),
             ("regularization", options.regularization),
+            ("mask_threshold", options.mask_threshold),
             ("train_unet", False if options.no_unet else None),
         )
         if value is not None

@@ -163,13 +163,14 @@ def mask_weights(masks: Tensor, size: tuple[int, int]) -> Tensor:
     return torch.where(mean > 0, masks / mean.clamp_min(torch.finfo(masks.dtype).tiny), torch.ones_like(masks))
 
 
-def inner_masks(masks: Tensor, size: tuple[int, int]) -> Tensor:
-    """Masks ``(B, 1, H, W)`` at the latent's size ``(B, 1, h, w)``, without the cells along their edges.
+def inner_masks(masks: Tensor, size: tuple[int, int], threshold: float) -> Tensor:
+    """Masks ``(B, 1, H, W)`` at the latent's size ``(B, 1, h, w)``, without cells that they cover by too little.
 
-    A latent cell covers 8 x 8 pixels: on the mask's edge it also holds what was left out (a hat's brim, the background),
-    and a concept would learn that. A cell counts from half covered on, in full where it is fully covered. Coverage is
-    relative to the mask's largest value, so that neither a soft brush nor a small subject leaves nothing to learn from.
+    A latent cell is 8 x 8 pixels: on the mask's edge it also holds what was left out (a hat's brim, the background), and a
+    concept learns that as far as the cell counts. With ``threshold`` t in [0, 1) a cell that is covered by c counts
+    (c - t) / (1 - t), and nothing below t. Coverage is relative to the mask's largest value, so that neither a soft
+    brush nor a small subject leaves nothing to learn from.
     """
     cells = F.interpolate(masks, size=size, mode="bilinear", antialias=True)
     highest = cells.amax(dim=(1, 2, 3), keepdim=True).clamp_min(torch.finfo(masks.dtype).tiny)
-    return (2 * cells / highest - 1).clamp(0)
+    return (cells / highest - threshold).clamp(0) / (1 - threshold)

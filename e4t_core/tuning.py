@@ -167,7 +167,8 @@ class _Tuning:
         self.latents, self.clip_features = private(photos.latents), private(photos.clip_features)
         self.masks = None
         if photos.masks is not None and settings.use_mask:
-            self.masks = inner_masks(private(photos.masks), (self.latents.shape[-2], self.latents.shape[-1]))
+            size = (self.latents.shape[-2], self.latents.shape[-1])
+            self.masks = inner_masks(private(photos.masks), size, settings.mask_threshold)
         self.domain_word_embedding = private(text.word(domain.info.word))
         self.empty = private(text.empty())
         self.templates = templates_of(domain.info.templates)

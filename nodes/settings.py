@@ -86,6 +86,17 @@ class Settings(io.ComfyNode):
                     advanced=True,
                     tooltip="For experiments: no gradients through the pass that looks at the noisy photo (less work per step).",
                 ),
+                io.Float.Input(
+                    "mask_threshold",
+                    default=FACE.mask_threshold,
+                    min=0.0,
+                    max=0.9,
+                    step=0.05,
+                    optional=True,
+                    advanced=True,
+                    tooltip="How much of a latent cell (8 x 8 pixels) the mask must cover before it is learned. Raise it (0.5) if what"
+                    " you left out beside the subject, such as a hat, comes back all the same.",
+                ),
             ],
             outputs=[SettingsIO.Output(display_name="settings")],
         )

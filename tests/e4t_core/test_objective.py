@@ -135,22 +135,22 @@ def test_mask_weights_have_mean_one_per_sample_at_any_size() -> None:
 def test_inner_masks_count_a_cell_from_half_covered_on() -> None:
     masks = torch.zeros(1, 1, 32, 32)
     masks[..., :18] = 1  # cells of 4 columns: four whole ones, then one half covered
-    inner = inner_masks(masks, (8, 8))
+    inner = inner_masks(masks, (8, 8), 0.5)
     assert inner.shape == (1, 1, 8, 8)
     assert inner[..., :3].min() > 0.9999 and inner[..., 5:].max() == 0
     assert inner[..., 3].min() > 0.5 and inner[..., 4].max() < 0.2
-    assert mask_weights(masks, (8, 8))[0, 0, 0, 4] > 0.5
+    assert torch.allclose(mask_weights(inner_masks(masks, (8, 8), 0), (8, 8)), mask_weights(masks, (8, 8)), atol=1e-6)
 
 
 @pytest.mark.parametrize("opacity", [1.0, 0.5, 0.05])
 def test_inner_masks_do_not_depend_on_the_brushs_opacity(opacity: float) -> None:
     masks = torch.zeros(1, 1, 64, 64)
     masks[..., 16:48, 16:48] = 1
-    assert torch.allclose(inner_masks(masks * opacity, (8, 8)), inner_masks(masks, (8, 8)), atol=1e-6)
+    assert torch.allclose(inner_masks(masks * opacity, (8, 8), 0.5), inner_masks(masks, (8, 8), 0.5), atol=1e-6)
 
 
 def test_inner_masks_leave_something_of_a_subject_smaller_than_a_cell_and_nothing_of_none() -> None:
     masks = torch.zeros(2, 1, 64, 64)
     masks[0, 0, 20:22, 20:22] = 1
-    inner = inner_masks(masks, (8, 8))
+    inner = inner_masks(masks, (8, 8), 0.5)
     assert inner[0, 0, 2, 2] > 0.9999 and torch.equal(inner[1], torch.zeros(1, 8, 8))

@@ -175,13 +175,15 @@ def test_only_what_is_switched_on_trains(changes: dict[str, bool]) -> None:
         assert changed == (projections if settings.train_offsets else set())
 
 
-def test_what_a_mask_covers_by_less_than_half_is_not_learned() -> None:
+def test_what_a_mask_covers_by_less_than_the_threshold_is_not_learned() -> None:
     photos = tiny_photos()
     clear, faint, half = (torch.zeros(1, 1, 8, 8) for _ in range(3))
     for mask, edge in ((clear, 0.0), (faint, 0.5), (half, 0.75)):
         mask[..., :4], mask[..., 4] = 1, edge
-    learned = [run(photos=dataclasses.replace(photos, masks=mask)) for mask in (clear, faint, half)]
+    strict = dataclasses.replace(SMOOTH, mask_threshold=0.5)
+    learned = [run(strict, photos=dataclasses.replace(photos, masks=mask)) for mask in (clear, faint, half)]
     assert identical(learned[0], learned[1]) and not identical(learned[0], learned[2])
+    assert not close(run(photos=dataclasses.replace(photos, masks=faint)), learned[1], atol=1e-6)
 
 
 def test_the_mask_counts_unless_switched_off() -> None:
