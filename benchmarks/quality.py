@@ -24,7 +24,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm import tqdm
 
-from e4t_core.presets import MINI, MINI_CAT
+from e4t_core.presets import PRESETS
 from miniworld.heldout import concept_photo, held_out
 from miniworld.models import load_judges
 
@@ -35,7 +35,6 @@ from .prompts import prompts, targets
 from .quality_report import ArmScores, report
 from .scoring import Target, Visibility, score
 
-SETTINGS = {"face": MINI, "cat": MINI_CAT}
 LOG = Path(__file__).parent / "heldout_runs.jsonl"
 
 
@@ -55,7 +54,7 @@ def picture_folder(split: str, arm: str, changes: dict[str, Any], domain: str = 
         crossed = arm == "crossed"
         weights += [w for of, w in WEIGHTS.items() if (of == domain) != crossed] + ["backbone"]
     decides = json.dumps([
-        weights and host.weights_fingerprint(*weights), asdict(SETTINGS[domain]) | changes if arm in LEARNED else {},
+        weights and host.weights_fingerprint(*weights), asdict(PRESETS[f"mini_{domain}"]) | changes if arm in LEARNED else {},
         asdict(SAMPLING),
     ])  # fmt: skip
     key = hashlib.sha256(decides.encode()).hexdigest()[:12]

@@ -100,12 +100,18 @@ CAT = TuningSettings(steps=5, learning_rate=4.8e-5, regularization=1e-4, use_mas
 ART = CAT
 # The mini world's base is small and trained from scratch: an Adam step moves every weight by the rate, so it needs more. Its words
 # lie about one length of the domain word from it; λ is the one of pre-training. Both were chosen on validation faces.
-MINI = TuningSettings(steps=15, learning_rate=1e-4, regularization=1e-4, micro_batch=16)
+MINI_FACE = TuningSettings(steps=15, learning_rate=1e-4, regularization=1e-4, micro_batch=16)
 # What cats wear lies against their fur, so its rim is learned with them and comes back in other pictures. Chosen on validation cats;
 # on validation faces, which show little of that, the same threshold costs likeness.
-MINI_CAT = dataclasses.replace(MINI, mask_threshold=0.5)
+MINI_CAT = dataclasses.replace(MINI_FACE, mask_threshold=0.5)
 
-PRESETS: dict[str, TuningSettings] = {"face": FACE, "cat": CAT, "art": ART, "mini": MINI, "mini_cat": MINI_CAT}
+PRESETS: dict[str, TuningSettings] = {
+    "face": FACE,
+    "cat": CAT,
+    "art": ART,
+    "mini_face": MINI_FACE,
+    "mini_cat": MINI_CAT,
+}
 
 TEMPLATES: dict[str, tuple[str, ...]] = {
     "neutral": (
