@@ -20,7 +20,7 @@ class TuningSettings:
         learning_rate: of AdamW; every step moves every trained weight by about this much.
         regularization: λ, the weight of ``mean ‖E‖²``.
         batch: noise levels of the photo(s) per optimiser step.
-        micro_batch: how many of them pass the UNet at once; changes memory and time, not the result.
+        micro_batch: how many of them pass the UNet at once; changes memory and time, and the result by rounding.
         train_encoder: tune the concept encoder.
         train_offsets: tune the weight offsets.
         train_unet: tune all UNet weights.

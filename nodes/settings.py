@@ -59,7 +59,7 @@ class Settings(io.ComfyNode):
                     default=FACE.micro_batch,
                     min=1,
                     max=256,
-                    tooltip="How many of them are computed at once. Lower needs less memory and changes no result. At most the batch.",
+                    tooltip="How many of them are computed at once. Lower needs less memory and gives nearly the same result. At most the batch.",
                 ),
                 io.Boolean.Input("train_encoder", default=True, tooltip="Tune the concept encoder."),
                 io.Boolean.Input("train_offsets", default=True, tooltip="Tune the domain's weight offsets."),

@@ -201,7 +201,7 @@ def _tune(
 
 
 def _tune_in_memory(settings: TuningSettings, run: Callable[[TuningSettings], Concept]) -> Concept:
-    """Run a tuning; out of memory, once again with half the micro-batch (the same batch, so the same result)."""
+    """Run a tuning; out of memory, once again with half the micro-batch (the same batch, so nearly the same result)."""
     try:
         return run(settings)
     except Exception as error:
