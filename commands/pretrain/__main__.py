@@ -24,10 +24,11 @@ from e4t_core.unet import WordError
 from .checkpoints import CheckpointError
 from .config import ConfigError
 from .config_file import load_config
+from .errors import Stopped, TrainingError
 from .header import HeaderError
 from .pictures import DataError
 from .single_file import BaseModelError
-from .training import Stopped, Training, TrainingError
+from .training import Training
 from .validate import validate
 
 log = logging.getLogger(__name__)

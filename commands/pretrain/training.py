@@ -11,42 +11,36 @@ import json
 import logging
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
-from accelerate.utils import GradientAccumulationPlugin, gather_object
+from accelerate.utils import gather_object
 from torch import Tensor
 
 from e4t_core.fingerprint import fingerprint
 
 from .changes import changes_between
-from .checkpoints import Checkpoint, CheckpointError, Checkpoints
+from .checkpoints import Checkpoint, Checkpoints
 from .config import Config
 from .config_file import to_dict
 from .data import CorruptionCount, make_loader, micro_batches, open_data
 from .domain_file import write_domain
+from .errors import Stopped, TrainingError
 from .features import Extractor, FeatureCache, cached_inputs, live_inputs
 from .journal import Journal
 from .networks import open_backbone, open_base
 from .previews import Previews
+from .processes import check_alike, open_accelerator
+from .state_tensors import restore_tensors, state_tensors
 from .stop_signals import stop_signals
 from .trained import Average, Inputs, Trained, not_finite
 
 log = logging.getLogger(__name__)
 DRY_STEPS = 3
 TERMS = ("diffusion", "word offset")
-
-
-class TrainingError(RuntimeError):
-    """A run that cannot go on; the message is one sentence that says why and what to do."""
-
-
-class Stopped(Exception):
-    """The run was asked to stop (Ctrl-C) and has saved where it is; the message says so."""
 
 
 class Training:
@@ -65,7 +59,7 @@ class Training:
     def __init__(self, config: Config, accept_changes: bool = False, dry: bool = False) -> None:
         self.config, self.dry = config, dry
         training = config.training
-        self.accelerator = _accelerator(training.precision)
+        self.accelerator = open_accelerator(training.precision)
         self.device = self.accelerator.device
         self.data = open_data(config)
         self.corruption = CorruptionCount(self.data.rows, config.data.most_corrupt)
@@ -278,16 +272,9 @@ class Training:
         if bad:
             raise self._diverged(self.step, f"{bad} became NaN or infinite")
         if self.accelerator.is_main_process:
-            self.checkpoints.save(self.step, self._tensors(), self._record())
+            tensors = state_tensors(self.parameters, self.average, self.optimizer)
+            self.checkpoints.save(self.step, tensors, self._record())
         self.accelerator.wait_for_everyone()
-
-    def _tensors(self) -> dict[str, Tensor]:
-        tensors: dict[str, Tensor] = {f"trained/{name}": value for name, value in self.parameters.items()}
-        tensors |= {f"average/{name}": value for name, value in self.average.state.items()}
-        for name, parameter in self.parameters.items():
-            for key, value in self.optimizer.state[parameter].items():
-                tensors[f"optimizer/{name}/{key}"] = value
-        return tensors
 
     def _record(self) -> dict[str, Any]:
         scaler = self.accelerator.scaler
@@ -326,33 +313,8 @@ class Training:
         if self.accelerator.is_main_process:
             log.info("Going on after step %d of %d.", self.step, self.last_step)
 
-    @torch.no_grad()
     def _restore(self, checkpoint: Checkpoint) -> None:
-        tensors = checkpoint.tensors
-        expected = {f"trained/{name}" for name in self.parameters} | {f"average/{n}" for n in self.average.state}
-        missing = sorted(expected - tensors.keys())
-        if missing:
-            raise CheckpointError(
-                f"The checkpoint of step {checkpoint.step} lacks {missing[0]}: delete it, or choose another output.folder."
-            )
-        for name, parameter in self.parameters.items():
-            shape = tuple(tensors[f"trained/{name}"].shape)
-            if shape != tuple(parameter.shape):
-                raise CheckpointError(
-                    f"In the checkpoint of step {checkpoint.step} {name} has the shape {shape}, and these settings want"
-                    f" {tuple(parameter.shape)}: set domain and training.offset_form back, or choose another output.folder."
-                )
-        for name, parameter in self.parameters.items():
-            parameter.copy_(tensors[f"trained/{name}"])
-            prefix = f"optimizer/{name}/"
-            state = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
-            self.optimizer.state[parameter] = {
-                # AdamW counts its steps on the CPU.
-                key: value.clone() if key == "step" else value.to(self.device, copy=True)
-                for key, value in state.items()
-            }
-        for name, average in self.average.state.items():
-            average.copy_(tensors[f"average/{name}"])
+        restore_tensors(checkpoint, self.parameters, self.average, self.optimizer)
         self.corruption.load_state_dict(checkpoint.record["corrupt"])
         if self.accelerator.scaler is not None and checkpoint.record["scaler"] is not None:
             self.accelerator.scaler.load_state_dict(checkpoint.record["scaler"])
@@ -373,20 +335,6 @@ class Training:
         self._asked_to_stop = True
 
 
-def check_alike(states: Sequence[str]) -> None:
-    """That all processes start from the same point: each reads the checkpoint from its own disk.
-
-    Raises:
-        TrainingError: they do not.
-    """
-    for number, state in enumerate(states):
-        if state != states[0]:
-            raise TrainingError(
-                f"Process {number} would start from another point than process 0 ({state}; {states[0]}): put output.folder,"
-                " the data and both networks where all nodes find the same."
-            )
-
-
 class _Batches:
     """A generator that DataLoader may take as its batch sampler."""
 
@@ -395,15 +343,3 @@ class _Batches:
 
     def __iter__(self) -> Iterator[list[int]]:
         return self._batches
-
-
-def _accelerator(precision: str) -> Accelerator:
-    cpu = not torch.cuda.is_available()
-    if cpu and precision == "fp16":
-        raise TrainingError("training.precision = 'fp16' needs a GPU, and none was found: set it to 'bf16' or 'fp32'.")
-    return Accelerator(
-        cpu=cpu,
-        mixed_precision={"fp32": "no"}.get(precision, precision),
-        # Accumulation is done here, by training.micro_batch: its launcher's setting would divide the gradients again.
-        gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
-    )

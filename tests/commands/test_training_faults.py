@@ -19,9 +19,10 @@ from training_runs import losses, start, train, wait_for_steps
 
 from commands.pretrain.__main__ import STOPPED, main
 from commands.pretrain.checkpoints import CheckpointError
+from commands.pretrain.errors import Stopped, TrainingError
 from commands.pretrain.features import FeatureCache
 from commands.pretrain.pictures import DataError
-from commands.pretrain.training import Stopped, Training, TrainingError
+from commands.pretrain.training import Training
 from e4t_core.fingerprint import fingerprint
 
 pytestmark = pytest.mark.usefixtures("fresh_accelerate")

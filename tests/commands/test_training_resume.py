@@ -18,10 +18,12 @@ from training_runs import losses, same, train
 
 from commands.pretrain import __main__ as command
 from commands.pretrain.checkpoints import CheckpointError
+from commands.pretrain.errors import TrainingError
 from commands.pretrain.features import FeatureCache
 from commands.pretrain.journal import Journal
 from commands.pretrain.pictures import DataError
-from commands.pretrain.training import Training, TrainingError, check_alike
+from commands.pretrain.processes import check_alike
+from commands.pretrain.training import Training
 
 
 def test_processes_that_would_start_apart_stop() -> None:
