@@ -7,6 +7,7 @@ from comfy_api.latest import io
 from ..e4t_core.presets import FACE, TuningSettings
 
 SettingsIO = io.Custom("E4T_SETTINGS")
+BELOW_ONE = 0.999999
 
 
 class Settings(io.ComfyNode):
@@ -97,6 +98,16 @@ class Settings(io.ComfyNode):
                     tooltip="How much of a latent cell (8 x 8 pixels) the mask must cover before it is learned. Raise it (0.5) if what"
                     " you left out beside the subject, such as a hat, comes back all the same.",
                 ),
+                _advanced(
+                    "weight_decay", FACE.weight_decay, 1.0, 0.001, "AdamW: pull of every trained weight to zero."
+                ),
+                _advanced(
+                    "beta1", FACE.betas[0], BELOW_ONE, 0.001, "AdamW: how long a gradient's direction is remembered."
+                ),
+                _advanced(
+                    "beta2", FACE.betas[1], BELOW_ONE, 0.0001, "AdamW: how long a gradient's size is remembered."
+                ),
+                _advanced("eps", FACE.eps, 1.0, 1e-8, "AdamW: gradients much smaller than this move a weight by less."),
             ],
             outputs=[SettingsIO.Output(display_name="settings")],
         )
@@ -104,4 +115,21 @@ class Settings(io.ComfyNode):
     @classmethod
     def execute(cls, **values: float | bool) -> io.NodeOutput:
         values["micro_batch"] = min(values["micro_batch"], values["batch"])
-        return io.NodeOutput(TuningSettings(**values))
+        # Not sent by workflows from before they were there.
+        betas = (values.pop("beta1", FACE.betas[0]), values.pop("beta2", FACE.betas[1]))
+        return io.NodeOutput(TuningSettings(betas=betas, **values))
+
+
+def _advanced(name: str, default: float, highest: float, step: float, tooltip: str) -> io.Input:
+    """A number that hides behind "advanced", and that workflows from before it was there need not send."""
+    return io.Float.Input(
+        name,
+        default=default,
+        min=0.0,
+        max=highest,
+        step=step,
+        round=False,
+        optional=True,
+        advanced=True,
+        tooltip=tooltip,
+    )

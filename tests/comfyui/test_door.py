@@ -72,3 +72,26 @@ def test_the_door_is_small_and_opens_without_comfyui():
         "assert not hasattr(m, 'comfy_entrypoint')"
     )
     subprocess.run([sys.executable, "-I", "-c", script], check=True, cwd="/")
+
+
+def test_the_settings_node_offers_every_setting_of_tuning(listed):
+    """With nothing changed it gives the face preset; each value that is set arrives."""
+    inputs = listed["E4TSettings"].INPUT_TYPES()
+    shown = {name: declared[1] for kind in inputs.values() for name, declared in kind.items()}
+    defaults = {name: options["default"] for name, options in shown.items()}
+    presets = sys.modules["e4t_pack.e4t_core.presets"]
+    assert listed["E4TSettings"].execute(**defaults).args[0] == presets.FACE
+    reached = set()
+    for name, options in shown.items():
+        value = not defaults[name] if isinstance(defaults[name], bool) else options["min"] + 2 * options.get("step", 1)
+        other = listed["E4TSettings"].execute(**{**defaults, name: value}).args[0]
+        changed = {field for field in vars(other) if getattr(other, field) != getattr(presets.FACE, field)}
+        assert changed, name
+        reached |= changed
+    assert reached == set(vars(presets.FACE))
+
+
+def test_a_workflow_from_before_the_optional_settings_still_runs(listed):
+    inputs = listed["E4TSettings"].INPUT_TYPES()
+    required = {name: declared[1]["default"] for name, declared in inputs["required"].items()}
+    assert listed["E4TSettings"].execute(**required).args[0] == sys.modules["e4t_pack.e4t_core.presets"].FACE
