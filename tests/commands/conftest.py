@@ -23,8 +23,9 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def fresh_accelerate() -> Iterator[None]:
-    """accelerate keeps its state for the process: the next run in it needs a new one."""
-    yield
+    """accelerate keeps its state for the process: a run needs a new one, and must not leave its own to the next."""
     from accelerate.state import AcceleratorState
 
+    AcceleratorState._reset_state(reset_partial_state=True)
+    yield
     AcceleratorState._reset_state(reset_partial_state=True)
