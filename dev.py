@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Everything that is done with a clone of this repository, on Linux, macOS and Windows, with Python 3.10 or newer.
+"""Everything that is done with a clone of this repository, on Linux, macOS and Windows, with Python 3.11 or newer.
 
     python3 dev.py demo            one photo becomes a word in a real ComfyUI; writes a contact sheet
     python3 dev.py serve           the same ComfyUI with this pack and the mini world, for you to click in
@@ -7,7 +7,7 @@
     python3 dev.py train WHAT ...  one of the mini world's trainings (python -m miniworld.train WHAT ...)
     python3 dev.py bench WHAT ...  one of the benchmarks (python -m benchmarks.WHAT ...)
 
-The first call makes .venv and installs what is needed (about 7 GB on Linux); later calls redo nothing. A ComfyUI is
+The first call makes .venv and installs what is needed (about 8 GB on Linux); later calls redo nothing. A ComfyUI is
 taken from COMFYUI_PATH, from around this folder if it lies in a ComfyUI's custom_nodes, or fetched. Everything made
 lies in .venv and .dev inside this folder; delete both to start afresh.
 """

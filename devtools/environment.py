@@ -12,7 +12,7 @@ from pathlib import Path
 from .console import Failure, run_quietly, step
 from .places import LOGS, REPOSITORY, VENV, venv_python
 
-OLDEST_PYTHON = (3, 10)
+OLDEST_PYTHON = (3, 11)
 NEEDED_GIB = 10
 """Disk space of a full installation on Linux, where torch brings its CUDA libraries (7 GB), with some room."""
 REQUIREMENTS = REPOSITORY / "requirements-dev.txt"
@@ -23,7 +23,7 @@ def check_python() -> None:
     """Raises: Failure if this Python is too old or cannot make virtual environments."""
     if sys.version_info < OLDEST_PYTHON:
         found = ".".join(map(str, sys.version_info[:3]))
-        raise Failure(f"This is Python {found} ({sys.executable}); run dev.py with Python 3.10 or newer.")
+        raise Failure(f"This is Python {found} ({sys.executable}); run dev.py with Python 3.11 or newer.")
     if importlib.util.find_spec("ensurepip") is None:
         raise Failure(
             f"This Python ({sys.executable}) has no ensurepip module, so it cannot make a virtual environment; "

@@ -68,6 +68,10 @@ def build_vision_tower(info: BackboneInfo) -> nn.Module:
             " 'pip install open_clip_torch' in ComfyUI's Python, or use a domain that reads a stock CLIP_VISION model."
         ) from error
     config = _config(info.architecture, open_clip.get_model_config)
+    described = config.get("vision_cfg") if isinstance(config, dict) else None
+    if isinstance(described, dict) and described.get("timm_model_name"):
+        # Before it is built: timm would fetch weights if the description says so.
+        raise BackboneError(_not_plain(info))
     try:
         vision = dict(config["vision_cfg"])
         tower = _build_vision_tower(int(config["embed_dim"]), CLIPVisionCfg(**vision), config.get("quick_gelu", False))
@@ -98,7 +102,8 @@ def _config(architecture: str, known: Any) -> dict[str, Any]:
             raise BackboneError(
                 f"The description of the image backbone is no JSON ({error}): make the domain file again."
             ) from error
-    config = known(architecture)
+    # With a scheme ("hf-hub:", "local-dir:") open_clip would go where a domain file sends it.
+    config = None if ":" in architecture else known(architecture)
     if config is None:
         raise BackboneError(
             f"The image backbone {architecture!r} is unknown to the installed open_clip: update open_clip_torch."
@@ -109,11 +114,15 @@ def _config(architecture: str, known: Any) -> dict[str, Any]:
 def _blocks(tower: nn.Module, info: BackboneInfo) -> nn.ModuleList:
     blocks = getattr(getattr(tower, "transformer", None), "resblocks", None)
     if not isinstance(blocks, nn.ModuleList) or not isinstance(getattr(tower, "conv1", None), nn.Conv2d):
-        raise BackboneError(
-            f"The image backbone {info.architecture!r} is no plain vision transformer, so it has no [CLS] vector per"
-            " block: choose a ViT of open_clip."
-        )
+        raise BackboneError(_not_plain(info))
     return blocks
+
+
+def _not_plain(info: BackboneInfo) -> str:
+    return (
+        f"The image backbone {info.architecture!r} is no plain vision transformer, so it has no [CLS] vector per block:"
+        " choose a ViT of open_clip."
+    )
 
 
 def read_backbone_weights(path: str | os.PathLike[str], info: BackboneInfo | None = None) -> dict[str, Tensor]:

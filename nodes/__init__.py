@@ -10,7 +10,7 @@ except ImportError as error:
     ) from error
 
 from .host.compatibility import check_comfyui
-from .host.model_folders import register_folders
+from .host.model_folders import make_folder, register_folders
 
 check_comfyui()
 
@@ -24,6 +24,7 @@ class E4TExtension(ComfyExtension):
 
     async def on_load(self) -> None:
         register_folders()
+        make_folder()
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         return [LoadDomain, Personalize, Settings]

@@ -38,7 +38,7 @@ def image_features(domain: Domain, clip_vision: comfy.clip_vision.ClipVisionMode
         raise BackboneError(
             f"Domain {domain.info.name!r} reads the image backbone {info.architecture} {info.pretrained}, which is not in"
             " its file: wire a CLIP_VISION model (Load CLIP Vision, e.g. CLIP-ViT-H-14-laion2B-s32B-b79K.safetensors in"
-            f" models/clip_vision{f', from {source}' if source else ''}) into E4T Load Domain."
+            f" models/clip_vision{f', from {source}' if source else ''}) into Load E4T Domain."
         )
     _check_fits(domain.info.name, info, clip_vision)
     return stock_features(info, clip_vision, pictures)

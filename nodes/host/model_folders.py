@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 from pathlib import Path
@@ -23,6 +24,12 @@ def register_folders() -> None:
     # A YAML entry makes the key with an empty set of extensions, which would list every file.
     paths, _ = folder_paths.folder_names_and_paths[DOMAINS]
     folder_paths.folder_names_and_paths[DOMAINS] = (paths, {EXTENSION})
+
+
+def make_folder() -> None:
+    """Make ``models/e4t_domains``, so that there is a place to put a file; where that cannot be, its absence is told later."""
+    with contextlib.suppress(OSError):
+        os.makedirs(os.path.join(folder_paths.models_dir, DOMAINS), exist_ok=True)
 
 
 def domain_names() -> list[str]:

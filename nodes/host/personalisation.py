@@ -94,7 +94,7 @@ def personalise(request: Request, store: ResultStore) -> ConceptParts:
     )
     progress = Progress(prepared.images)
     progress.show_photos()
-    notes = [prepared.note] if prepared.note else []
+    notes = [note for note in (prepared.note, *_about_settings(settings, domain, request.masks)) if note]
     if request.model.injections or request.clip.patcher.injections:
         notes.append(BYPASSED)
         logger.warning("E4T: %s", BYPASSED)
@@ -115,6 +115,24 @@ def personalise(request: Request, store: ResultStore) -> ConceptParts:
     # What is learned is stored by content: how it is called and how it is sampled are this request's.
     concept = dataclasses.replace(parts.concept, word=request.word, settings=settings)
     return dataclasses.replace(parts, concept=concept)
+
+
+def _about_settings(settings: TuningSettings, domain: Domain, masks: Tensor | None) -> list[str]:
+    """What the settings do that a person may not expect."""
+    notes = []
+    preset, mine = dataclasses.asdict(domain.info.preset), dataclasses.asdict(settings)
+    others = [f"{name} {_shown(mine[name])} ({_shown(preset[name])})" for name in mine if mine[name] != preset[name]]
+    if others:
+        notes.append(f"E4T Settings instead of the domain's preset (in brackets): {', '.join(others)}.")
+    if masks is not None and not settings.use_mask and settings.steps > 0:
+        notes.append("The mask decides the crop only: use_mask is off, so all of the crop is learned.")
+    return notes
+
+
+def _shown(value: object) -> str:
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _key(request: Request, settings: TuningSettings) -> str:

@@ -62,6 +62,30 @@ def test_the_node_says_what_became_of_the_photo_and_forgets_old_notes(run, monke
     assert "S* was learned before" in shown[-1]
 
 
+def test_the_node_says_which_settings_are_not_the_preset_s(run, monkeypatch):
+    from e4t_pack.nodes.host import personalisation
+
+    shown = []
+    monkeypatch.setattr(personalisation, "show_text", shown.append)
+    run(settings=dataclasses.replace(QUICK, steps=1, learning_rate=2e-5, train_unet=not QUICK.train_unet))
+    assert "instead of the domain's preset" in shown[-1] and "learning_rate 2e-05 (" in shown[-1]
+    assert f"train_unet {'off (on)' if QUICK.train_unet else 'on (off)'}" in shown[-1]
+    run(settings=None)
+    assert "preset" not in shown[-1]
+
+
+def test_the_node_says_when_a_mask_only_decides_the_crop(run, monkeypatch):
+    from e4t_pack.nodes.host import personalisation
+
+    shown = []
+    monkeypatch.setattr(personalisation, "show_text", shown.append)
+    mask = torch.ones((1, 64, 64))
+    run(mask=mask, settings=dataclasses.replace(QUICK, use_mask=False))
+    assert "mask decides the crop only" in shown[-1]
+    run(mask=mask, settings=dataclasses.replace(QUICK, use_mask=True))
+    assert "crop only" not in shown[-1]
+
+
 def test_a_bypass_lora_is_told_of_because_tuning_does_not_see_it(run, base, caplog):
     model = base[0].clone()
     model.set_injections("bypass_lora", [PatcherInjection(lambda _: None, lambda _: None)])

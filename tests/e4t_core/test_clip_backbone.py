@@ -98,6 +98,32 @@ def test_a_tower_that_cannot_be_built_is_explained(changes: dict[str, object], t
         build_vision_tower(dataclasses.replace(INFO, **changes))  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize(
+    "architecture",
+    [
+        "hf-hub:somebody/something",
+        "local-dir:/etc",
+        json.dumps({"embed_dim": 4, "vision_cfg": VISION | {"timm_model_name": "vit_tiny_patch16_224"}}),
+        json.dumps({"embed_dim": 4, "vision_cfg": {"timm_model_name": "resnet18", "timm_model_pretrained": True}}),
+    ],
+)
+def test_a_domain_file_sends_nobody_to_the_network_or_to_other_files(
+    architecture: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import socket
+
+    import open_clip.factory
+    import open_clip.model
+
+    asked: list[object] = []
+    monkeypatch.setattr(socket.socket, "connect", lambda _, where: asked.append(where))
+    monkeypatch.setattr(open_clip.factory, "_get_hf_config", lambda *where, **_: asked.append(where))
+    monkeypatch.setattr(open_clip.model, "TimmModel", lambda *where, **_: asked.append(where))
+    with pytest.raises(BackboneError, match=r"unknown to the installed open_clip|no plain vision transformer"):
+        build_vision_tower(dataclasses.replace(INFO, architecture=architecture))
+    assert asked == []
+
+
 def test_weights_that_do_not_fit_are_explained(tower: torch.nn.Module) -> None:
     state = tower.state_dict()
     del state["proj"]
