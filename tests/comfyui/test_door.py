@@ -95,3 +95,17 @@ def test_a_workflow_from_before_the_optional_settings_still_runs(listed):
     inputs = listed["E4TSettings"].INPUT_TYPES()
     required = {name: declared[1]["default"] for name, declared in inputs["required"].items()}
     assert listed["E4TSettings"].execute(**required).args[0] == sys.modules["e4t_pack.e4t_core.presets"].FACE
+
+
+def test_there_is_a_folder_to_put_domain_files_into(tmp_path, monkeypatch):
+    import folder_paths
+    from e4t_pack.nodes.host.model_folders import make_folder
+
+    monkeypatch.setattr(folder_paths, "models_dir", str(tmp_path / "models"))
+    make_folder()
+    make_folder()
+    assert (tmp_path / "models" / "e4t_domains").is_dir()
+    # Where nothing can be made, ComfyUI starts all the same.
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(folder_paths, "models_dir", str(tmp_path / "file"))
+    make_folder()
