@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import threading
 import time
@@ -63,9 +64,7 @@ def test_an_unrelated_workflow_in_between_does_not_cost_a_tuning(client: Client,
 def test_a_concept_outlives_what_comfyui_forgets(client: Client, workflow: MakeWorkflow) -> None:
     mine = workflow(E4TPersonalize={"seed": 107})
     assert tuning_steps(succeeded(client.run(mine))) > 0
-    client.post("/free", {"unload_models": True, "free_memory": True})
-    time.sleep(1)  # its worker looks at the flags when it wakes, or before the next workflow but one
-    succeeded(client.run(UNRELATED))
+    _forget(client)
     again = succeeded(client.run(mine))
     assert "S* was learned before" in again.texts[PERSONALIZE][-1], "the node did not run, so this proves nothing"
     assert tuning_steps(again) == 0
@@ -103,6 +102,29 @@ def test_an_interrupt_ends_a_tuning_soon_and_the_next_run_is_sound(client: Clien
     assert tuning_steps(succeeded(client.run(workflow(E4TPersonalize={"seed": 106})))) > 0
 
 
+def test_an_interrupt_while_sampling_leaves_word_and_base_as_they_were(client: Client, workflow: MakeWorkflow) -> None:
+    mine = workflow(E4TPersonalize={"seed": 108})
+    before = _pixels(client.view(succeeded(client.run(mine)).outputs["10"]["images"][0]))
+    sampler = next(number for number, node in mine.items() if node["class_type"] == "KSampler")
+    long = copy.deepcopy(mine)
+    long[sampler]["inputs"] |= {"steps": 1000}
+    cancelled: list[str] = []
+
+    def cancel_at_the_third_step(node: str, value: float, maximum: float) -> None:
+        if node == sampler and value >= 3 and not cancelled:
+            cancelled.append(node)
+            threading.Thread(target=client.interrupt).start()
+
+    run = client.run(long, cancel_at_the_third_step)
+    assert run.status == "interrupted"
+    assert run.progress[sampler][-1][0] < 1000
+    _forget(client)
+    again = succeeded(client.run({**mine, "10": _preview(mine["10"])}))
+    assert tuning_steps(again) == 0
+    assert sampler in again.progress, "it was not drawn again, so this proves nothing"
+    assert _pixels(client.view(again.outputs["10"]["images"][0])) == before
+
+
 @pytest.mark.parametrize(
     ("changes", "node", "sentence"),
     [
@@ -134,6 +156,13 @@ def test_what_only_shows_while_it_runs_is_one_sentence_in_the_execution_error(
     assert run.status == "error"
     assert run.error["node_type"] == "E4TPersonalize"
     assert "S*" in run.error["exception_message"]
+
+
+def _forget(client: Client) -> None:
+    """ComfyUI forgets what its nodes gave; the pack's own store stays."""
+    client.post("/free", {"unload_models": True, "free_memory": True})
+    time.sleep(1)  # its worker looks at the flags when it wakes, or before the next workflow but one
+    succeeded(client.run(UNRELATED))
 
 
 def _preview(save: dict[str, object]) -> dict[str, object]:
