@@ -12,9 +12,9 @@ A micro-batch changes in which order sums are made, nothing else. The two tolera
   is nearly the SIGN of the gradient, so the few weights whose gradient is smaller than its rounding go the other way.
   0.01 of what the step moved is above that, and far below what a wrong weighting of micro-batches would give; a test
   holds it too.
-* All steps: each later step amplifies the difference, about tenfold at first with the mini domain's rate, until it is of
-  the size of what single steps overshoot by. (A sixth of the rate, or a larger ``eps`` of AdamW, only delay that.) No
-  order of sums is the right one then, just as no seed is; so it must stay below a third of what another seed changes.
+* All steps: at most 0.05 of what tuning changed, set before it was measured. It is NOT met: later steps start from
+  slightly other weights and amplify the difference. The table's row "another seed" says how much chance there is in any
+  one tuning.
 
 Weights are no measure: where a gradient is near zero, its sign says nothing of the picture. Predictions do.
 """
@@ -36,7 +36,7 @@ from .report import gate, table
 
 PROBES, AT_ONCE = 64, 8
 ONE_STEP = 0.01  # of what the step moved
-ALL_STEPS = 1 / 3  # of what another seed changes
+ALL_STEPS = 0.05  # of what tuning moved
 TEMPLATE = "a photo of {}"
 
 
@@ -167,8 +167,8 @@ def main() -> int:
         share = _rms_difference(found[f"{name}, one step"], one) / _rms_difference(one, found[untuned])
         met.append(gate(f"{name}, one step: predictions differ, of what it moved", share, most=ONE_STEP))
     for name in (few, single):
-        share = _rms_difference(found[name], found[first]) / _rms_difference(found[seed], found[first])
-        met.append(gate(f"{name}: predictions differ, of what another seed changes", share, most=ALL_STEPS))
+        share = _rms_difference(found[name], found[first]) / _rms_difference(found[first], found[untuned])
+        met.append(gate(f"{name}: predictions differ, of what tuning moved", share, most=ALL_STEPS))
     return 0 if all(met) else 1
 
 
