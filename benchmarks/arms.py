@@ -17,12 +17,13 @@ from torch import Tensor
 from miniworld.attributes import DOMAINS, Identity, Scene
 from miniworld.captions import subject_phrases
 from miniworld.concept_photos import CHUNK, CONCEPTS, subject_masks, training_identities
+from miniworld.heldout import concept_photo, held_out
 from miniworld.judge_pairs import reconstruct
 from miniworld.models import load_vae
 from miniworld.renderer import render
 
 from . import host
-from .prompts import Prompt, seed_of
+from .prompts import Prompt, prompts, seed_of
 
 WORD = "S*"
 SAMPLING = host.SECOND_ORDER
@@ -30,6 +31,7 @@ STORE_BYTES = 500_000_000
 RENDERED = ("other", "nearest", "render", "vae")
 PROMPTED = ("coarse", "oracle")
 LEARNED = ("encoder", "static", "e4t", "e4t mask", "crossed")
+UNMASKED = ("static", "e4t")  # tuned, and no mask is given
 WEIGHTS = {"face": "faces", "cat": "cats"}
 ARMS = {
     "other": "a rendering of another identity",
@@ -38,8 +40,8 @@ ARMS = {
     "oracle": "all named attributes in words",
     "encoder": "E4T's encoder without tuning",
     "static": "E4T's static word on the untouched base",
-    "e4t": "E4T",
-    "e4t mask": "E4T with a mask of the subject, without background and accessory",
+    "e4t": "E4T with the photo alone: it finds the subject by itself",
+    "e4t mask": "E4T with an exact mask of the subject, without background and accessory",
     "crossed": "E4T with the other domain's file, and with a mask",
     "vae": "ceiling: the VAE's reconstruction of the real rendering",
     "render": "ceiling: the real rendering",
@@ -185,3 +187,12 @@ def subjects(people: Sequence[tuple[Identity, Scene, Tensor, tuple[Prompt, ...]]
         Subject(number, identity, scene, photo, people[(number + step) % count][0], asked)
         for number, (identity, scene, photo, asked) in enumerate(people)
     ]
+
+
+def load_subjects(split: str, count: int, domain: str = "face") -> list[Subject]:
+    """The first individuals of a split ("held-out" or "validation"), their concept photos and prompts."""
+    people = []
+    for number, identity in enumerate(held_out(domain, split, count)):
+        scene, photo = concept_photo(identity)
+        people.append((identity, scene, photo, prompts(scene, number)))
+    return subjects(people)

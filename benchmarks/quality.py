@@ -15,59 +15,23 @@ import argparse
 import hashlib
 import json
 import time
-from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm import tqdm
 
-from e4t_core.presets import PRESETS
-from miniworld.heldout import concept_photo, held_out
 from miniworld.models import load_judges
 
 from . import host
-from .arms import ARMS, LEARNED, SAMPLING, WEIGHTS, Drawer, Subject, subjects
-from .picture_cache import cached
-from .prompts import prompts, targets
+from .arms import ARMS, WEIGHTS
+from .pictures import Drawing, Painter, draw_missing
+from .prompts import targets
 from .quality_report import ArmScores, report
 from .scoring import Target, Visibility, score
 
 LOG = Path(__file__).parent / "heldout_runs.jsonl"
-
-
-def load_subjects(split: str, count: int, domain: str = "face") -> list[Subject]:
-    """The individuals, their concept photos and prompts."""
-    people = []
-    for number, identity in enumerate(held_out(domain, split, count)):
-        scene, photo = concept_photo(identity)
-        people.append((identity, scene, photo, prompts(scene, number)))
-    return subjects(people)
-
-
-def picture_folder(split: str, arm: str, changes: dict[str, Any], domain: str = "face") -> Path:
-    """Where an arm's pictures lie: named by all that decides them but the code and the domain's config."""
-    weights = [] if arm in ("other", "render", "nearest") else ["base", "text", "vae"] if arm != "vae" else ["vae"]
-    if arm in LEARNED:
-        crossed = arm == "crossed"
-        weights += [w for of, w in WEIGHTS.items() if (of == domain) != crossed] + ["backbone"]
-    decides = json.dumps([
-        weights and host.weights_fingerprint(*weights), asdict(PRESETS[f"mini_{domain}"]) | changes if arm in LEARNED else {},
-        asdict(SAMPLING),
-    ])  # fmt: skip
-    key = hashlib.sha256(decides.encode()).hexdigest()[:12]
-    place = split if domain == "face" else f"{split}-{domain}"
-    return host.ROOT / "runs" / "quality" / place / f"{arm.replace(' ', '_')}-{key}"
-
-
-def picture_file(split: str, arm: str, changes: dict[str, Any], person: Subject, draws: int) -> Path:
-    """Where one individual's pictures of an arm lie; the noise depends on its number, "other" on who stands in."""
-    who = hashlib.sha256(person.identity.order() + person.other.order() * (arm == "other")).hexdigest()[:16]
-    return (
-        picture_folder(split, arm, changes, person.identity.domain) / f"{person.number:02d}-{who}-{draws}.safetensors"
-    )
 
 
 def kept_visibility(split: str, wanted: list[Target]) -> Visibility:
@@ -80,24 +44,22 @@ def kept_visibility(split: str, wanted: list[Target]) -> Visibility:
     return Visibility(load_file(path))
 
 
-def measure(
-    split: str, people: list[Subject], arms: list[str], draws: int, changes: dict[str, Any]
-) -> dict[str, dict[str, ArmScores]]:
+def measure(drawing: Drawing) -> dict[str, dict[str, ArmScores]]:
     """judge -> arm -> scores, drawing what is not there yet."""
-    drawer, judges = Drawer(draws, changes, people[0].identity.domain), load_judges()
+    painter, judges = Painter(drawing), load_judges()
+    people, draws = painter.people, drawing.draws
     strangers = [p.identity for p in people]
     wanted = [t for p in people for t in targets(p.identity, p.prompts) for _ in range(draws)]
-    seen = kept_visibility(split, wanted)
+    seen = kept_visibility(drawing.split, wanted)
     photos = [p.scene for p in people for _ in range(len(p.prompts) * draws)]
     each = len(people[0].prompts) * draws
     found: dict[str, dict[str, ArmScores]] = {name: {} for name in judges}
     concept_photos = torch.stack([p.photo for p in people])
     known = {n: j.read(concept_photos).identity.repeat_interleave(each, dim=0) for n, j in judges.items()}
-    drawn: dict[str, list[Tensor]] = {arm: [] for arm in arms}
-    for person in tqdm(people, desc=split, disable=None):
-        for arm in arms:  # inside, so that arms that share a tuned concept find it in the result store
-            path = picture_file(split, arm, changes, person, draws)
-            drawn[arm].append(cached(path, lambda arm=arm, person=person: drawer.draw(arm, person)))  # type: ignore[misc]
+    drawn: dict[str, list[Tensor]] = {arm: [] for arm in drawing.arms}
+    for number in tqdm(range(len(people)), desc=drawing.split, disable=None):
+        for arm, pictures in painter.pictures(number).items():
+            drawn[arm].append(pictures)
     for arm, parts in drawn.items():
         pictures = torch.cat(parts)
         for name, judge in judges.items():
@@ -124,8 +86,16 @@ def main() -> int:
     parser.add_argument("--learning-rate", type=float)
     parser.add_argument("--regularization", type=float)
     parser.add_argument("--mask-threshold", type=float)
+    parser.add_argument("--no-find-subject", action="store_true", help="without a mask, learn all of the photo")
     parser.add_argument("--no-unet", action="store_true", help="tune encoder and offsets only")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    cores = torch.get_num_threads()
+    parser.add_argument(
+        "--processes",
+        type=int,
+        default=1 if torch.cuda.is_available() else min(cores, 4),
+        help="that draw, 4 GB of memory each (default: one for each core, at most 4; one on a GPU)",
+    )
+    parser.add_argument("--threads", type=int, default=cores, help="of all processes together")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     changes = {
@@ -135,6 +105,7 @@ def main() -> int:
             ("learning_rate", options.learning_rate),
             ("regularization", options.regularization),
             ("mask_threshold", options.mask_threshold),
+            ("find_subject", False if options.no_find_subject else None),
             ("train_unet", False if options.no_unet else None),
         )
         if value is not None
@@ -145,18 +116,17 @@ def main() -> int:
         parser.error(f"there is no arm {unknown[0]!r}; there are: {', '.join(ARMS)}")
     arms = [arm for arm in ARMS if arm in chosen]
     started = time.monotonic()
-    people = load_subjects(options.split, options.identities, options.domain)
-    found = measure(options.split, people, arms, options.draws, changes)
-    print(
-        f"{len(people)} {options.split} {options.domain}s, {len(people[0].prompts)} prompts, {options.draws} draw(s) each"
-    )
+    drawing = Drawing(options.split, options.domain, options.identities, tuple(arms), options.draws, changes)
+    draw_missing(drawing, options.processes, max(1, options.threads // max(1, options.processes)))
+    found = measure(drawing)
+    print(f"{options.identities} {options.split} {options.domain}s, {options.draws} picture(s) for each prompt")
     figures, met = report(found, arms)
     if options.split == "held-out":
         record = {
             "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
             "domain": options.domain,
             "weights": host.weights_fingerprint("base", "text", "vae", WEIGHTS[options.domain], "backbone", *found),
-            "identities": len(people),
+            "identities": options.identities,
             "draws": options.draws,
             "changes": changes,
             "seconds": round(time.monotonic() - started),

@@ -9,6 +9,15 @@ from typing import Any
 
 # How a concept is drawn, not what is learned.
 OF_SAMPLING = ("refine", "end_percent")
+SWITCHES = (
+    "train_encoder",
+    "train_offsets",
+    "train_unet",
+    "use_mask",
+    "find_subject",
+    "refine",
+    "stop_feature_gradient",
+)
 
 
 @dataclass(frozen=True)
@@ -30,6 +39,7 @@ class TuningSettings:
         stop_feature_gradient: no gradients through the UNet's feature pass (an ablation).
         weight_decay, betas, eps: of AdamW.
         mask_threshold: share of a latent cell (8 x 8 pixels) that the mask must cover before the cell counts, 0 to below 1.
+        find_subject: where a mask is to be used and there is none, let the domain find the subject (``subject.py``).
 
     Raises:
         ValueError: a value is out of range; the message names it.
@@ -51,13 +61,14 @@ class TuningSettings:
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
     mask_threshold: float = 0.0
+    find_subject: bool = True
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch", "micro_batch"):
             value, least = getattr(self, name), 0 if name == "steps" else 1
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
                 raise ValueError(f"Tuning setting {name} = {value!r} must be a whole number of at least {least}.")
-        for name in ("train_encoder", "train_offsets", "train_unet", "use_mask", "refine", "stop_feature_gradient"):
+        for name in SWITCHES:
             if not isinstance(getattr(self, name), bool):
                 raise ValueError(f"Tuning setting {name} = {getattr(self, name)!r} must be true or false.")
         for name in ("learning_rate", "regularization", "weight_decay", "eps", "end_percent"):

@@ -12,6 +12,7 @@ from typing import Literal, TypeVar
 import torch
 from torch import Tensor, nn
 
+from . import subject
 from .concept import Concept
 from .concept_encoder import OffsetEncoder
 from .domain import Domain
@@ -28,6 +29,7 @@ logger = logging.getLogger(__name__)
 # Noise levels over which the static word embedding is averaged, at least.
 STATIC_LEVELS = 16
 
+Phase = Literal["subject", "tuning", "word"]
 Module = TypeVar("Module", bound=nn.Module)
 
 
@@ -76,17 +78,18 @@ class StepReport:
     """Where a tuning stands, after every micro-batch.
 
     Attributes:
-        phase: "tuning", then "word" while the static word embedding is averaged.
-        step: optimiser step under way or just done, 1..steps; 0 if there are none.
+        phase: "subject" while the subject is looked for, if it is; "tuning"; "word" while the static word is averaged.
+        step: optimiser step under way or just done, 1..steps; 0 if there are none yet.
         steps: number of optimiser steps.
-        micro: micro-batch just done within the step (or the phase "word"), 1..micros.
-        micros: micro-batches per step (or in the phase "word").
-        done: micro-batches done since the start, both phases together.
+        micro: micro-batch just done within the step (or another phase), 1..micros.
+        micros: micro-batches per step (or in another phase).
+        done: micro-batches done since the start, all phases together.
         total: micro-batches of the whole run.
         losses: losses of the finished steps.
+        masks: ``(n, 1, h, w)``, by how much each latent cell of the photos is learned; none: all alike, or not known yet.
     """
 
-    phase: Literal["tuning", "word"]
+    phase: Phase
     step: int
     steps: int
     micro: int
@@ -94,6 +97,7 @@ class StepReport:
     done: int
     total: int
     losses: tuple[float, ...]
+    masks: Tensor | None = None
 
 
 OnStep = Callable[[StepReport], object]
@@ -166,6 +170,7 @@ class _Tuning:
 
         self.latents, self.clip_features = private(photos.latents), private(photos.clip_features)
         self.masks = None
+        self.finds_subject = settings.use_mask and settings.find_subject and photos.masks is None and settings.steps > 0
         if photos.masks is not None and settings.use_mask:
             size = (self.latents.shape[-2], self.latents.shape[-1])
             self.masks = inner_masks(private(photos.masks), size, settings.mask_threshold)
@@ -185,11 +190,14 @@ class _Tuning:
         self.micros = math.ceil(settings.batch / settings.micro_batch)
         self.static_count = count * math.ceil(STATIC_LEVELS / count)
         self.static_micros = math.ceil(self.static_count / settings.micro_batch)
+        self.subject_passes = count * subject.PASSES if self.finds_subject else 0
         self.done = 0
         self.losses: list[float] = []
 
     def run(self, word: str, base_fingerprint: str | None) -> Concept:
         info = self.domain.info
+        if self.finds_subject:
+            self.masks = self._find_subject()
         if self.settings.steps > 0:
             self._train()
         static = self._static_embedding()
@@ -287,6 +295,24 @@ class _Tuning:
         return float(loss.detach())
 
     @torch.no_grad()
+    def _find_subject(self) -> Tensor:
+        """Masks ``(n, 1, h, w)`` by the untuned domain, for the photos that have none."""
+        with self.unet.using(self.weights.effective()):
+            return subject.find_subject(
+                self.unet,
+                self.text,
+                self.encoder,
+                latents=self.latents,
+                clip_features=self.clip_features,
+                templates=self.templates,
+                domain_word_embedding=self.domain_word_embedding,
+                scale=self.domain.info.scale,
+                empty=self.empty,
+                seed=self.seed,
+                on_pass=lambda: self._report("subject", 0, self.done + 1, self.subject_passes),
+            )
+
+    @torch.no_grad()
     def _static_embedding(self) -> Tensor:
         """e_c averaged over noise levels of the concept's own latents, with the tuned weights: ``(D,)`` on the CPU."""
         device = self.latents.device
@@ -317,12 +343,14 @@ class _Tuning:
             )
         return static.cpu()
 
-    def _report(self, phase: Literal["tuning", "word"], step: int, micro: int, micros: int) -> None:
+    def _report(self, phase: Phase, step: int, micro: int, micros: int) -> None:
         self.done += 1
-        total = self.settings.steps * self.micros + self.static_micros
+        total = self.subject_passes + self.settings.steps * self.micros + self.static_micros
         if self.on_step is not None:
             self.on_step(
-                StepReport(phase, step, self.settings.steps, micro, micros, self.done, total, tuple(self.losses))
+                StepReport(
+                    phase, step, self.settings.steps, micro, micros, self.done, total, tuple(self.losses), self.masks
+                )
             )
 
 

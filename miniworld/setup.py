@@ -16,7 +16,6 @@ from PIL import Image
 from e4t_core.domain import save_domain
 
 from .checkpoint import write_checkpoint
-from .concept_photos import subject_masks
 from .domains import load_mini_domain
 from .heldout import concept_photo, held_out
 from .models import load_text, load_unet, load_vae
@@ -41,14 +40,9 @@ def set_up(base: Path) -> None:
 
 
 def save_photo(path: Path) -> None:
-    """The demo's photo with its subject painted as ComfyUI's mask editor leaves it: transparent where it was painted.
-
-    Half transparent, so that the person is still seen in Load Image; a mask's opacity does not matter to tuning.
-    """
-    identity = held_out()[0]
-    scene, photo = concept_photo(identity)
-    mask = subject_masks([identity], [scene], photo[None])[0]
-    pixels = (torch.cat([photo, 1 - mask / 2]) * 255).round().byte()
+    """The demo's photo, of an individual that no model was trained with; nothing is painted on it."""
+    _, photo = concept_photo(held_out()[0])
+    pixels = (photo * 255).round().byte()
     Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy()).save(path)
 
 

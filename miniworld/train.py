@@ -15,13 +15,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from . import judge_gate, train_autoencoder, train_backbone, train_base, train_judges, train_text_encoder
 from .dataset import Pictures
 from .judge import ARCHITECTURES
 from .judge_pairs import Twins
-from .models import load_text, load_vae, read, weights_path
+from .models import load_text, load_vae, weights_path
 from .training import Schedule
 from .weights import save_weights
 
@@ -41,14 +41,6 @@ def _ship(name: str, model: nn.Module, step: int, gate: dict[str, float], eight_
     path = weights_path(name)
     save_weights(path, model.state_dict(), {"gate": json.dumps(gate), "step": str(step)}, eight_bit)
     log.info("%s: %s, written to %s (%.1f MB)", name, gate, path, path.stat().st_size / 1e6)
-
-
-def _start(name: str, options: argparse.Namespace) -> tuple[dict[str, Tensor] | None, int]:
-    """With ``--go-on``: the shipped weights and the steps they have seen."""
-    if not options.go_on:
-        return None, 0
-    state, metadata = read(name)
-    return state, int(metadata.get("step", 0))
 
 
 def train_vae(options: argparse.Namespace) -> None:
@@ -75,11 +67,10 @@ def train_image_backbone(options: argparse.Namespace) -> None:
 
 
 def train_base_model(options: argparse.Namespace) -> None:
-    schedule = Schedule(options.steps or 20000, learning_rate=options.rate or 8e-4, warmup=200, ema=0.999)
+    schedule = Schedule(options.steps or 5000, learning_rate=8e-4, warmup=200, ema=0.999)
     text, vae = load_text(), load_vae()
-    start, before = _start("base", options)
-    model = train_base.train(RUNS / "base", _pictures(), text, vae, schedule, 32, options.seed, start)
-    _ship("base", model, before + schedule.steps, {})
+    model = train_base.train(RUNS / "base", _pictures(), text, vae, schedule, 32, options.seed)
+    _ship("base", model, schedule.steps, {})
 
 
 def train_domain(options: argparse.Namespace) -> None:
@@ -130,10 +121,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="train", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("what", choices=COMMANDS)
     parser.add_argument("--steps", type=int, help="optimiser steps in all (default: the model's own)")
-    parser.add_argument("--rate", type=float, help="learning rate of base (default 8e-4)")
-    parser.add_argument(
-        "--go-on", action="store_true", help="base: start from the shipped weights instead of from scratch"
-    )
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="CPU threads")
     options = parser.parse_args()

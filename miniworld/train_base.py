@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -93,18 +92,14 @@ def train(
     schedule: Schedule,
     batch: int,
     seed: int,
-    start: Mapping[str, Tensor] | None = None,
 ) -> UNetModel:
-    """Trains from scratch, or on from the weights ``start``; an interrupted run in ``folder`` goes on either way."""
+    """Trains from scratch; an interrupted run in ``folder`` goes on."""
     torch.manual_seed(seed)
     model = UNetModel().to(memory_format=torch.channels_last)
-    if start is not None:
-        model.load_state_dict(start)
-    else:
-        # Residual branches that begin at zero let the first steps learn colours and places, not untangle noise.
-        for name, parameter in model.named_parameters():
-            if name.endswith(("out_layers.3.weight", "proj_out.weight", "out.2.weight")):
-                torch.nn.init.zeros_(parameter)
+    # Residual branches that begin at zero let the first steps learn colours and places, not untangle noise.
+    for name, parameter in model.named_parameters():
+        if name.endswith(("out_layers.3.weight", "proj_out.weight", "out.2.weight")):
+            torch.nn.init.zeros_(parameter)
     run = Run(folder, model, schedule)
     latents = encode_all(vae, pictures, folder)
     contexts = _Contexts(text, pictures, seed)

@@ -65,7 +65,11 @@ class Settings(io.ComfyNode):
                 io.Boolean.Input("train_encoder", default=True, tooltip="Tune the concept encoder."),
                 io.Boolean.Input("train_offsets", default=True, tooltip="Tune the domain's weight offsets."),
                 io.Boolean.Input("train_unet", default=True, tooltip="Tune all UNet weights."),
-                io.Boolean.Input("use_mask", default=True, tooltip="Learn where the mask is 1, if a mask is wired in."),
+                io.Boolean.Input(
+                    "use_mask",
+                    default=True,
+                    tooltip="Learn where the mask is 1, or, without a mask, where the subject is found (find_subject). Off: all of the crop.",
+                ),
                 io.Boolean.Input(
                     "refine",
                     default=True,
@@ -108,6 +112,13 @@ class Settings(io.ComfyNode):
                     "beta2", FACE.betas[1], BELOW_ONE, 0.0001, "AdamW: how long a gradient's size is remembered."
                 ),
                 _advanced("eps", FACE.eps, 1.0, 1e-8, "AdamW: gradients much smaller than this move a weight by less."),
+                io.Boolean.Input(
+                    "find_subject",
+                    default=FACE.find_subject,
+                    optional=True,
+                    tooltip="Without a mask: learn only what the domain finds to be the subject (the bright part of the preview). Off:"
+                    " learn all of the crop, background included. With a mask, or with use_mask off, it does nothing.",
+                ),
             ],
             outputs=[SettingsIO.Output(display_name="settings")],
         )

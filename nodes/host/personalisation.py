@@ -94,11 +94,11 @@ def personalise(request: Request, store: ResultStore) -> ConceptParts:
     )
     progress = Progress(prepared.images)
     progress.show_photos()
-    notes = [note for note in (prepared.note, *_about_settings(settings, domain, request.masks)) if note]
+    notes = [note for note in (prepared.note, *_about_settings(settings, domain, prepared.masks)) if note]
     if request.model.injections or request.clip.patcher.injections:
         notes.append(BYPASSED)
         logger.warning("E4T: %s", BYPASSED)
-    show_text("\n".join([*notes, f"Learning {request.word} …"]))
+    show_text("\n".join([f"Learning {request.word} …", *notes]))
 
     key = _key(request, settings)
     parts = store.get(key)
@@ -111,7 +111,7 @@ def personalise(request: Request, store: ResultStore) -> ConceptParts:
         told = "was learned before from the same inputs: that concept is used."
         logger.info("E4T: %s %s", request.word, told)
     # The browser keeps a node's text until another one comes.
-    show_text("\n".join([*notes, f"{request.word} {told}"]))
+    show_text("\n".join([f"{request.word} {told}", *notes]))
     # What is learned is stored by content: how it is called and how it is sampled are this request's.
     concept = dataclasses.replace(parts.concept, word=request.word, settings=settings)
     return dataclasses.replace(parts, concept=concept)
@@ -126,6 +126,8 @@ def _about_settings(settings: TuningSettings, domain: Domain, masks: Tensor | No
         notes.append(f"E4T Settings instead of the domain's preset (in brackets): {', '.join(others)}.")
     if masks is not None and not settings.use_mask and settings.steps > 0:
         notes.append("The mask decides the crop only: use_mask is off, so all of the crop is learned.")
+    if masks is None and settings.use_mask and settings.find_subject and settings.steps > 0:
+        notes.append("The subject is found by itself (bright in the preview). Paint or wire in a mask to choose it.")
     return notes
 
 

@@ -109,7 +109,7 @@ def _fit_masks(masks: Tensor | None, count: int, size: tuple[int, int]) -> tuple
     if masks.shape[0] not in (1, count):
         raise PhotoError(f"There are {masks.shape[0]} masks for {count} photos: wire in one mask, or one per photo.")
     if not masks.any():
-        note = "The mask is all zero, so the whole photo is learned (a photo without alpha gives such a mask)."
+        note = "The mask is all zero (nothing is painted), so it counts as no mask."
         logger.info("E4T: %s", note)
         return None, note
     masks = masks.expand(count, -1, -1).clamp(0, 1)

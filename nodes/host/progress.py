@@ -7,6 +7,7 @@ import logging
 import comfy.model_management
 import numpy as np
 import torch
+import torch.nn.functional as F
 from comfy_api.latest import ComfyAPISync
 from comfy_execution.utils import get_executing_context
 from PIL import Image, ImageDraw
@@ -17,6 +18,7 @@ from ...e4t_core.tuning import StepReport
 logger = logging.getLogger(__name__)
 
 PREVIEW = 256
+DIM = 0.35  # brightness of what is not learned
 INK, PAPER = (40, 90, 200), (250, 250, 250)
 
 
@@ -42,19 +44,24 @@ class Progress:
     """
 
     def __init__(self, photos: Tensor) -> None:
-        self._photos = _contact_sheet(photos)
+        self._tensor = photos.detach().float().cpu()
+        self._photos = _contact_sheet(self._tensor)
+        self._dimmed = False
 
     def show_photos(self) -> None:
         """The first preview: what is learned from, after the crop."""
         self._send(0, 1, self._photos)
 
     def step(self, report: StepReport) -> None:
-        """Advance the bar; the preview beside the photo is the loss so far.
+        """Advance the bar; the preview beside the photo is the loss so far, and what is not learned of the photo is dim.
 
         Raises:
             InterruptProcessingException: the person has cancelled. It is no ``Exception``: clean up in ``finally``.
         """
         picture = None
+        if report.masks is not None and not self._dimmed:
+            self._dimmed, self._photos = True, _contact_sheet(dimmed(self._tensor, report.masks))
+            picture = self._photos
         if report.micro == report.micros:
             picture = _beside(self._photos, loss_curve(report.losses)) if len(report.losses) > 1 else self._photos
         self._send(report.done, report.total, picture)
@@ -84,6 +91,15 @@ def loss_curve(losses: tuple[float, ...], size: int = PREVIEW) -> Image.Image:
     draw.line(points if len(points) > 1 else points * 2, fill=INK, width=3)
     draw.text((margin // 2, margin // 4), f"loss {losses[0]:.4f} -> {losses[-1]:.4f}", fill=INK)
     return picture
+
+
+def dimmed(photos: Tensor, masks: Tensor) -> Tensor:
+    """Photos ``(n, H, W, 3)`` in [0, 1], grey and dark where masks ``(n, 1, h, w)`` say that little is learned."""
+    masks = masks.detach().float().cpu()
+    shares = masks / masks.amax(dim=(1, 2, 3), keepdim=True).clamp_min(torch.finfo(masks.dtype).tiny)
+    shares = F.interpolate(shares, size=photos.shape[1:3], mode="bilinear").movedim(1, -1)
+    dark = photos.mean(dim=-1, keepdim=True) * DIM
+    return dark + shares * (photos - dark)
 
 
 def _contact_sheet(photos: Tensor) -> Image.Image:

@@ -9,6 +9,7 @@ import comfy.model_management
 import pytest
 import torch
 from comfy.patcher_extension import WrappersMP
+from e4t_pack.e4t_core.subject import LEVELS
 from e4t_pack.nodes.host import personalisation, progress
 from e4t_pack.nodes.host.base_model import ComfyUNet
 from e4t_pack.nodes.host.result_store import STORE
@@ -20,7 +21,7 @@ class Stop(BaseException):
     """Stands for ComfyUI's InterruptProcessingException, which is no Exception either."""
 
 
-@pytest.mark.parametrize("phase", ["latent", "features", "models", "step 1", "step 2", "word"])
+@pytest.mark.parametrize("phase", ["latent", "features", "models", "subject", "step 1", "step 2", "word"])
 def test_cancel_at_every_phase_harms_nothing(run, untouched, monkeypatch, phase):
     seen = []
     original = progress.Progress.step
@@ -31,7 +32,7 @@ def test_cancel_at_every_phase_harms_nothing(run, untouched, monkeypatch, phase)
             raise Stop
 
     def step(self, report):
-        if phase in ("word",) and report.phase == "word" or phase == f"step {report.step}" and report.phase == "tuning":
+        if phase in (report.phase, f"step {report.step}" if report.phase == "tuning" else ""):
             comfy.model_management.interrupt_current_processing(True)
         original(self, report)
 
@@ -79,10 +80,22 @@ def test_cancel_during_sampling_harms_nothing_and_the_next_run_is_right(run, unt
     assert torch.equal(draw(model, clip, steps=3), expected)
 
 
-def test_an_exception_in_a_step_harms_nothing(run, untouched, monkeypatch):
-    monkeypatch.setattr(ComfyUNet, "denoise", lambda *_: (_ for _ in ()).throw(RuntimeError("broken")))
+@pytest.mark.parametrize(("calls", "phase"), [(0, "start"), (2, "subject"), (4, "subject"), (5, "tuning")])
+def test_an_exception_in_a_step_harms_nothing(run, untouched, monkeypatch, calls, phase):
+    """Finding the subject takes four passes of ``denoise``."""
+    seen, reports, original, step = [], ["start"], ComfyUNet.denoise, progress.Progress.step
+
+    def broken(self, z, t, context):
+        if len(seen) == calls:
+            raise RuntimeError("broken")
+        seen.append(1)
+        return original(self, z, t, context)
+
+    monkeypatch.setattr(ComfyUNet, "denoise", broken)
+    monkeypatch.setattr(progress.Progress, "step", lambda self, r: (reports.append(r.phase), step(self, r)))
     with pytest.raises(RuntimeError, match="broken"):
-        run()
+        run(settings=dataclasses.replace(QUICK, steps=2))
+    assert reports[-1] == phase
     monkeypatch.undo()
     assert len(STORE) == 0
     untouched()
@@ -106,7 +119,8 @@ def test_out_of_memory_tries_once_more_with_half_the_micro_batch(run, untouched,
     tried = out_of_memory_above(monkeypatch, 1)
     with caplog.at_level(logging.WARNING):
         _, _, parts, _ = run()
-    assert tried[:2] == [2, 1]
+    assert tried[:2] == [LEVELS, 1], "the subject is looked for one by one"
+    assert [size for size in tried if size != LEVELS][-1] == 1 and 2 in tried
     assert parts.concept.settings.batch == QUICK.batch
     assert "trying once more with 1" in caplog.text
     monkeypatch.undo()

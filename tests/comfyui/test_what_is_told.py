@@ -5,8 +5,10 @@ from __future__ import annotations
 import dataclasses
 import logging
 
+import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from comfy.patcher_extension import PatcherInjection
 from e4t_pack.nodes.host import progress
 from oracle import ksample, latent
@@ -57,7 +59,7 @@ def test_the_node_says_what_became_of_the_photo_and_forgets_old_notes(run, monke
     run(mask=torch.zeros((1, 64, 64)))
     assert "mask is all zero" in shown[-1] and "S* learned in" in shown[-1]
     run()
-    assert "mask" not in shown[-1] and "S* learned in" in shown[-1]
+    assert "all zero" not in shown[-1] and "S* learned in" in shown[-1]
     run()
     assert "S* was learned before" in shown[-1]
 
@@ -84,6 +86,43 @@ def test_the_node_says_when_a_mask_only_decides_the_crop(run, monkeypatch):
     assert "mask decides the crop only" in shown[-1]
     run(mask=mask, settings=dataclasses.replace(QUICK, use_mask=True))
     assert "crop only" not in shown[-1]
+
+
+def test_the_node_says_that_it_looks_for_the_subject_where_there_is_no_mask(run, monkeypatch):
+    from e4t_pack.nodes.host import personalisation
+
+    shown = []
+    monkeypatch.setattr(personalisation, "show_text", shown.append)
+    for mask in (None, torch.zeros((1, 64, 64))):
+        run(mask=mask)
+        assert "The subject is found by itself" in shown[-1]
+    for changes in ({"find_subject": False}, {"use_mask": False}, {"steps": 0}):
+        run(settings=dataclasses.replace(QUICK, **changes))
+        assert "subject" not in shown[-1].replace("find_subject", "")
+    run(mask=torch.ones((1, 64, 64)))
+    assert "subject" not in shown[-1]
+
+
+def test_the_preview_dims_what_is_not_learned(run, monkeypatch):
+    pictures, masks, original = [], [], progress.Progress.step
+    monkeypatch.setattr(progress.Progress, "_send", lambda self, value, maximum, picture: pictures.append(picture))
+
+    def step(self, report):
+        masks.append(report.masks)
+        original(self, report)
+
+    monkeypatch.setattr(progress.Progress, "step", step)
+    run(mask=(torch.arange(64) < 32).float().expand(1, 64, 64))
+    first, last = (np.asarray(p).astype(float) for p in (pictures[0], [p for p in pictures if p is not None][-1]))
+    learned = F.interpolate(masks[-1], size=first.shape[:2], mode="nearest")
+    # Its rim is blurred: by one latent cell, and by the preview's scaling.
+    inside, outside = (F.max_pool2d(part, 65, 1, 32)[0, 0].numpy() == 0 for part in (1 - learned, learned))
+    photo = last[:, : first.shape[1]]  # the loss curve is beside it
+    assert inside.any() and outside.any()
+    assert np.allclose(photo[inside], first[inside], atol=3)
+    grey = progress.DIM * first.mean(axis=-1, keepdims=True).repeat(3, axis=-1)
+    # On average: the preview's scaling rings at edges, and where it is clipped depends on the brightness.
+    assert np.abs(photo[outside] - grey[outside]).mean() < 2
 
 
 def test_a_bypass_lora_is_told_of_because_tuning_does_not_see_it(run, base, caplog):

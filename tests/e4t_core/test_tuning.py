@@ -224,11 +224,13 @@ def test_every_micro_batch_is_reported() -> None:
     unet = TinyUNet()
     settings = dataclasses.replace(SMOOTH, micro_batch=3)
     concept = tune(unet, TinyText(), tiny_domain(unet), tiny_photos(), settings, 1, on_step=reports.append)
-    assert [report.phase for report in reports] == ["tuning"] * 6 + ["word"] * 6
-    assert [(report.step, report.micro) for report in reports[:6]] == [(s, m) for s in (1, 2) for m in (1, 2, 3)]
-    assert [report.done for report in reports] == list(range(1, 13))
-    assert {(report.total, report.steps) for report in reports} == {(12, 2)}
-    assert [len(report.losses) for report in reports[:6]] == [0, 0, 1, 1, 1, 2]
+    assert [report.phase for report in reports] == ["subject"] * 2 + ["tuning"] * 6 + ["word"] * 6
+    assert [report.micro for report in reports] == [1, 2, *(1, 2, 3) * 2, *range(1, 7)]
+    assert [report.step for report in reports] == [0] * 2 + [1] * 3 + [2] * 9
+    assert [report.done for report in reports] == list(range(1, 15))
+    assert {(report.total, report.steps) for report in reports} == {(14, 2)}
+    assert [len(report.losses) for report in reports[2:8]] == [0, 0, 1, 1, 1, 2]
+    assert [report.masks is None for report in reports] == [True] * 2 + [False] * 12
     assert reports[-1].losses == concept.losses
 
 
