@@ -83,6 +83,21 @@ def clean_store():
 
 
 @pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """The only folder of domain files there is during a test."""
+    import folder_paths
+    from e4t_pack.nodes.host import model_folders
+
+    folder = tmp_path / "e4t_domains"
+    folder.mkdir()
+    monkeypatch.setitem(folder_paths.folder_names_and_paths, model_folders.DOMAINS, ([str(folder)], {".safetensors"}))
+    monkeypatch.setattr(model_folders, "register_folders", lambda: None)
+    # ComfyUI remembers listings by folder and fails on one that is gone, as this one is after the test.
+    monkeypatch.setattr(folder_paths, "filename_list_cache", {})
+    return folder
+
+
+@pytest.fixture
 def run(base, domain, monkeypatch):
     """Runs the node "E4T Personalize"; ``run.tunings`` counts how often it really tuned."""
     from e4t_pack.nodes.host import personalisation

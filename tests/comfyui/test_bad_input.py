@@ -281,15 +281,6 @@ def test_settings_out_of_range_name_the_setting(change, name):
 # Domain files -------------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def folder(tmp_path, monkeypatch):
-    folder = tmp_path / "e4t_domains"
-    folder.mkdir()
-    monkeypatch.setitem(folder_paths.folder_names_and_paths, model_folders.DOMAINS, ([str(folder)], {".safetensors"}))
-    monkeypatch.setattr(model_folders, "register_folders", lambda: None)
-    return folder
-
-
 def test_a_domain_is_listed_loaded_and_used(base, domain, folder):
     save_domain(folder / "faces.safetensors", domain)
     (folder / "notes.txt").write_text("not a domain")

@@ -8,11 +8,10 @@ import sys
 from pathlib import Path
 
 import comfy.clip_vision
-import folder_paths
 import pytest
 import torch
 from e4t_pack.e4t_core.concept import Concept
-from e4t_pack.nodes.host import concept_clip, model_folders, patched_model
+from e4t_pack.nodes.host import concept_clip, patched_model
 from e4t_pack.nodes.host.backbone import image_features
 from e4t_pack.nodes.host.base_model import ComfyUNet
 from e4t_pack.nodes.host.result_store import STORE
@@ -49,15 +48,6 @@ def files(base):
     tuned = {k: v + 0.01 * v.std() * torch.randn(v.shape, generator=draw) for k, v in unet.parameters().items()}
     encoder = peer.encoder_state(tower, TOKENS, unet.feature_width, 768)
     return {"encoder": encoder, "offsets": offsets, "tuned": tuned, "tower": tower}
-
-
-@pytest.fixture
-def folder(tmp_path, monkeypatch):
-    folder = tmp_path / "e4t_domains"
-    folder.mkdir()
-    monkeypatch.setitem(folder_paths.folder_names_and_paths, model_folders.DOMAINS, ([str(folder)], {".safetensors"}))
-    monkeypatch.setattr(model_folders, "register_folders", lambda: None)
-    return folder
 
 
 def convert(files, folder, *arguments):
