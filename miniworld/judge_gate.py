@@ -24,7 +24,13 @@ from .judge_pairs import PICTURES_EACH, in_two_scenes, kinds, reconstruct, twins
 from .renderer import render
 from .visibility import BATCH, attributes, differs, true_value, visible
 
-DRAWN_GATE, DECODED_GATE, IDENTITY_GATE = 0.97, 0.93, 0.95
+# By the names that they have in a judge's metadata.
+LIMITS = {
+    "drawn, lowest attribute (at least 0.97)": 0.97,
+    "decoded, lowest attribute (at least 0.93)": 0.93,
+    "identity AUC on hard pairs, drawn (at least 0.95)": 0.95,
+    "identity AUC on hard pairs, decoded (at least 0.95)": 0.95,
+}
 COUNTS = {"face": 256, "cat": 96}
 GROUPS = 192
 ALWAYS_VISIBLE = ("style", "background", "zoom")
@@ -128,28 +134,22 @@ def is_small(attribute: str) -> bool:
 
 
 def measure(judge: Judge, gate: GatePictures) -> dict[str, float]:
-    """All figures of the gate; the first five are the gate itself, the others say where it comes from."""
+    """All figures: those that ``LIMITS`` gates, then what every attribute adds to them."""
     drawn = accuracies(judge, gate.drawn, gate)
     decoded = accuracies(judge, gate.decoded, gate)
     large = [name for name in drawn if not is_small(name)]
-    figures = {
-        f"drawn, lowest attribute (at least {DRAWN_GATE})": min(drawn[n] for n in large),
-        f"decoded, lowest attribute (at least {DECODED_GATE})": min(decoded[n] for n in large),
-        f"identity AUC on hard pairs, drawn (at least {IDENTITY_GATE})": identity_area(
-            judge, gate.twins_drawn, gate.told_apart
-        ),
-        f"identity AUC on hard pairs, decoded (at least {IDENTITY_GATE})": identity_area(
-            judge, gate.twins_decoded, gate.told_apart
-        ),
-    }
+    gated = (
+        min(drawn[name] for name in large),
+        min(decoded[name] for name in large),
+        identity_area(judge, gate.twins_drawn, gate.told_apart),
+        identity_area(judge, gate.twins_decoded, gate.told_apart),
+    )
+    figures = dict(zip(LIMITS, gated, strict=True))
     figures |= {f"drawn {name}": value for name, value in drawn.items()}
     figures |= {f"decoded {name}": value for name, value in decoded.items()}
     return {name: round(value, 4) for name, value in figures.items()}
 
 
 def met(figures: dict[str, float]) -> bool:
-    """Whether a judge may be used: the gate's own figures (not those listed apart) reach their limits."""
-    limits = {"drawn, lowest": DRAWN_GATE, "decoded, lowest": DECODED_GATE, "identity AUC": IDENTITY_GATE}
-    return all(
-        value >= least for name, value in figures.items() for key, least in limits.items() if name.startswith(key)
-    )
+    """Whether a judge may be used: the figures that are gated reach their limits."""
+    return all(figures[name] >= least for name, least in LIMITS.items())

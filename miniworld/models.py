@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import torch
@@ -60,12 +59,3 @@ def load_judge(name: str) -> Judge:
 def load_judges() -> dict[str, Judge]:
     """Both judges, by name."""
     return {name: load_judge(name) for name in ARCHITECTURES}
-
-
-def gates() -> dict[str, dict[str, float]]:
-    """What each model's training command measured when its weights were written."""
-    found = {}
-    for path in sorted(FOLDER.glob("*.safetensors")):
-        metadata = load_weights(path)[1]
-        found[path.stem] = json.loads(metadata.get("gate", "{}"))
-    return found
