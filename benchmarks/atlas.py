@@ -14,7 +14,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 from torchvision.utils import make_grid
-from tqdm import tqdm
+
+from commands.progress import Progress
 
 from .options import sheet_options
 from .pictures import Drawing, Painter
@@ -26,7 +27,7 @@ ARMS = ("e4t", "coarse")
 def sheet(split: str, count: int, domain: str) -> Tensor:
     """Pictures ``(3, H, W)`` in [0, 1]; two rows for each identity."""
     painter, rows = Painter(Drawing(split, domain, count, ARMS, 1, {})), []
-    for subject in tqdm(painter.people, desc="atlas", disable=None):
+    for subject in Progress(painter.people, desc="atlas"):
         for arm, pictures in painter.pictures(subject.number).items():
             first = subject.photo if arm == ARMS[0] else torch.ones_like(subject.photo)
             rows += [first, *pictures[list(COLUMNS)]]

@@ -17,8 +17,8 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
+from commands.progress import Progress
 from miniworld.attributes import EDITS
 from miniworld.judge import Judge
 from miniworld.models import load_judges
@@ -40,7 +40,7 @@ def draw_all(base: host.Base, asked: Sequence[Asked], label: str) -> Tensor:
     """One picture for each caption, batch by batch out of the cache."""
     folder = host.ROOT / "runs" / "base_gate" / host.weights_fingerprint("base", "text", "vae")
     parts = []
-    for start in tqdm(range(0, len(asked), BATCH), desc=f"drawing {label}", disable=None):
+    for start in Progress(range(0, len(asked), BATCH), desc=f"drawing {label}"):
         texts = [a.text for a in asked[start : start + BATCH]]
         seeds = [start + k for k in range(len(texts))]
         path = folder / f"{label}-{start:04d}-{len(texts)}.safetensors"

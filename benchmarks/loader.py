@@ -20,12 +20,12 @@ import numpy as np
 import psutil
 import torch
 from PIL import Image
-from tqdm import tqdm
 
 from commands.pretrain.data import TrainingData, make_loader, micro_batches
 from commands.pretrain.pictures import Picture, open_rgb, square, to_tensor
 from commands.pretrain.prepare import Preparation, prepare
 from commands.pretrain.shards import ShardSource
+from commands.progress import Progress
 
 from .report import gate, table
 
@@ -64,7 +64,7 @@ def make_shards(side: int) -> Path:
     if (shards / "manifest.json").is_file():
         return shards
     drawn.mkdir(parents=True, exist_ok=True)
-    for number in tqdm(range(DISTINCT), desc="drawing pictures", disable=None):
+    for number in Progress(range(DISTINCT), desc="drawing pictures"):
         file = io.BytesIO()
         photo_like(number, side * 5 // 4, side).save(file, "JPEG", quality=95)
         for copy in range(COPIES):
@@ -91,7 +91,7 @@ def loader_rate(data: TrainingData, workers: int, batches: int) -> float:
     for _ in range(2 * workers + 1):
         next(loader)
     start, images = time.perf_counter(), 0
-    for batch in tqdm(loader, total=batches, desc=f"{workers} worker(s)", disable=None, leave=False):
+    for batch in Progress(loader, total=batches, desc=f"{workers} worker(s)", leave=False):
         images += len(batch.images)
     return images / (time.perf_counter() - start)
 
@@ -124,7 +124,7 @@ def memory(side: int, samples: int, workers: int, intervals: int = 10) -> list[t
     steps = samples // BATCH
     found = []
     loader = make_loader(data, micro_batches(0, steps, BATCH, BATCH), workers)
-    for step, _ in enumerate(tqdm(loader, total=steps, desc="memory", disable=None, leave=False), 1):
+    for step, _ in enumerate(Progress(loader, total=steps, desc="memory", leave=False), 1):
         if step % max(1, steps // intervals) == 0:
             found.append((step * BATCH, resident()))
     return found

@@ -11,8 +11,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
+from commands.progress import Progress
 from e4t_core.presets import PRESETS
 
 from . import host
@@ -119,5 +119,5 @@ def draw_missing(drawing: Drawing, processes: int, threads: int) -> None:
     for weights in WEIGHTS.values():
         host.mini_domain(weights)  # made once, not by every process
     with multiprocessing.get_context("spawn").Pool(processes, _begin, (drawing, threads)) as pool:
-        for _ in tqdm(pool.imap_unordered(_draw, missing), total=len(missing), desc="drawing", disable=None):
+        for _ in Progress(pool.imap_unordered(_draw, missing), total=len(missing), desc="drawing"):
             pass

@@ -20,8 +20,8 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from tqdm import tqdm
 
+from commands.progress import Progress
 from miniworld.models import load_judges
 
 from . import host
@@ -57,7 +57,7 @@ def measure(drawing: Drawing) -> dict[str, dict[str, ArmScores]]:
     concept_photos = torch.stack([p.photo for p in people])
     known = {n: j.read(concept_photos).identity.repeat_interleave(each, dim=0) for n, j in judges.items()}
     drawn: dict[str, list[Tensor]] = {arm: [] for arm in drawing.arms}
-    for number in tqdm(range(len(people)), desc=drawing.split, disable=None):
+    for number in Progress(range(len(people)), desc=drawing.split):
         for arm, pictures in painter.pictures(number).items():
             drawn[arm].append(pictures)
     for arm, parts in drawn.items():

@@ -18,8 +18,8 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 from torchvision.utils import make_grid
-from tqdm import tqdm
 
+from commands.progress import Progress
 from miniworld.concept_photos import subject_masks
 from miniworld.renderer import render
 
@@ -78,7 +78,7 @@ def worn(person: Subject) -> Tensor:
 def main() -> None:
     options = sheet_options(__doc__, Path("runs/subject.png"))
     finder, sums, shown = Finder(options.domain), [], []
-    for person in tqdm(load_subjects(options.split, options.identities, options.domain), desc="photos", disable=None):
+    for person in Progress(load_subjects(options.split, options.identities, options.domain), desc="photos"):
         found = finder.find(person.photo)
         exact = subject_masks([person.identity], [person.scene], person.photo[None])
         subject, accessory = (

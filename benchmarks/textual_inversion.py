@@ -13,8 +13,8 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
-from tqdm import tqdm
 
+from commands.progress import Progress
 from e4t_core.objective import draw_samples
 from miniworld.attributes import Scene
 from miniworld.heldout import concept_photo, held_out
@@ -38,7 +38,7 @@ def invert(latents: Tensor, steps: int, seed: int = 0) -> Tensor:
     start = text.word("face")
     words = torch.nn.Parameter(start.expand(count, -1).clone())
     optimizer = torch.optim.Adam([words], lr=RATE)
-    for step in tqdm(range(steps), desc="textual inversion", disable=None):
+    for step in Progress(range(steps), desc="textual inversion"):
         optimizer.param_groups[0]["lr"] = RATE * min(1.0, 2 * (steps - step) / steps)
         total = count * BATCH
         sample = draw_samples(

@@ -11,7 +11,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from tqdm import tqdm
+
+from commands.progress import Progress
 
 from .attributes import DOMAINS, Identity, Scene, celebrities, random_identity, random_scene
 from .renderer import SIZE, render
@@ -52,7 +53,7 @@ class Pictures:
         with open(path, "ab") as file:  # grows the file where an earlier run drew fewer
             file.truncate(max(path.stat().st_size, int(np.prod(shape))))
         data = np.memmap(path, dtype=np.uint8, mode="r+", shape=shape)
-        for chunk in tqdm(range(done, self.count // CHUNK), desc="drawing pictures", disable=None):
+        for chunk in Progress(range(done, self.count // CHUNK), desc="drawing pictures"):
             identities, scenes = zip(*chunk_contents(seed, chunk), strict=True)
             data[chunk * CHUNK : (chunk + 1) * CHUNK] = (render(identities, scenes) * 255).round().byte().numpy()
             data.flush()

@@ -15,7 +15,8 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
+
+from commands.progress import Progress
 
 from .attributes import DOMAINS, Identity, Scene, random_identity, random_scene
 from .autoencoder import Autoencoder
@@ -107,7 +108,7 @@ class Twins:
         self.decoded: np.ndarray = np.memmap(paths["decoded"], dtype=np.uint8, mode="r+", shape=shape)
         self.apart: np.ndarray = np.memmap(paths["apart"], dtype=np.uint8, mode="r+", shape=(self.groups,))
         done = int(paths["done"].read_text()) if paths["done"].exists() else 0
-        for chunk in tqdm(range(done, self.groups // CHUNK), desc="drawing twins", disable=None):
+        for chunk in Progress(range(done, self.groups // CHUNK), desc="drawing twins"):
             rows = slice(chunk * CHUNK, (chunk + 1) * CHUNK)
             contents = [content for group in range(rows.start, rows.stop) for content in self.contents(group)]
             pictures = render([i for i, _ in contents], [s for _, s in contents])

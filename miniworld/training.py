@@ -12,7 +12,8 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
+
+from commands.progress import Progress
 
 log = logging.getLogger(__name__)
 Loss = tuple[Tensor, Mapping[str, float]]
@@ -81,9 +82,7 @@ class Run:
         started, window = time.monotonic(), []
         with (
             open(self.folder / "log.jsonl", "a") as file,
-            tqdm(
-                total=self.schedule.steps, initial=self.step, desc=self.folder.name, mininterval=5, disable=None
-            ) as bar,
+            Progress(total=self.schedule.steps, initial=self.step, desc=self.folder.name, mininterval=5) as bar,
         ):
             while self.step < self.schedule.steps:
                 for group in self.optimizer.param_groups:

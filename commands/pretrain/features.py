@@ -10,11 +10,11 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from tqdm import tqdm
 
 from e4t_core.clip_backbone import ClipBackbone
 from e4t_core.fingerprint import fingerprint
 
+from ..progress import Progress
 from .config import Config
 from .data import Batch, TrainingData
 from .networks import Base
@@ -130,7 +130,7 @@ class FeatureCache:
         # A first batch is always made: it tells the shapes.
         todo = [row for row in mine if self.state[row] != READY]
         first = [row for row in mine if self.state[row] == READY][:1]
-        progress = tqdm(total=len(todo), desc="latents and features, once", disable=None if process == 0 else True)
+        progress = Progress(total=len(todo), desc="latents and features, once", disable=process != 0)
         for start in range(0, max(len(todo), 1), batch):
             rows = (first if not start else []) + todo[start : start + batch]
             self._compute(data, extractor, rows)

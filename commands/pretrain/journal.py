@@ -8,8 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
+from ..progress import Progress
 from .pictures import DataError
 
 
@@ -39,7 +38,7 @@ class Journal:
                     " or set it to false."
                 ) from error
             self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=done + 1)
-        self._bar = tqdm(total=steps, initial=done, desc="pre-training", disable=None, mininterval=2)
+        self._bar = Progress(total=steps, initial=done, desc="pre-training", mininterval=2)
 
     @staticmethod
     def _drop_after(path: Path, done: int) -> None:

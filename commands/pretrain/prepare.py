@@ -25,10 +25,10 @@ from pathlib import Path
 from typing import Any
 
 from PIL import Image
-from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 from webdataset import TarWriter
 
+from ..progress import Progress
 from .layouts import LAYOUTS, LICENCES, Layout
 from .order import permutation
 from .pictures import DataError, open_rgb
@@ -140,7 +140,7 @@ def prepare(
     starts = range(0, len(order), preparation.per_shard)
     records: list[dict[str, Any]] = []
     with (
-        tqdm(total=len(order), desc=f"preparing {preparation.layout}", unit="picture", disable=None) as bar,
+        Progress(total=len(order), desc=f"preparing {preparation.layout}", unit="picture") as bar,
         ThreadPoolExecutor(workers or os.cpu_count() or 1) as pool,
     ):
         for shard, start in enumerate(starts):
@@ -207,7 +207,7 @@ def _write_shard(
     preparation: Preparation,
     pool: ThreadPoolExecutor,
     workers: int,
-    bar: tqdm[Any],
+    bar: Progress,
 ) -> dict[str, Any]:
     part = shard.with_suffix(".part")
     corrupt: list[dict[str, str]] = []

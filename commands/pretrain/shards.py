@@ -21,9 +21,9 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from tqdm import tqdm
 from webdataset.tariterators import base_plus_ext
 
+from ..progress import Progress
 from .pictures import EXTENSIONS, DataError
 from .recent import Recent
 from .sources import EncodedSource
@@ -156,7 +156,7 @@ class ShardSource(EncodedSource):
     def _counted(self) -> dict[str, int]:
         paths = sorted(self.folder.glob("*.tar"))
         counts = {}
-        for path in tqdm(paths, desc=f"counting samples in {self.folder.name}", disable=None, leave=False):
+        for path in Progress(paths, desc=f"counting samples in {self.folder.name}", leave=False):
             index = scan_shard(path)
             if index.cut:
                 log.warning("Shard %s is cut after %d samples.", path, len(index.keys))

@@ -16,11 +16,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tqdm import tqdm
-
 from e4t_core.clip_backbone import BackboneError
 from e4t_core.unet import WordError
 
+from ..progress import Progress
 from .config import Config, ConfigError
 from .config_file import load_config
 from .counts import PROMPT_LENGTH
@@ -90,7 +89,7 @@ def _check_data(config: Config, data: TrainingData, findings: Findings) -> None:
     findings.notes.append(f"data: {data.rows:,} pictures in {len(data.sources)} source(s), {epochs:.2f} epochs")
     probes = sorted({number * data.rows // PROBES for number in range(PROBES)})
     corrupt, small = [], 0
-    for row in tqdm(probes, desc="reading some pictures", disable=None, leave=False):
+    for row in Progress(probes, desc="reading some pictures", leave=False):
         try:
             picture = data.read_row(row)
         except CorruptSample as error:
