@@ -6,6 +6,7 @@ on the path, because both have a ``nodes``. Import this module before anything o
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import logging
 import os
@@ -139,7 +140,7 @@ def mini_checkpoint() -> Path:
 
 
 def mini_domain(weights: str = "faces") -> Path:
-    """A domain of the mini world ("faces", "cats") as a file, expanded likewise.
+    """A domain of the mini world ("faces", "cats") as a file, expanded likewise; named by weights and preset, which it holds.
 
     Raises:
         MissingWeightsError: it has not been trained.
@@ -147,11 +148,13 @@ def mini_domain(weights: str = "faces") -> Path:
     from e4t_core.domain import save_domain
     from miniworld.domains import load_mini_domain
 
-    key = weights_fingerprint(weights, "backbone")
+    domain = load_mini_domain(weights)
+    preset = hashlib.sha256(repr(domain.info.preset).encode()).hexdigest()[:8]
+    key = f"{weights_fingerprint(weights, 'backbone')}-{preset}"
     path = BASE / "models" / "e4t_domains" / f"mini_{weights}-{key}.safetensors"
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
-        save_domain(path, load_mini_domain(weights), torch.float16)
+        save_domain(path, domain, torch.float16)
     return path
 
 
