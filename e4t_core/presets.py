@@ -27,6 +27,8 @@ class TuningSettings:
     Attributes:
         steps: optimiser steps; 0 leaves the encoder's first answer as it is.
         learning_rate: of AdamW; every step moves every trained weight by about this much.
+        encoder_rate: the encoder's learning rate as a share of it, above 0 and at most 1. All its weights push the word the same way,
+            so at the full rate one step may throw the word beyond where it should stay.
         regularization: λ, the weight of ``mean ‖E‖²``.
         batch: noise levels of the photo(s) per optimiser step.
         micro_batch: how many of them pass the UNet at once; changes memory and time, and the result by rounding.
@@ -36,7 +38,8 @@ class TuningSettings:
         use_mask: weight the diffusion loss by the mask, where there is one.
         refine: predict the word anew at every denoising evaluation when sampling.
         end_percent: share of the sampling schedule, 0-1, after which the word is frozen.
-        stop_feature_gradient: no gradients through the UNet's feature pass (an ablation).
+        stop_feature_gradient: no gradients through the UNet's feature pass: the UNet's weights then learn to draw the word, not
+            to change it. A step costs less, and rounding is not amplified from step to step.
         weight_decay, betas, eps: of AdamW.
         mask_threshold: share of a latent cell (8 x 8 pixels) that the mask must cover before the cell counts, 0 to below 1.
         find_subject: where a mask is to be used and there is none, let the domain find the subject (``subject.py``).
@@ -62,6 +65,7 @@ class TuningSettings:
     eps: float = 1e-8
     mask_threshold: float = 0.0
     find_subject: bool = True
+    encoder_rate: float = 1.0
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch", "micro_batch"):
@@ -75,6 +79,9 @@ class TuningSettings:
             _check_number(name, getattr(self, name))
         if self.learning_rate == 0 and self.steps > 0:
             raise ValueError("Tuning setting learning_rate = 0 would train nothing: raise it, or set steps to 0.")
+        _check_number("encoder_rate", self.encoder_rate)
+        if not 0 < self.encoder_rate <= 1:
+            raise ValueError(f"Tuning setting encoder_rate = {self.encoder_rate!r} must lie above 0 and be at most 1.")
         _check_number("mask_threshold", self.mask_threshold)
         if self.mask_threshold >= 1:
             raise ValueError(f"Tuning setting mask_threshold = {self.mask_threshold!r} must be at least 0 and below 1.")

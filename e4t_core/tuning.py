@@ -7,7 +7,7 @@ import logging
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -231,11 +231,12 @@ class _Tuning:
 
     def _train(self) -> None:
         settings = self.settings
-        trained: list[nn.Parameter] = list(self.weights.parameters)
+        groups: list[dict[str, Any]] = [{"params": list(self.weights.parameters)}] if self.weights.parameters else []
         if settings.train_encoder:
-            trained.extend(self.encoder.parameters())
+            rate = settings.learning_rate * settings.encoder_rate
+            groups.append({"params": list(self.encoder.parameters()), "lr": rate})
         optimizer = torch.optim.AdamW(
-            trained,
+            groups,
             lr=settings.learning_rate,
             betas=settings.betas,
             eps=settings.eps,

@@ -89,7 +89,7 @@ class Settings(io.ComfyNode):
                     default=False,
                     optional=True,
                     advanced=True,
-                    tooltip="For experiments: no gradients through the pass that looks at the noisy photo (less work per step).",
+                    tooltip="No gradients through the pass that looks at the noisy photo: less work per step, and less sensitive to rounding.",
                 ),
                 io.Float.Input(
                     "mask_threshold",
@@ -118,6 +118,18 @@ class Settings(io.ComfyNode):
                     optional=True,
                     tooltip="Without a mask: learn only what the domain finds to be the subject (the bright part of the preview). Off:"
                     " learn all of the crop, background included. With a mask, or with use_mask off, it does nothing.",
+                ),
+                io.Float.Input(
+                    "encoder_rate",
+                    default=FACE.encoder_rate,
+                    min=0.001,
+                    max=1.0,
+                    step=0.01,
+                    round=False,
+                    optional=True,
+                    advanced=True,
+                    tooltip="The encoder's share of the learning rate. Lower it (0.03) if small changes, such as another micro_batch, give"
+                    " another picture.",
                 ),
             ],
             outputs=[SettingsIO.Output(display_name="settings")],

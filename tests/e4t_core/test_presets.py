@@ -24,6 +24,8 @@ def test_the_papers_presets() -> None:
         ("learning_rate", 0.0),
         ("regularization", float("inf")),
         ("end_percent", 1.5),
+        ("encoder_rate", 0.0),
+        ("encoder_rate", 1.5),
         ("mask_threshold", 1.0),
         ("mask_threshold", -0.1),
         ("betas", (0.9, 1.0)),

@@ -175,6 +175,21 @@ def test_only_what_is_switched_on_trains(changes: dict[str, bool]) -> None:
         assert changed == (projections if settings.train_offsets else set())
 
 
+def test_the_encoder_has_its_share_of_the_rate() -> None:
+    """Adam's first step moves a weight by its rate, whatever the gradient: so the share is what can be seen."""
+    settings = TuningSettings(steps=1, learning_rate=1e-2, batch=4, micro_batch=4, weight_decay=0.0)
+    unet = TinyUNet()
+    first = tiny_domain(unet).encoder.state_dict()
+
+    def moves(rate: float) -> tuple[float, float]:
+        concept = run(dataclasses.replace(settings, encoder_rate=rate), unet)
+        encoder = max(float((value - first[key]).abs().max()) for key, value in concept.encoder.state_dict().items())
+        return encoder, float(concept.weight_differences["conv_in.weight"].abs().max())
+
+    assert moves(1.0) == pytest.approx((1e-2, 1e-2), rel=1e-2)
+    assert moves(0.03) == pytest.approx((3e-4, 1e-2), rel=1e-2)
+
+
 def test_what_a_mask_covers_by_less_than_the_threshold_is_not_learned() -> None:
     photos = tiny_photos()
     clear, faint, half = (torch.zeros(1, 1, 8, 8) for _ in range(3))
