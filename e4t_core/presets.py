@@ -120,7 +120,7 @@ ART = CAT
 # lie about one length of the domain word from it; λ is the one of pre-training. Both were chosen on validation faces.
 _MINI = TuningSettings(steps=15, learning_rate=1e-4, regularization=1e-4, micro_batch=16)
 # At that rate the encoder, and all of the UNet by the gradients through its feature pass, would throw the word by a fifth to
-# a third of the domain word's length in every step, and a rounding of 1e-6 would grow to a tenth of what is learned. With
+# a third of the domain word's length in each of the first steps, and a rounding of 1e-6 would grow to a tenth of what is learned. With
 # neither, the same is learned (12 validation faces: equal scores but for noise), whatever the micro-batch.
 MINI_FACE = dataclasses.replace(_MINI, encoder_rate=0.03, stop_feature_gradient=True)
 # What cats wear lies against their fur, so its rim is learned with them and comes back in other pictures. Chosen on validation cats;
