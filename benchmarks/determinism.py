@@ -15,8 +15,7 @@ A micro-batch changes in which order sums are made, nothing else. The two tolera
 * All 15 steps: 0.05 of what tuning moved, set before anything was measured. Fifteen roundings of a few thousandths add
   up to less; what is more was amplified from step to step. The word is what amplifies: all of the encoder's weights push
   it the same way, and gradients through the feature pass let all of the UNet push it too. At the full rate each of the
-  first steps throws the word by a fifth to a third of the domain word's length, and a difference of 1e-6 is 0.1 after 15 steps. The mini face
-  domain's preset holds the word by *encoder_rate* and *stop_feature_gradient*.
+  first steps throws the word far, and a difference of 1e-6 is 0.1 after 15 steps. The mini face domain's preset holds the word by *encoder_rate* and *stop_feature_gradient*.
 * All steps again, beside what rounding alone does: the same photo a millionth darker is 1/4000 of what an 8-bit pixel can
   tell away from it. A micro-batch may change predictions by at most twice what that does.
 
