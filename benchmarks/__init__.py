@@ -1,1 +1,1 @@
-"""Every figure that the README shows is printed by a command here."""
+"""Every figure that README.md and docs/measured.md show is printed by a command here."""

@@ -15,6 +15,7 @@ import argparse
 import hashlib
 import json
 import time
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -22,6 +23,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from commands.progress import Progress
+from e4t_core.presets import PRESETS
 from miniworld.models import load_judges
 
 from . import host
@@ -133,6 +135,7 @@ def main() -> int:
             "identities": options.identities,
             "draws": options.draws,
             "changes": changes,
+            "settings": asdict(PRESETS[f"mini_{options.domain}"]) | changes,
             "seconds": round(time.monotonic() - started),
             "figures": figures,
         }
