@@ -112,9 +112,9 @@ class Drawer:
     def domain(self, of: str) -> Any:
         """The domain of faces or of cats, as its node loads it."""
         if of not in self._domains:
-            load = host.pack("e4t_core.domain").load_domain
+            load = host.pack("e4t_core.methods.e4t.domain").load_domain
             loaded = load(host.mini_domain(WEIGHTS[of]))
-            self._domains[of] = host.pack("nodes.host.personalisation").LoadedDomain(loaded)
+            self._domains[of] = host.pack("nodes.host.learning.personalisation").LoadedDomain(loaded)
         return self._domains[of]
 
     def draw(self, arm: str, subject: Subject) -> Tensor:
@@ -169,7 +169,7 @@ def personalize(base: host.Base, domain: Any, photo: Tensor, mask: Tensor | None
     """The node "E4T Personalize" on a photo ``(3, H, W)``: the base with the concept in MODEL and CLIP."""
     node = host.pack("nodes.personalize").Personalize
     # Two concepts: arms of one subject share them, and 64 subjects do not fill the memory.
-    host.pack("nodes.host.result_store").STORE.limit = STORE_BYTES
+    host.pack("nodes.host.learning.result_store").STORE.limit = STORE_BYTES
     with torch.inference_mode():
         output = node.execute(
             model=base.model, clip=base.clip, vae=base.vae, domain=domain, image=photo.movedim(0, -1)[None], word=WORD,

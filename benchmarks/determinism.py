@@ -84,8 +84,8 @@ def learn(case: Case, threads: int) -> Learned:
     mask = subject_masks([person.identity], [person.scene], person.photo[None])[0]
     photo = (person.photo * (1 - case.darker)).movedim(0, -1)[None]
     base = host.load_base(host.mini_checkpoint())
-    loaded = host.pack("nodes.host.personalisation").LoadedDomain(
-        host.pack("e4t_core.domain").load_domain(host.mini_domain())
+    loaded = host.pack("nodes.host.learning.personalisation").LoadedDomain(
+        host.pack("e4t_core.methods.e4t.domain").load_domain(host.mini_domain())
     )
     node, settings = host.pack("nodes.personalize").Personalize, replace(loaded.domain.info.preset, **case.changes)
     started = time.monotonic()
@@ -107,8 +107,8 @@ def learn(case: Case, threads: int) -> Learned:
 @torch.no_grad()
 def predictions(base: host.Base, parts: Any, latent: Tensor) -> Tensor:
     """Noise predictions ``(64, 4, h, w)`` of the tuned weights for the photo's latent ``(1, 4, h, w)``."""
-    unet = host.pack("nodes.host.base_model").ComfyUNet(base.model)
-    text = host.pack("nodes.host.text_encoder").ComfyTextEncoder(base.clip)
+    unet = host.pack("nodes.host.networks.base_model").ComfyUNet(base.model)
+    text = host.pack("nodes.host.networks.text_encoder").ComfyTextEncoder(base.clip)
     latent = base.model.model.process_latent_in(latent).float()
     weights = dict(unet.parameters())
     for extra in (parts.domain_offset, parts.concept.weight_differences):

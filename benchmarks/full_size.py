@@ -74,10 +74,10 @@ def random_state(seed: int = 0) -> dict[str, Tensor]:
 
 def make_domain(unet: Any) -> Any:
     """An untrained face domain of full size; its backbone's features are drawn, not computed."""
-    domain, info = host.pack("e4t_core.domain"), host.pack("e4t_core.domain_info")
+    domain, info = host.pack("e4t_core.methods.e4t.domain"), host.pack("e4t_core.methods.e4t.domain_info")
     shapes = unet.attention_projections()
-    offsets = host.pack("e4t_core.weight_offsets").WeightOffsets(shapes)
-    encoder = host.pack("e4t_core.concept_encoder").ConceptEncoder(CLIP_LAYERS, CLIP_WIDTH, unet.feature_width, 768)
+    offsets = host.pack("e4t_core.methods.e4t.weight_offsets").WeightOffsets(shapes)
+    encoder = host.pack("e4t_core.methods.e4t.concept_encoder").ConceptEncoder(CLIP_LAYERS, CLIP_WIDTH, unet.feature_width, 768)
     layers = tuple(range(2, 2 * CLIP_LAYERS + 1, 2))
     backbone = info.BackboneInfo("comfy", "ViT-H-14", layers, CLIP_WIDTH, 224, pretrained="laion2b_s32b_b79k")
     about = info.DomainInfo(
@@ -109,8 +109,8 @@ def tune_and_draw(side: int, batch: int) -> bool:
 
     model, clip, _, _ = comfy.sd.load_state_dict_guess_config(random_state(), output_vae=False)
     say("loaded by ComfyUI")
-    unet = host.pack("nodes.host.base_model").ComfyUNet(model)
-    text = host.pack("nodes.host.text_encoder").ComfyTextEncoder(clip)
+    unet = host.pack("nodes.host.networks.base_model").ComfyUNet(model)
+    text = host.pack("nodes.host.networks.text_encoder").ComfyTextEncoder(clip)
     domain = make_domain(unet)
     count = sum(parameter.numel() for parameter in domain.offsets.parameters())
     say(
@@ -125,15 +125,15 @@ def tune_and_draw(side: int, batch: int) -> bool:
     settings = presets.TuningSettings(steps=1, batch=batch, micro_batch=batch, train_unet=False)
     concept = tuning.tune(unet, text, domain, photos, settings, seed=0, base_fingerprint="random")
     say(f"tuned one step of encoder and offsets at batch {batch}: loss {concept.losses[0]:.4f}")
-    patched = host.pack("nodes.host.patched_model")
-    store = host.pack("nodes.host.result_store").STORE
+    patched = host.pack("nodes.host.sampling.patched_model")
+    store = host.pack("nodes.host.learning.result_store").STORE
     with torch.inference_mode(False), torch.no_grad():
         empty = text.empty().detach()
     parts = patched.ConceptParts(concept, empty, patched.domain_offset(unet.parameters(), concept.domain_factors))
     widths = (len(domain.offsets.shapes), count, unet.feature_width)
     del unet, text, domain
     held = patched.with_concept(model, parts, store.prompts)
-    words = host.pack("nodes.host.concept_clip").with_concept(
+    words = host.pack("nodes.host.prompt.concept_clip").with_concept(
         clip, concept.word, concept.fingerprint, concept.static_embedding, store.prompts
     )
     refined: list[int] = []

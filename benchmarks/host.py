@@ -74,7 +74,7 @@ def import_comfyui() -> None:
 
 
 def pack(name: str) -> ModuleType:
-    """A module of this pack by its dotted name, for example "nodes.host.personalisation"."""
+    """A module of this pack by its dotted name, for example "nodes.host.learning.personalisation"."""
     import_comfyui()
     return importlib.import_module(f"{PACK}.{name}")
 
@@ -145,7 +145,7 @@ def mini_domain(weights: str = "faces") -> Path:
     Raises:
         MissingWeightsError: it has not been trained.
     """
-    from e4t_core.domain import save_domain
+    from e4t_core.methods.e4t.domain import save_domain
     from miniworld.domains import load_mini_domain
 
     domain = load_mini_domain(weights)

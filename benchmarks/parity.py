@@ -63,7 +63,7 @@ def measure(unet: Any, text: Any, encode: Callable[[Tensor], Tensor], domain: An
     images = torch.rand(1, 3, 64, 64, generator=generator)
     clip_features = torch.randn(2, len(domain.info.backbone.layers), domain.info.backbone.width, generator=generator)
     with torch.inference_mode(False), torch.no_grad():
-        modules("e4t_core.domain").check_base(
+        modules("e4t_core.methods.e4t.domain").check_base(
             domain.info, text.width, unet.prediction, unet.feature_width, unet.attention_projections()
         )
         word = text.word(domain.info.word)
@@ -121,10 +121,10 @@ def _probe(name: str, lent: Tensor, base: Tensor) -> Tensor:
 
 def make_domain(unet: Any, text: Any, modules: Any, seed: int = 3) -> Any:
     """A domain as if trained: its offsets (up to a few per cent) and its encoder do something."""
-    info = modules("e4t_core.domain_info")
+    info = modules("e4t_core.methods.e4t.domain_info")
     generator = torch.Generator().manual_seed(seed)
     shapes = unet.attention_projections()
-    offsets = modules("e4t_core.weight_offsets").WeightOffsets(shapes, generator=generator)
+    offsets = modules("e4t_core.methods.e4t.weight_offsets").WeightOffsets(shapes, generator=generator)
     with torch.no_grad():
         for name, parameter in offsets.named_parameters():
             if "row" in name:
@@ -144,10 +144,10 @@ def make_domain(unet: Any, text: Any, modules: Any, seed: int = 3) -> Any:
         preset=modules("e4t_core.presets").FACE,
         image_size=512,
     )
-    encoder = modules("e4t_core.concept_encoder").ConceptEncoder(
+    encoder = modules("e4t_core.methods.e4t.concept_encoder").ConceptEncoder(
         len(VIT_H), 1280, unet.feature_width, text.width, generator=generator
     )
-    return modules("e4t_core.domain").Domain(encoder, offsets, about, None)
+    return modules("e4t_core.methods.e4t.domain").Domain(encoder, offsets, about, None)
 
 
 def comfy_side(checkpoint: Path, domain_file: Path, loader: dict[str, Any]) -> Side:
@@ -158,10 +158,10 @@ def comfy_side(checkpoint: Path, domain_file: Path, loader: dict[str, Any]) -> S
         # Kept as in the file; what is computed with is float32 on both sides.
         options = {"dtype": torch.float16}
         model, clip, vae, _ = comfy.sd.load_checkpoint_guess_config(str(checkpoint), model_options=options, **loader)
-        unet = host.pack("nodes.host.base_model").ComfyUNet(model)
+        unet = host.pack("nodes.host.networks.base_model").ComfyUNet(model)
         # All weights are lent from here on: the module's own copy would only take memory.
         model.model.diffusion_model.to("meta")
-        text = host.pack("nodes.host.text_encoder").ComfyTextEncoder(clip)
+        text = host.pack("nodes.host.networks.text_encoder").ComfyTextEncoder(clip)
 
         def encode(images: Tensor) -> Tensor:
             return model.model.process_latent_in(vae.encode(images.movedim(1, -1)))
@@ -184,9 +184,9 @@ def diffusers_side(checkpoint: Path, domain_file: Path) -> Side:
 
 def _domain(file: Path, unet: Any, text: Any, modules: Any) -> Any:
     if not file.exists():
-        modules("e4t_core.domain").save_domain(file, make_domain(unet, text, modules), torch.float16)
+        modules("e4t_core.methods.e4t.domain").save_domain(file, make_domain(unet, text, modules), torch.float16)
         gc.collect()
-    return modules("e4t_core.domain").load_domain(file)
+    return modules("e4t_core.methods.e4t.domain").load_domain(file)
 
 
 def compare(family: Family, folder: Path) -> tuple[list[tuple[str, float]], list[str], tuple[Side, Side]]:
@@ -225,15 +225,15 @@ def vision_features(file: Path, pictures: Tensor) -> dict[str, Tensor]:
     """[CLS] vectors ``(n, 16, 1280)`` of pictures ``(n, S, S, 3)`` in [0, 1], by each of the two loaders."""
     import comfy.clip_vision
 
-    backbone = host.pack("e4t_core.clip_backbone")
-    info = host.pack("e4t_core.domain_info").BackboneInfo("open_clip", "ViT-H-14", VIT_H, 1280, 224)
+    backbone = host.pack("e4t_core.methods.e4t.clip_backbone")
+    info = host.pack("e4t_core.methods.e4t.domain_info").BackboneInfo("open_clip", "ViT-H-14", VIT_H, 1280, 224)
     tower = backbone.ClipBackbone(info, backbone.read_backbone_weights(file))
     found = {"open_clip": tower.cls_features(pictures.movedim(-1, 1))}
     del tower
     gc.collect()
     with torch.inference_mode():
         stock = comfy.clip_vision.load(str(file))
-        found["ComfyUI"] = host.pack("nodes.host.backbone").stock_features(info, stock, pictures.movedim(-1, 1)).clone()
+        found["ComfyUI"] = host.pack("nodes.host.networks.backbone").stock_features(info, stock, pictures.movedim(-1, 1)).clone()
         del stock
         _forget()
     gc.collect()

@@ -121,7 +121,7 @@ def write_checkpoint(path: Path, family: Family, seed: int = 0) -> None:
 
 def vision_state(architecture: str, seed: int = 1) -> dict[str, Tensor]:
     """Random weights of an open_clip vision tower, as in a whole model's file ("visual.")."""
-    info = host.pack("e4t_core.domain_info").BackboneInfo("open_clip", architecture, (1,), 1280, 224)
+    info = host.pack("e4t_core.methods.e4t.domain_info").BackboneInfo("open_clip", architecture, (1,), 1280, 224)
     with torch.device("meta"):
-        tower = host.pack("e4t_core.clip_backbone").build_vision_tower(info)
+        tower = host.pack("e4t_core.methods.e4t.clip_backbone").build_vision_tower(info)
     return draw(shapes_of(tower), torch.Generator().manual_seed(seed), "visual.")

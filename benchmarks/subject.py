@@ -41,16 +41,16 @@ class Finder:
 
     def __init__(self, domain: str) -> None:
         self.base = host.load_base(host.mini_checkpoint())
-        self.domain = host.pack("e4t_core.domain").load_domain(host.mini_domain(WEIGHTS[domain]))
-        self.unet = host.pack("nodes.host.base_model").ComfyUNet(self.base.model)
-        self.text = host.pack("nodes.host.text_encoder").ComfyTextEncoder(self.base.clip)
+        self.domain = host.pack("e4t_core.methods.e4t.domain").load_domain(host.mini_domain(WEIGHTS[domain]))
+        self.unet = host.pack("nodes.host.networks.base_model").ComfyUNet(self.base.model)
+        self.text = host.pack("nodes.host.networks.text_encoder").ComfyTextEncoder(self.base.clip)
 
     def find(self, photo: Tensor) -> Tensor:
         """The subject ``(1, 1, h, w)`` in {0, 1} of a photo ``(3, H, W)``."""
         tuning, images = host.pack("e4t_core.tuning"), photo.movedim(0, -1)[None]
         with torch.inference_mode():
             latent = self.base.model.model.process_latent_in(self.base.vae.encode(images)).float().cpu()
-            features = host.pack("nodes.host.backbone").image_features(self.domain, None, images)
+            features = host.pack("nodes.host.networks.backbone").image_features(self.domain, None, images)
         photos = tuning.ConceptPhotos(latent.clone(), features.clone())
         # One sample of one step: tuning itself is not wanted.
         settings = replace(self.domain.info.preset, find_subject=True, steps=1, batch=1, micro_batch=1)
@@ -61,7 +61,7 @@ class Finder:
                 found.append(report.masks.cpu())
                 raise _FoundError
 
-        with host.pack("nodes.host.cpu_products").bfloat16_products(self.unet.device):
+        with host.pack("nodes.host.networks.cpu_products").bfloat16_products(self.unet.device):
             try:
                 tuning.tune(self.unet, self.text, self.domain, photos, settings, 0, on_step=stop)
             except _FoundError:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from .concept_encoder import OffsetEncoder
+from .methods.e4t.concept_encoder import OffsetEncoder
 from .presets import TuningSettings
 
 

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .concept_encoder import OffsetEncoder
+from .methods.e4t.concept_encoder import OffsetEncoder
 from .unet import TextEncoder, UNet
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 LAYERS, WIDTH = 6, 128
-# open_clip's vision configuration; ``e4t_core.clip_backbone`` builds the very same module from it.
+# open_clip's vision configuration; ``e4t_core.methods.e4t.clip_backbone`` builds the very same module from it.
 VISION_CONFIG: dict[str, int | float] = {
     "image_size": 128,
     "layers": LAYERS,

@@ -15,11 +15,11 @@ from torch import Tensor
 from commands.pretrain.config import Config
 from commands.pretrain.config_file import load_config
 from commands.pretrain.domain_file import domain_info
-from e4t_core.clip_backbone import ClipBackbone
-from e4t_core.concept_encoder import ConceptEncoder
-from e4t_core.domain import Domain
-from e4t_core.offset_forms import make_offsets
-from e4t_core.weight_offsets import Offsets, WeightOffsets
+from e4t_core.methods.e4t.clip_backbone import ClipBackbone
+from e4t_core.methods.e4t.concept_encoder import ConceptEncoder
+from e4t_core.methods.e4t.domain import Domain
+from e4t_core.methods.e4t.offset_forms import make_offsets
+from e4t_core.methods.e4t.weight_offsets import Offsets, WeightOffsets
 
 from .models import read
 from .train_backbone import INFO as BACKBONE

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from e4t_core.concept_encoder import ConceptEncoder
-from e4t_core.weight_offsets import Offsets
+from e4t_core.methods.e4t.concept_encoder import ConceptEncoder
+from e4t_core.methods.e4t.weight_offsets import Offsets
 
 from .attributes import DOMAINS, Identity, Scene
 from .autoencoder import Autoencoder

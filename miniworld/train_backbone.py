@@ -18,8 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from e4t_core.clip_backbone import build_vision_tower
-from e4t_core.domain_info import BackboneInfo
+from e4t_core.methods.e4t.clip_backbone import build_vision_tower
+from e4t_core.methods.e4t.domain_info import BackboneInfo
 
 from .attributes import Identity, Scene, identities_of, random_scene
 from .backbone import MEAN, READ_BLOCKS, STD, VISION_CONFIG, WIDTH

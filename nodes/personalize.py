@@ -7,9 +7,9 @@ from typing import Any
 from comfy_api.latest import io
 
 from .host import concept_clip, patched_model
-from .host.personalisation import Request, personalise
-from .host.prompt_words import AliasError, check_alias
-from .host.result_store import STORE
+from .host.learning.personalisation import Request, personalise
+from .host.prompt.prompt_words import AliasError, check_alias
+from .host.learning.result_store import STORE
 from .load_domain import DomainIO
 from .settings import SettingsIO
 

@@ -13,8 +13,8 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from e4t_core.clip_backbone import BackboneError
-from e4t_core.domain import DomainFileError, save_domain
+from e4t_core.methods.e4t.clip_backbone import BackboneError
+from e4t_core.methods.e4t.domain import DomainFileError, save_domain
 from e4t_core.presets import PRESETS, TEMPLATES
 
 from .peer_directory import PeerDirectory, read_directory

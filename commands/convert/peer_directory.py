@@ -8,7 +8,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from e4t_core.weight_offsets import WeightOffsets
+from e4t_core.methods.e4t.weight_offsets import WeightOffsets
 
 from .peer_config import PeerConfig, read_config
 from .peer_encoder import PeerEncoder, read_encoder

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from e4t_core.patch_token_encoder import PatchTokenEncoder
+from e4t_core.methods.e4t.patch_token_encoder import PatchTokenEncoder
 
 from .peer_tensors import ADVICE, PeerFileError, Shape, check_keys, check_tensors, read_tensors, size
 

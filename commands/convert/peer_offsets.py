@@ -12,7 +12,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from e4t_core.weight_offsets import WeightOffsets
+from e4t_core.methods.e4t.weight_offsets import WeightOffsets
 
 from .peer_tensors import ADVICE, PeerFileError, Shape, check_finite, check_keys, check_tensors, size
 

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 import torch
 
-from e4t_core.clip_backbone import build_vision_tower
-from e4t_core.domain import BackboneInfo, Domain, DomainInfo
-from e4t_core.domain_info import PATCH_TOKENS
+from e4t_core.methods.e4t.clip_backbone import build_vision_tower
+from e4t_core.methods.e4t.domain import BackboneInfo, Domain, DomainInfo
+from e4t_core.methods.e4t.domain_info import PATCH_TOKENS
 from e4t_core.presets import PRESETS
 
 from .peer_directory import PeerDirectory, context_width

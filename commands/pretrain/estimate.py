@@ -13,9 +13,9 @@ from dataclasses import dataclass
 
 import torch
 
-from e4t_core.concept_encoder import ConceptEncoder
-from e4t_core.offset_forms import make_offsets
-from e4t_core.weight_offsets import HYPERNETWORK
+from e4t_core.methods.e4t.concept_encoder import ConceptEncoder
+from e4t_core.methods.e4t.offset_forms import make_offsets
+from e4t_core.methods.e4t.weight_offsets import HYPERNETWORK
 
 from .config import Config
 from .model_files import BackboneCounts, BaseCounts

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from e4t_core.clip_backbone import ClipBackbone
+from e4t_core.methods.e4t.clip_backbone import ClipBackbone
 from e4t_core.fingerprint import fingerprint
 
 from ..progress import Progress

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 
 from e4t_core.canonical_names import canonical_names
-from e4t_core.clip_backbone import build_vision_tower, missing_backbone
-from e4t_core.domain_info import BackboneInfo
+from e4t_core.methods.e4t.clip_backbone import build_vision_tower, missing_backbone
+from e4t_core.methods.e4t.domain_info import BackboneInfo
 
 from .config import BackboneSettings, BaseSettings
 from .counts import PROMPT_LENGTH, UNetCounts, count_transformer, count_unet, count_vae_encoder, parameters

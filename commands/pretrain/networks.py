@@ -9,8 +9,8 @@ from typing import Any, Protocol, cast
 import torch
 from torch import Tensor, nn
 
-from e4t_core.clip_backbone import ClipBackbone, read_backbone_weights
-from e4t_core.domain_info import BackboneInfo
+from e4t_core.methods.e4t.clip_backbone import ClipBackbone, read_backbone_weights
+from e4t_core.methods.e4t.domain_info import BackboneInfo
 from e4t_core.unet import TextEncoder, UNet
 
 from .config import BackboneSettings, BaseSettings

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from e4t_core.clip_backbone import BackboneError
+from e4t_core.methods.e4t.clip_backbone import BackboneError
 from e4t_core.unet import WordError
 
 from ..progress import Progress

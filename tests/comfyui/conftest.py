@@ -72,7 +72,7 @@ def domain(base):
 def clean_store():
     """Every test starts with an empty store and nothing loaded."""
     import comfy.model_management
-    from e4t_pack.nodes.host.result_store import STORE
+    from e4t_pack.nodes.host.learning.result_store import STORE
 
     STORE.clear()
     # As ComfyUI's executor does for every node.

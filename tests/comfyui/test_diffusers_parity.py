@@ -9,8 +9,8 @@ import comfy.clip_vision
 import pytest
 import torch
 from comfy.ldm.models.autoencoder import AutoencoderKL
-from e4t_pack.e4t_core.clip_backbone import build_vision_tower, from_transformers
-from e4t_pack.e4t_core.domain_info import BackboneInfo
+from e4t_pack.e4t_core.methods.e4t.clip_backbone import build_vision_tower, from_transformers
+from e4t_pack.e4t_core.methods.e4t.domain_info import BackboneInfo
 from safetensors.torch import save_file
 
 from benchmarks import parity, random_checkpoint
@@ -105,7 +105,7 @@ def test_the_layout_artists_own_is_mapped_to_open_clip_s_key_by_key(tower_state)
 
 def test_the_backbone_leaves_the_device_when_its_features_are_known(tmp_path):
     import comfy.model_management
-    from e4t_pack.nodes.host.backbone import stock_features
+    from e4t_pack.nodes.host.networks.backbone import stock_features
 
     config = {
         "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32, "num_channels": 3,

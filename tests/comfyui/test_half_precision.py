@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from e4t_pack.nodes.host.personalisation import LoadedDomain
+from e4t_pack.nodes.host.learning.personalisation import LoadedDomain
 from e4t_pack.nodes.personalize import Personalize
 from personalized import draw
 from world import QUICK, make_base, photo

@@ -3,9 +3,9 @@
 import comfy.hooks
 import pytest
 import torch
-from e4t_pack.nodes.host.base_model import ComfyUNet
-from e4t_pack.nodes.host.idle_layers import LAYERS, idle_layers, left_out
-from e4t_pack.nodes.host.text_encoder import ComfyTextEncoder
+from e4t_pack.nodes.host.networks.base_model import ComfyUNet
+from e4t_pack.nodes.host.networks.idle_layers import LAYERS, idle_layers, left_out
+from e4t_pack.nodes.host.networks.text_encoder import ComfyTextEncoder
 from world import hold, make_base, make_concept, make_domain
 
 PREFIX = "clip_l."

@@ -8,7 +8,7 @@ import comfy.supported_models
 import comfy.supported_models_base
 import pytest
 import torch
-from e4t_pack.nodes.host.base_model import UnsupportedModelError
+from e4t_pack.nodes.host.networks.base_model import UnsupportedModelError
 from test_bad_input import one_sentence, personalize
 
 SDXL = {

@@ -15,8 +15,8 @@ import torch
 from comfy.patcher_extension import WrappersMP
 from e4t_pack.e4t_core.presets import TuningSettings
 from e4t_pack.nodes.host import patched_model
-from e4t_pack.nodes.host.base_model import ComfyUNet
-from e4t_pack.nodes.host.result_store import STORE, ResultStore
+from e4t_pack.nodes.host.networks.base_model import ComfyUNet
+from e4t_pack.nodes.host.learning.result_store import STORE, ResultStore
 from oracle import clip_lora, clip_skip, ksample
 from personalized import draw, encode
 from test_base_model import unet_lora
@@ -75,7 +75,7 @@ def test_a_prompt_without_the_word_equals_stock_nodes_on_the_same_patched_weight
 
 
 def test_the_word_is_frozen_after_end_percent(run, monkeypatch):
-    from e4t_pack.nodes.host.concept_clip import ConceptCLIP
+    from e4t_pack.nodes.host.prompt.concept_clip import ConceptCLIP
 
     calls, original = [], ConceptCLIP.encode_again
     monkeypatch.setattr(ConceptCLIP, "encode_again", lambda self, *a: calls.append(1) or original(self, *a))
@@ -320,7 +320,7 @@ def test_a_word_that_the_model_has_already_is_refused_before_any_work(run, base)
 
 
 def test_the_same_photo_again_behind_itself_is_sampled_as_the_last_node_says(run, monkeypatch):
-    from e4t_pack.nodes.host.concept_clip import ConceptCLIP
+    from e4t_pack.nodes.host.prompt.concept_clip import ConceptCLIP
 
     calls, original = [], ConceptCLIP.encode_again
     monkeypatch.setattr(ConceptCLIP, "encode_again", lambda self, *a: calls.append(1) or original(self, *a))

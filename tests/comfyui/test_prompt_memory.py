@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from e4t_pack.nodes.host.prompt_memory import EncodedPrompt, PromptMemory
+from e4t_pack.nodes.host.prompt.prompt_memory import EncodedPrompt, PromptMemory
 
 
 def prompt(seed, word=True, sections=1, encoder="one"):

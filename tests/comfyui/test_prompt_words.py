@@ -7,9 +7,9 @@ import unicodedata
 
 import pytest
 import torch
-from e4t_pack.nodes.host.concept_clip import AliasTakenError, with_concept
-from e4t_pack.nodes.host.prompt_memory import PromptMemory
-from e4t_pack.nodes.host.prompt_words import AliasError, check_alias, rewrite_aliases
+from e4t_pack.nodes.host.prompt.concept_clip import AliasTakenError, with_concept
+from e4t_pack.nodes.host.prompt.prompt_memory import PromptMemory
+from e4t_pack.nodes.host.prompt.prompt_words import AliasError, check_alias, rewrite_aliases
 from safetensors.torch import save_file
 
 VECTOR = torch.linspace(-0.02, 0.02, 768)

@@ -14,8 +14,8 @@ from transformers import CLIPTextConfig, CLIPTextModel
 
 from commands.pretrain.config import Config
 from commands.pretrain.config_file import load_config
-from e4t_core.clip_backbone import build_vision_tower
-from e4t_core.domain_info import BackboneInfo
+from e4t_core.methods.e4t.clip_backbone import build_vision_tower
+from e4t_core.methods.e4t.domain_info import BackboneInfo
 
 UNET: dict[str, Any] = {
     "block_out_channels": (32, 64),

@@ -12,8 +12,8 @@ from safetensors.torch import save_file
 pytest.importorskip("open_clip")
 transformers = pytest.importorskip("transformers")
 
-from e4t_core.clip_backbone import ClipBackbone, normalise, read_backbone_weights
-from e4t_core.domain_info import BackboneInfo
+from e4t_core.methods.e4t.clip_backbone import ClipBackbone, normalise, read_backbone_weights
+from e4t_core.methods.e4t.domain_info import BackboneInfo
 
 VISION = {"layers": 3, "width": 16, "head_width": 8, "patch_size": 8, "image_size": 16, "mlp_ratio": 2.0}
 INFO = BackboneInfo("open_clip", json.dumps({"embed_dim": 12, "vision_cfg": VISION}), (1, 3), 16, 16)

@@ -34,13 +34,13 @@ from commands.convert.peer_directory import read_directory
 from commands.convert.peer_tensors import PeerFileError
 from commands.convert.to_concept import to_concept
 from commands.convert.to_domain import Options, to_domain
-from e4t_core.clip_backbone import ClipBackbone
-from e4t_core.domain import Domain, load_domain, save_domain
+from e4t_core.methods.e4t.clip_backbone import ClipBackbone
+from e4t_core.methods.e4t.domain import Domain, load_domain, save_domain
 from e4t_core.objective import predict_offset
-from e4t_core.patch_token_encoder import PatchTokenEncoder
+from e4t_core.methods.e4t.patch_token_encoder import PatchTokenEncoder
 from e4t_core.presets import FACE
 from e4t_core.tuning import ConceptPhotos
-from e4t_core.weight_offsets import offset_weight
+from e4t_core.methods.e4t.weight_offsets import offset_weight
 
 pytest.importorskip("open_clip")
 TOKENS = 9  # 4 × 4 patches: [CLS] and every second one
@@ -348,7 +348,7 @@ def test_the_output_is_never_half_there_and_never_lost(
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr("e4t_core.domain.save_file", full)
+        patch.setattr("e4t_core.methods.e4t.domain.save_file", full)
         assert main([str(peer.folder), "-o", str(target), "--overwrite"]) == 1
     assert "No space left" in capsys.readouterr().err
     assert target.read_bytes() == b"mine" and list(target.parent.iterdir()) == [target]

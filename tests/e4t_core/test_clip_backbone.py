@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from e4t_core.clip_backbone import (
+from e4t_core.methods.e4t.clip_backbone import (
     BackboneError,
     ClipBackbone,
     backbone_source,
@@ -15,7 +15,7 @@ from e4t_core.clip_backbone import (
     normalise,
     read_backbone_weights,
 )
-from e4t_core.domain_info import BackboneInfo
+from e4t_core.methods.e4t.domain_info import BackboneInfo
 
 pytest.importorskip("open_clip")
 VISION = {"layers": 3, "width": 8, "head_width": 4, "patch_size": 8, "image_size": 16}

@@ -4,7 +4,7 @@ import torch.nn.functional as F
 from tiny import TinyUNet, tiny_domain
 
 from e4t_core.concept import Concept
-from e4t_core.concept_encoder import ConceptEncoder
+from e4t_core.methods.e4t.concept_encoder import ConceptEncoder
 from e4t_core.presets import TuningSettings
 
 

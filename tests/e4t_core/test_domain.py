@@ -11,7 +11,7 @@ from tiny import TinyUNet, tiny_domain
 from torch import Tensor
 
 from e4t_core import domain as domain_module
-from e4t_core.domain import Domain, DomainFileError, load_domain, read_domain_info, save_domain
+from e4t_core.methods.e4t.domain import Domain, DomainFileError, load_domain, read_domain_info, save_domain
 
 Change = Callable[[dict[str, Tensor], dict[str, str]], None]
 

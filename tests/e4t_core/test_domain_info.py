@@ -3,7 +3,7 @@ import dataclasses
 import pytest
 from tiny import TinyUNet, tiny_info
 
-from e4t_core.domain_info import BackboneInfo, DomainMismatchError, check_base
+from e4t_core.methods.e4t.domain_info import BackboneInfo, DomainMismatchError, check_base
 
 UNET = TinyUNet()
 INFO = tiny_info(UNET)

@@ -7,8 +7,8 @@ from tiny import CLIP_WIDTH, LAYERS, TinyText, TinyUNet, tiny_domain, tiny_photo
 from torch import Tensor
 from tuned import SMOOTH, identical, run
 
-from e4t_core.concept_encoder import ConceptEncoder
-from e4t_core.subject import PASSES, change_map, find_subject, gain_map, otsu_threshold, subject_mask
+from e4t_core.methods.e4t.concept_encoder import ConceptEncoder
+from e4t_core.methods.e4t.subject import PASSES, change_map, find_subject, gain_map, otsu_threshold, subject_mask
 from e4t_core.tuning import ConceptPhotos, StepReport, tune
 
 SIZE = 16

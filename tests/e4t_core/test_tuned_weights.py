@@ -3,8 +3,8 @@ import torch
 from tiny import TinyUNet, tiny_domain
 from torch import Tensor
 
-from e4t_core.tuned_weights import TunedWeights
-from e4t_core.weight_offsets import WeightOffsets
+from e4t_core.methods.e4t.tuned_weights import TunedWeights
+from e4t_core.methods.e4t.weight_offsets import WeightOffsets
 
 UNET = TinyUNet()
 BASE = UNET.parameters()

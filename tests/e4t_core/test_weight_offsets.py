@@ -3,7 +3,7 @@ import torch
 from tiny import stable_diffusion_projections
 from torch import Tensor
 
-from e4t_core.weight_offsets import WeightOffsets
+from e4t_core.methods.e4t.weight_offsets import WeightOffsets
 
 NAME = "down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k.weight"
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from e4t_core.concept_encoder import ConceptEncoder
-from e4t_core.weight_offsets import WeightOffsets
+from e4t_core.methods.e4t.concept_encoder import ConceptEncoder
+from e4t_core.methods.e4t.weight_offsets import WeightOffsets
 from miniworld.domains import widen_domain
 from miniworld.training_unet import TrainingUNet
 from miniworld.unet import UNetModel, UNetShape

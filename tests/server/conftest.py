@@ -23,12 +23,12 @@ from devtools.comfyui_source import find_or_fetch
 from devtools.miniworld_setup import CHECKPOINT, DOMAIN, PHOTO
 from devtools.places import WORKFLOWS
 from e4t_core.canonical_names import canonical_names
-from e4t_core.clip_backbone import build_vision_tower
-from e4t_core.concept_encoder import ConceptEncoder
-from e4t_core.domain import Domain, save_domain
-from e4t_core.domain_info import BackboneInfo, DomainInfo
+from e4t_core.methods.e4t.clip_backbone import build_vision_tower
+from e4t_core.methods.e4t.concept_encoder import ConceptEncoder
+from e4t_core.methods.e4t.domain import Domain, save_domain
+from e4t_core.methods.e4t.domain_info import BackboneInfo, DomainInfo
 from e4t_core.presets import TuningSettings
-from e4t_core.weight_offsets import WeightOffsets
+from e4t_core.methods.e4t.weight_offsets import WeightOffsets
 from miniworld.checkpoint import write_random_checkpoint
 
 UNET_PREFIX = "model.diffusion_model."

@@ -16,10 +16,10 @@ from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import CallbacksMP, WrappersMP
 from torch import Tensor
 
-from ...e4t_core.canonical_names import canonical_names
-from ...e4t_core.concept import Concept
-from .base_model import PREFIX, ConceptPatch
-from .prompt_memory import PromptMemory
+from ....e4t_core.canonical_names import canonical_names
+from ....e4t_core.concept import Concept
+from ..networks.base_model import PREFIX, ConceptPatch
+from ..prompt.prompt_memory import PromptMemory
 from .refinement import HeldConcept, Refinement
 
 logger = logging.getLogger(__name__)

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from .noise_schedule import PREDICTIONS
-from .presets import TuningSettings, templates_of
+from ...noise_schedule import PREDICTIONS
+from ...presets import TuningSettings, templates_of
 from .weight_offsets import FORMS, NETWORK
 
 BACKBONE_KINDS = ("open_clip", "comfy")

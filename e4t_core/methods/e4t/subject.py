@@ -22,8 +22,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .concept_encoder import OffsetEncoder
-from .objective import draw_samples, predict_offset
-from .unet import TextEncoder, UNet
+from ...objective import draw_samples, predict_offset
+from ...unet import TextEncoder, UNet
 
 logger = logging.getLogger(__name__)
 

@@ -18,11 +18,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...e4t_core.concept import Concept
-from .base_model import spatial_features
-from .concept_clip import MARK
-from .progress import show_text
-from .prompt_memory import EncodedPrompt, PromptMemory, Recipe
+from ....e4t_core.concept import Concept
+from ..networks.base_model import spatial_features
+from ..prompt.concept_clip import MARK
+from ..learning.progress import show_text
+from ..prompt.prompt_memory import EncodedPrompt, PromptMemory, Recipe
 
 logger = logging.getLogger(__name__)
 

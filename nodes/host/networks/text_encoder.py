@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.stateless import _reparametrize_module
 
-from ...e4t_core.unet import WordError
+from ....e4t_core.unet import WordError
 from .base_model import SUPPORTED, effective_weights
 from .idle_layers import idle_layers, left_out
 

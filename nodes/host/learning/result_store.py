@@ -11,8 +11,8 @@ from collections import OrderedDict
 
 import psutil
 
-from .patched_model import ConceptParts
-from .prompt_memory import PromptMemory
+from ..sampling.patched_model import ConceptParts
+from ..prompt.prompt_memory import PromptMemory
 
 logger = logging.getLogger(__name__)
 

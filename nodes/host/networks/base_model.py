@@ -19,8 +19,8 @@ from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 from torch.nn.utils.stateless import _reparametrize_module
 
-from ...e4t_core.canonical_names import canonical_names
-from ...e4t_core.noise_schedule import NoiseSchedule, Prediction
+from ....e4t_core.canonical_names import canonical_names
+from ....e4t_core.noise_schedule import NoiseSchedule, Prediction
 
 PREFIX = "diffusion_model."
 FAMILIES = {768: "sd1", 1024: "sd2"}

@@ -7,9 +7,9 @@ import comfy.model_management
 import torch
 from torch import Tensor
 
-from ...e4t_core.clip_backbone import BackboneError, ClipBackbone, backbone_source, normalise, read_vectors
-from ...e4t_core.domain import Domain
-from ...e4t_core.domain_info import BackboneInfo
+from ....e4t_core.methods.e4t.clip_backbone import BackboneError, ClipBackbone, backbone_source, normalise, read_vectors
+from ....e4t_core.methods.e4t.domain import Domain
+from ....e4t_core.methods.e4t.domain_info import BackboneInfo
 from .text_encoder import unload
 
 

@@ -17,7 +17,7 @@ import comfy.sd
 import torch
 from torch import Tensor
 
-from .idle_layers import idle_layers, left_out
+from ..networks.idle_layers import idle_layers, left_out
 from .prompt_memory import EncodedPrompt, PromptMemory
 from .prompt_words import check_alias, rewrite_aliases, tokenizer_with_words
 

@@ -15,20 +15,20 @@ import torch
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
-from ...e4t_core.concept import Concept
-from ...e4t_core.domain import Domain, check_base
-from ...e4t_core.presets import TuningSettings
-from ...e4t_core.tuning import ConceptPhotos, tune
+from ....e4t_core.concept import Concept
+from ....e4t_core.methods.e4t.domain import Domain, check_base
+from ....e4t_core.presets import TuningSettings
+from ....e4t_core.tuning import ConceptPhotos, tune
 from . import photos as photo_preparation
-from .backbone import image_features
-from .base_model import ComfyUNet, check_supported
+from ..networks.backbone import image_features
+from ..networks.base_model import ComfyUNet, check_supported
 from .content_key import base_fingerprint, content_key, weights_key
-from .cpu_products import bfloat16_products
-from .patched_model import ConceptParts, domain_offset
+from ..networks.cpu_products import bfloat16_products
+from ..sampling.patched_model import ConceptParts, domain_offset
 from .progress import Progress, check_cancelled, show_text
-from .prompt_words import check_alias
+from ..prompt.prompt_words import check_alias
 from .result_store import ResultStore
-from .text_encoder import ComfyTextEncoder, unload
+from ..networks.text_encoder import ComfyTextEncoder, unload
 
 logger = logging.getLogger(__name__)
 

@@ -1,0 +1,1 @@
+"""The methods, each in its own file or folder."""

@@ -1,0 +1,1 @@
+"""ComfyUI's networks as the core's: UNet, text encoder, image backbone."""

@@ -1,0 +1,1 @@
+"""The word in CLIP: tokens, encoding, and what was encoded."""

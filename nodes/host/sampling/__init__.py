@@ -1,0 +1,1 @@
+"""What a MODEL does with concepts: weights and refinement."""
