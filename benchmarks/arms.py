@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from e4t_core.methods.e4t.domain import load_domain
 from miniworld.attributes import DOMAINS, Identity, Scene
 from miniworld.captions import subject_phrases
 from miniworld.concept_photos import CHUNK, CONCEPTS, subject_masks, training_identities
@@ -112,7 +113,7 @@ class Drawer:
     def domain(self, of: str) -> Any:
         """The domain of faces or of cats, as its node loads it."""
         if of not in self._domains:
-            load = host.pack("e4t_core.methods.e4t.domain").load_domain
+            load = load_domain
             loaded = load(host.mini_domain(WEIGHTS[of]))
             self._domains[of] = host.pack("nodes.host.learning.personalisation").LoadedDomain(loaded)
         return self._domains[of]

@@ -34,6 +34,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from e4t_core.fingerprint import fingerprint
+from e4t_core.methods.e4t.domain import load_domain
+
 from . import host
 from .report import gate, table
 
@@ -84,9 +87,7 @@ def learn(case: Case, threads: int) -> Learned:
     mask = subject_masks([person.identity], [person.scene], person.photo[None])[0]
     photo = (person.photo * (1 - case.darker)).movedim(0, -1)[None]
     base = host.load_base(host.mini_checkpoint())
-    loaded = host.pack("nodes.host.learning.personalisation").LoadedDomain(
-        host.pack("e4t_core.methods.e4t.domain").load_domain(host.mini_domain())
-    )
+    loaded = host.pack("nodes.host.learning.personalisation").LoadedDomain(load_domain(host.mini_domain()))
     node, settings = host.pack("nodes.personalize").Personalize, replace(loaded.domain.info.preset, **case.changes)
     started = time.monotonic()
     with torch.inference_mode():
@@ -100,7 +101,7 @@ def learn(case: Case, threads: int) -> Learned:
     concept = parts.concept
     tensors = {f"difference {name}": value for name, value in concept.weight_differences.items()}
     tensors |= {f"encoder {name}": value for name, value in concept.encoder.state_dict().items()}
-    content = host.pack("e4t_core.fingerprint").fingerprint(tensors | {"static": concept.static_embedding})
+    content = fingerprint(tensors | {"static": concept.static_embedding})
     return Learned(content, predictions(base, parts, latent).numpy(), seconds)
 
 

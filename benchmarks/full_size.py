@@ -77,7 +77,9 @@ def make_domain(unet: Any) -> Any:
     domain, info = host.pack("e4t_core.methods.e4t.domain"), host.pack("e4t_core.methods.e4t.domain_info")
     shapes = unet.attention_projections()
     offsets = host.pack("e4t_core.methods.e4t.weight_offsets").WeightOffsets(shapes)
-    encoder = host.pack("e4t_core.methods.e4t.concept_encoder").ConceptEncoder(CLIP_LAYERS, CLIP_WIDTH, unet.feature_width, 768)
+    encoder = host.pack("e4t_core.methods.e4t.concept_encoder").ConceptEncoder(
+        CLIP_LAYERS, CLIP_WIDTH, unet.feature_width, 768
+    )
     layers = tuple(range(2, 2 * CLIP_LAYERS + 1, 2))
     backbone = info.BackboneInfo("comfy", "ViT-H-14", layers, CLIP_WIDTH, 224, pretrained="laion2b_s32b_b79k")
     about = info.DomainInfo(

@@ -7,7 +7,7 @@ on the path, because both have a ``nodes``. Import this module before anything o
 from __future__ import annotations
 
 import hashlib
-import importlib.util
+import importlib
 import logging
 import os
 import sys
@@ -21,11 +21,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from devtools.one_core import PACK, import_pack
 from e4t_core.fingerprint import fingerprint
 
 ROOT = Path(__file__).resolve().parent.parent
 BASE = ROOT / "runs" / "bench"  # the benchmarks' own ComfyUI base directory
-PACK = "e4t_pack"
 GUIDANCE, SCHEDULER = 5.0, "normal"
 
 
@@ -65,11 +65,7 @@ def import_comfyui() -> None:
 
     comfy.cli_args.args.cpu = not torch.cuda.is_available()
     comfy.cli_args.args.base_directory = str(BASE)
-    spec = importlib.util.spec_from_file_location(PACK, ROOT / "__init__.py", submodule_search_locations=[str(ROOT)])
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[PACK] = module
-    spec.loader.exec_module(module)
+    import_pack(ROOT)
     logging.getLogger().setLevel(logging.WARNING)  # ComfyUI tells of every model that it loads
 
 

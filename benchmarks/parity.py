@@ -233,7 +233,9 @@ def vision_features(file: Path, pictures: Tensor) -> dict[str, Tensor]:
     gc.collect()
     with torch.inference_mode():
         stock = comfy.clip_vision.load(str(file))
-        found["ComfyUI"] = host.pack("nodes.host.networks.backbone").stock_features(info, stock, pictures.movedim(-1, 1)).clone()
+        found["ComfyUI"] = (
+            host.pack("nodes.host.networks.backbone").stock_features(info, stock, pictures.movedim(-1, 1)).clone()
+        )
         del stock
         _forget()
     gc.collect()

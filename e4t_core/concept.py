@@ -14,7 +14,7 @@ from .presets import TuningSettings
 class Concept:
     """The result of :func:`e4t_core.tuning.tune`. All tensors are float32 on the CPU and without gradients.
 
-    A MODEL that draws concepts holds each domain's offset once, as ``W0 * P Qᵀ`` from ``domain_factors``, plus
+    A MODEL that draws concepts holds each domain's offset once, as ``W0 * P Q^T`` from ``domain_factors``, plus
     each concept's ``weight_differences``: the sum is this concept's tuned weights.
 
     Attributes:
@@ -29,7 +29,7 @@ class Concept:
         clip_features: ``(1, L, C)``, the mean over the photos.
         static_embedding: ``(D,)``, e_c averaged over noise levels of the concept's own latent(s).
         domain_factors: P ``(M, 3)`` and Q ``(N, 3)`` of the UNTUNED domain's offsets, by canonical name.
-        weight_differences: tuned weight − (base + domain offset), by canonical name; only tensors that changed.
+        weight_differences: tuned weight - (base + domain offset), by canonical name; only tensors that changed.
         settings: how it was tuned, and how it is to be sampled.
         seed: of noise, timesteps and templates.
         losses: mean loss of every optimiser step.

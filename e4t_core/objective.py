@@ -1,6 +1,6 @@
 """What is minimised, in pre-training and in one-shot tuning alike (the paper's section 3.3):
 
-    L = mean((target − prediction)² [· mask / mean(mask)])  +  λ · mean_over_batch ‖E‖²
+    L = mean((target - prediction)² [· mask / mean(mask)])  +  lambda · mean_over_batch ||E||²
 
 and from where a sample's randomness comes: everything is drawn from (seed, global sample index) by local streams, so
 micro-batches, processes and resumed runs see the same samples.
@@ -83,14 +83,14 @@ class LossParts:
 
     Attributes:
         diffusion: ``(B,)`` (mask-weighted) mean squared error of the prediction.
-        offset: ``(B,)`` ‖E‖², the squared length of the predicted word OFFSET.
+        offset: ``(B,)`` ||E||², the squared length of the predicted word OFFSET.
     """
 
     diffusion: Tensor
     offset: Tensor
 
     def total(self, regularization: float) -> Tensor:
-        """``mean(diffusion) + λ · mean(‖E‖²)``."""
+        """``mean(diffusion) + lambda · mean(||E||²)``."""
         return self.diffusion.mean() + regularization * self.offset.mean()
 
 

@@ -29,7 +29,7 @@ class TuningSettings:
         learning_rate: of AdamW; every step moves every trained weight by about this much.
         encoder_rate: the encoder's learning rate as a share of it, above 0 and at most 1. All its weights push the word the same way,
             so at the full rate one step may throw the word beyond where it should stay.
-        regularization: λ, the weight of ``mean ‖E‖²``.
+        regularization: lambda, the weight of ``mean ||E||²``.
         batch: noise levels of the photo(s) per optimiser step.
         micro_batch: how many of them pass the UNet at once; changes memory and time, and the result by rounding.
         train_encoder: tune the concept encoder.
@@ -117,7 +117,7 @@ FACE = TuningSettings(steps=15, learning_rate=1.6e-5, regularization=0.1)
 CAT = TuningSettings(steps=5, learning_rate=4.8e-5, regularization=1e-4, use_mask=False)
 ART = CAT
 # The mini world's base is small and trained from scratch: an Adam step moves every weight by the rate, so it needs more. Its words
-# lie about one length of the domain word from it; λ is the one of pre-training. Both were chosen on validation faces.
+# lie about one length of the domain word from it; lambda is the one of pre-training. Both were chosen on validation faces.
 _MINI = TuningSettings(steps=15, learning_rate=1e-4, regularization=1e-4, micro_batch=16)
 # At that rate the encoder, and all of the UNet by the gradients through its feature pass, would throw the word so
 # far in each of the first steps that a rounding of 1e-6 grows to a tenth of what is learned. With neither, the result is the

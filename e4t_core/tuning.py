@@ -12,17 +12,17 @@ from typing import Any, Literal, TypeVar
 import torch
 from torch import Tensor, nn
 
-from .methods.e4t import subject
 from .concept import Concept
+from .fingerprint import fingerprint
+from .methods.e4t import subject
 from .methods.e4t.concept_encoder import OffsetEncoder
 from .methods.e4t.domain import Domain
 from .methods.e4t.domain_info import check_base
-from .fingerprint import fingerprint
+from .methods.e4t.tuned_weights import TunedWeights
+from .methods.e4t.weight_offsets import Offsets
 from .objective import diffusion_losses, draw_samples, inner_masks, predict_offset
 from .presets import TuningSettings, templates_of
-from .methods.e4t.tuned_weights import TunedWeights
 from .unet import TextEncoder, UNet
-from .methods.e4t.weight_offsets import Offsets
 
 logger = logging.getLogger(__name__)
 

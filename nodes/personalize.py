@@ -6,10 +6,11 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from .host import concept_clip, patched_model
 from .host.learning.personalisation import Request, personalise
-from .host.prompt.prompt_words import AliasError, check_alias
 from .host.learning.result_store import STORE
+from .host.prompt import concept_clip
+from .host.prompt.prompt_words import AliasError, check_alias
+from .host.sampling import patched_model
 from .load_domain import DomainIO
 from .settings import SettingsIO
 

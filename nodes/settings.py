@@ -46,7 +46,7 @@ class Settings(io.ComfyNode):
                     max=100.0,
                     step=0.0001,
                     round=False,
-                    tooltip="λ: how strongly the word is held near the domain's word (0.1 for faces, 0.0001 for cats).",
+                    tooltip="lambda: how strongly the word is held near the domain's word (0.1 for faces, 0.0001 for cats).",
                 ),
                 io.Int.Input(
                     "batch",

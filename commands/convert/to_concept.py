@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 
 from e4t_core.concept import Concept
-from e4t_core.methods.e4t.domain import Domain
 from e4t_core.fingerprint import fingerprint
+from e4t_core.methods.e4t.domain import Domain
+from e4t_core.methods.e4t.weight_offsets import offset_weight
 from e4t_core.noise_schedule import NoiseSchedule, Prediction
 from e4t_core.tuning import ConceptPhotos, tune
 from e4t_core.unet import TextEncoder, UNet
-from e4t_core.methods.e4t.weight_offsets import offset_weight
 
 from .peer_directory import PeerDirectory
 from .peer_tensors import PeerFileError

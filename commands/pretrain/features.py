@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from e4t_core.methods.e4t.clip_backbone import ClipBackbone
 from e4t_core.fingerprint import fingerprint
+from e4t_core.methods.e4t.clip_backbone import ClipBackbone
 
 from ..progress import Progress
 from .config import Config

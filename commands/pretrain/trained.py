@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from e4t_core.methods.e4t.concept_encoder import ConceptEncoder
-from e4t_core.objective import diffusion_losses, draw_samples
 from e4t_core.methods.e4t.offset_forms import make_offsets
-from e4t_core.presets import templates_of
 from e4t_core.methods.e4t.weight_offsets import HYPERNETWORK
+from e4t_core.objective import diffusion_losses, draw_samples
+from e4t_core.presets import templates_of
 
 from .config import Config
 from .networks import Base

@@ -6,7 +6,6 @@ does it, as a package of another name.
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import sys
 from pathlib import Path
@@ -15,16 +14,6 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 COMFYUI = Path(os.environ.get("COMFYUI_PATH") or ROOT / ".dev" / "comfyui")
-PACK = "e4t_pack"
-
-
-def _import_as(name: str, folder: Path) -> None:
-    spec = importlib.util.spec_from_file_location(
-        name, folder / "__init__.py", submodule_search_locations=[str(folder)]
-    )
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    spec.loader.exec_module(module)
 
 
 if (COMFYUI / "comfy").is_dir():
@@ -38,10 +27,11 @@ if (COMFYUI / "comfy").is_dir():
     import torch
 
     torch.set_num_threads(1)
-    if PACK not in sys.modules:
-        _import_as(PACK, ROOT)
     # For world.py, and for the rooms beside the pack (the core, commands, benchmarks).
     sys.path += [folder for folder in (str(Path(__file__).parent), str(ROOT)) if folder not in sys.path]
+    from devtools.one_core import import_pack
+
+    import_pack(ROOT)
 else:
     collect_ignore_glob = ["test_*.py"]
 
@@ -100,7 +90,7 @@ def folder(tmp_path, monkeypatch):
 @pytest.fixture
 def run(base, domain, monkeypatch):
     """Runs the node "E4T Personalize"; ``run.tunings`` counts how often it really tuned."""
-    from e4t_pack.nodes.host import personalisation
+    from e4t_pack.nodes.host.learning import personalisation
     from e4t_pack.nodes.personalize import Personalize
     from world import photo
 

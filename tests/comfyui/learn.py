@@ -8,11 +8,12 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent))
 
 import conftest  # noqa: F401 - sets up ComfyUI in this process
-from e4t_pack.e4t_core.fingerprint import fingerprint
-from e4t_pack.nodes.host.networks.base_model import ComfyUNet
 from e4t_pack.nodes.host.learning.personalisation import LoadedDomain
+from e4t_pack.nodes.host.networks.base_model import ComfyUNet
 from e4t_pack.nodes.personalize import Personalize
 from world import QUICK, make_base, make_domain, photo
+
+from e4t_core.fingerprint import fingerprint
 
 
 def learned(parts) -> str:

@@ -11,21 +11,22 @@ import comfy.sd
 import folder_paths
 import pytest
 import torch
-from e4t_pack.e4t_core.methods.e4t.clip_backbone import BackboneError
-from e4t_pack.e4t_core.methods.e4t.domain import DomainFileError, DomainMismatchError, save_domain
-from e4t_pack.e4t_core.unet import WordError
 from e4t_pack.nodes.host import model_folders
-from e4t_pack.nodes.host.networks.base_model import ComfyUNet, UnsupportedModelError
-from e4t_pack.nodes.host.model_folders import ModelFileError
 from e4t_pack.nodes.host.learning.personalisation import LoadedDomain, UnsupportedVAEError
 from e4t_pack.nodes.host.learning.photos import PhotoError, crop_square, prepare_photos
-from e4t_pack.nodes.host.prompt.prompt_words import AliasError
 from e4t_pack.nodes.host.learning.result_store import STORE
+from e4t_pack.nodes.host.model_folders import ModelFileError
+from e4t_pack.nodes.host.networks.base_model import ComfyUNet, UnsupportedModelError
+from e4t_pack.nodes.host.prompt.prompt_words import AliasError
 from e4t_pack.nodes.load_domain import LoadDomain
 from e4t_pack.nodes.personalize import Personalize
 from e4t_pack.nodes.settings import Settings
 from safetensors.torch import load_file, save_file
 from world import QUICK, make_base, make_domain, make_state, photo, text_options
+
+from e4t_core.methods.e4t.clip_backbone import BackboneError
+from e4t_core.methods.e4t.domain import DomainFileError, DomainMismatchError, save_domain
+from e4t_core.unet import WordError
 
 INSTANT = dataclasses.replace(QUICK, steps=0)
 
@@ -186,8 +187,9 @@ def test_a_domain_without_a_backbone_asks_for_clip_vision(base, domain):
 
 def test_a_stock_clip_vision_gives_the_features_of_the_same_open_clip_tower(domain):
     import comfy.clip_vision
-    from e4t_pack.e4t_core.methods.e4t.clip_backbone import ClipBackbone
     from e4t_pack.nodes.host.networks.backbone import image_features
+
+    from e4t_core.methods.e4t.clip_backbone import ClipBackbone
 
     config = {
         "hidden_size": 32,
@@ -359,7 +361,7 @@ def test_a_missing_domain_names_its_folder_and_three_ways_to_one(folder, name):
 
 
 def test_a_full_disk_leaves_no_file(domain, folder, monkeypatch):
-    import e4t_pack.e4t_core.methods.e4t.domain as module
+    import e4t_core.methods.e4t.domain as module
 
     def full(*_arguments, **_options):
         raise OSError(28, "No space left on device")

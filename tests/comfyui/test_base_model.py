@@ -10,8 +10,14 @@ import comfy.sd
 import pytest
 import torch
 from comfy_extras.nodes_model_advanced import ModelSamplingContinuousEDM, ModelSamplingDiscrete
-from e4t_pack.nodes.host.networks.base_model import PREFIX, ComfyUNet, UnsupportedModelError, check_supported, effective_weights
 from e4t_pack.nodes.host.learning.content_key import weights_key
+from e4t_pack.nodes.host.networks.base_model import (
+    PREFIX,
+    ComfyUNet,
+    UnsupportedModelError,
+    check_supported,
+    effective_weights,
+)
 from e4t_pack.nodes.host.networks.text_encoder import ComfyTextEncoder, UnsupportedCLIPError, unload
 from test_oracle_matrix import naive_features
 from world import LATENT, hold, make_concept

@@ -6,7 +6,8 @@ import comfy.utils
 import pytest
 import torch
 from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
-from e4t_pack.e4t_core.canonical_names import canonical_names
+
+from e4t_core.canonical_names import canonical_names
 
 SD15 = {
     "image_size": 32,

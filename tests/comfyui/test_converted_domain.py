@@ -10,18 +10,19 @@ from pathlib import Path
 import comfy.clip_vision
 import pytest
 import torch
-from e4t_pack.e4t_core.concept import Concept
-from e4t_pack.nodes.host import concept_clip, patched_model
+from e4t_pack.nodes.host.learning.result_store import STORE
 from e4t_pack.nodes.host.networks.backbone import image_features
 from e4t_pack.nodes.host.networks.base_model import ComfyUNet
-from e4t_pack.nodes.host.learning.result_store import STORE
 from e4t_pack.nodes.host.networks.text_encoder import ComfyTextEncoder
+from e4t_pack.nodes.host.prompt import concept_clip
+from e4t_pack.nodes.host.sampling import patched_model
 from e4t_pack.nodes.load_domain import LoadDomain
 from e4t_pack.nodes.personalize import Personalize
 from oracle import ksample
 from world import LATENT, QUICK, photo
 
 import nodes
+from e4t_core.concept import Concept
 
 sys.path.append(str(Path(__file__).parents[1] / "commands"))
 import peer

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from e4t_pack.nodes.host import cpu_products
+from e4t_pack.nodes.host.networks import cpu_products
 from torch import nn
 
 

@@ -9,12 +9,12 @@ import comfy.clip_vision
 import pytest
 import torch
 from comfy.ldm.models.autoencoder import AutoencoderKL
-from e4t_pack.e4t_core.methods.e4t.clip_backbone import build_vision_tower, from_transformers
-from e4t_pack.e4t_core.methods.e4t.domain_info import BackboneInfo
 from safetensors.torch import save_file
 
 from benchmarks import parity, random_checkpoint
 from benchmarks.full_size import SD15
+from e4t_core.methods.e4t.clip_backbone import build_vision_tower, from_transformers
+from e4t_core.methods.e4t.domain_info import BackboneInfo
 
 pytest.importorskip("diffusers")
 pytest.importorskip("accelerate")

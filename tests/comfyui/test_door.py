@@ -79,7 +79,7 @@ def test_the_settings_node_offers_every_setting_of_tuning(listed):
     inputs = listed["E4TSettings"].INPUT_TYPES()
     shown = {name: declared[1] for kind in inputs.values() for name, declared in kind.items()}
     defaults = {name: options["default"] for name, options in shown.items()}
-    presets = sys.modules["e4t_pack.e4t_core.presets"]
+    presets = sys.modules["e4t_core.presets"]
     assert listed["E4TSettings"].execute(**defaults).args[0] == presets.FACE
     reached = set()
     for name, options in shown.items():
@@ -94,7 +94,7 @@ def test_the_settings_node_offers_every_setting_of_tuning(listed):
 def test_a_workflow_from_before_the_optional_settings_still_runs(listed):
     inputs = listed["E4TSettings"].INPUT_TYPES()
     required = {name: declared[1]["default"] for name, declared in inputs["required"].items()}
-    assert listed["E4TSettings"].execute(**required).args[0] == sys.modules["e4t_pack.e4t_core.presets"].FACE
+    assert listed["E4TSettings"].execute(**required).args[0] == sys.modules["e4t_core.presets"].FACE
 
 
 def test_there_is_a_folder_to_put_domain_files_into(tmp_path, monkeypatch):

@@ -13,8 +13,9 @@ import dataclasses
 import pytest
 import torch
 from comfy.patcher_extension import WrappersMP
-from e4t_pack.nodes.host import concept_clip, patched_model
 from e4t_pack.nodes.host.learning.result_store import STORE
+from e4t_pack.nodes.host.prompt import concept_clip
+from e4t_pack.nodes.host.sampling import patched_model
 from oracle import ROWS, Row
 from safetensors.torch import save_file
 from world import ComfyTextEncoder, ComfyUNet, make_concept

@@ -8,8 +8,8 @@ import logging
 import comfy.model_management
 import pytest
 import torch
-from e4t_pack.e4t_core.methods.e4t.weight_offsets import offset_weight
 from e4t_pack.nodes.host.networks.base_model import PREFIX, ComfyUNet, effective_weights
+from e4t_pack.nodes.host.prompt.prompt_memory import PromptMemory
 from e4t_pack.nodes.host.sampling.patched_model import (
     LOST,
     ConceptParts,
@@ -19,10 +19,11 @@ from e4t_pack.nodes.host.sampling.patched_model import (
     lost_share,
     with_concept,
 )
-from e4t_pack.nodes.host.prompt.prompt_memory import PromptMemory
 from oracle import ksample
 from test_base_model import QUERY, unet_lora
 from world import ComfyTextEncoder, make_concept, make_domain
+
+from e4t_core.methods.e4t.weight_offsets import offset_weight
 
 NATIVE = f"{PREFIX}input_blocks.1.1.transformer_blocks.0.attn1.to_q.weight"
 

@@ -13,14 +13,15 @@ import learn
 import pytest
 import torch
 from comfy.patcher_extension import WrappersMP
-from e4t_pack.e4t_core.presets import TuningSettings
-from e4t_pack.nodes.host import patched_model
-from e4t_pack.nodes.host.networks.base_model import ComfyUNet
 from e4t_pack.nodes.host.learning.result_store import STORE, ResultStore
+from e4t_pack.nodes.host.networks.base_model import ComfyUNet
+from e4t_pack.nodes.host.sampling import patched_model
 from oracle import clip_lora, clip_skip, ksample
 from personalized import draw, encode
 from test_base_model import unet_lora
 from world import QUICK, make_base, make_domain, photo
+
+from e4t_core.presets import TuningSettings
 
 OFFSETS_ONLY = dataclasses.replace(QUICK, train_encoder=False)
 

@@ -9,12 +9,13 @@ import comfy.model_management
 import pytest
 import torch
 from comfy.patcher_extension import WrappersMP
-from e4t_pack.e4t_core.methods.e4t.subject import LEVELS
-from e4t_pack.nodes.host import personalisation, progress
-from e4t_pack.nodes.host.networks.base_model import ComfyUNet
+from e4t_pack.nodes.host.learning import personalisation, progress
 from e4t_pack.nodes.host.learning.result_store import STORE
+from e4t_pack.nodes.host.networks.base_model import ComfyUNet
 from personalized import draw
 from world import QUICK
+
+from e4t_core.methods.e4t.subject import LEVELS
 
 
 class Stop(BaseException):

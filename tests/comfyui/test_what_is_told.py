@@ -10,7 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from comfy.patcher_extension import PatcherInjection
-from e4t_pack.nodes.host import progress
+from e4t_pack.nodes.host.learning import progress
 from oracle import ksample, latent
 from personalized import draw, encode
 from world import QUICK, photo
@@ -30,7 +30,7 @@ def test_the_first_preview_is_the_crop_and_the_bar_reaches_its_end(run, monkeypa
     [("a photo of S*", "S* in 1 of 2 prompts"), ("a photo", "S* was found in none of 2 prompts")],
 )
 def test_the_sampler_says_where_the_word_is(run, monkeypatch, caplog, text, message):
-    from e4t_pack.nodes.host import refinement
+    from e4t_pack.nodes.host.sampling import refinement
 
     shown = []
     monkeypatch.setattr(refinement, "show_text", shown.append)
@@ -52,7 +52,7 @@ def test_a_word_averaged_with_another_clip_s_prompt_is_told_as_not_refined(run, 
 
 
 def test_the_node_says_what_became_of_the_photo_and_forgets_old_notes(run, monkeypatch):
-    from e4t_pack.nodes.host import personalisation
+    from e4t_pack.nodes.host.learning import personalisation
 
     shown = []
     monkeypatch.setattr(personalisation, "show_text", shown.append)
@@ -65,7 +65,7 @@ def test_the_node_says_what_became_of_the_photo_and_forgets_old_notes(run, monke
 
 
 def test_the_node_says_which_settings_are_not_the_preset_s(run, monkeypatch):
-    from e4t_pack.nodes.host import personalisation
+    from e4t_pack.nodes.host.learning import personalisation
 
     shown = []
     monkeypatch.setattr(personalisation, "show_text", shown.append)
@@ -77,7 +77,7 @@ def test_the_node_says_which_settings_are_not_the_preset_s(run, monkeypatch):
 
 
 def test_the_node_says_when_a_mask_only_decides_the_crop(run, monkeypatch):
-    from e4t_pack.nodes.host import personalisation
+    from e4t_pack.nodes.host.learning import personalisation
 
     shown = []
     monkeypatch.setattr(personalisation, "show_text", shown.append)
@@ -89,7 +89,7 @@ def test_the_node_says_when_a_mask_only_decides_the_crop(run, monkeypatch):
 
 
 def test_the_node_says_that_it_looks_for_the_subject_where_there_is_no_mask(run, monkeypatch):
-    from e4t_pack.nodes.host import personalisation
+    from e4t_pack.nodes.host.learning import personalisation
 
     shown = []
     monkeypatch.setattr(personalisation, "show_text", shown.append)

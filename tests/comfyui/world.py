@@ -16,16 +16,18 @@ import comfy.sd1_clip
 import comfy.taesd.taesd
 import comfy.utils
 import torch
-from e4t_pack.e4t_core.methods.e4t.clip_backbone import build_vision_tower
-from e4t_pack.e4t_core.concept import Concept
-from e4t_pack.e4t_core.methods.e4t.concept_encoder import ConceptEncoder
-from e4t_pack.e4t_core.methods.e4t.domain import BackboneInfo, Domain, DomainInfo
-from e4t_pack.e4t_core.methods.e4t.offset_forms import make_offsets
-from e4t_pack.e4t_core.presets import TuningSettings
-from e4t_pack.nodes.host import concept_clip, patched_model
-from e4t_pack.nodes.host.networks.base_model import ComfyUNet
 from e4t_pack.nodes.host.learning.result_store import STORE
+from e4t_pack.nodes.host.networks.base_model import ComfyUNet
 from e4t_pack.nodes.host.networks.text_encoder import ComfyTextEncoder
+from e4t_pack.nodes.host.prompt import concept_clip
+from e4t_pack.nodes.host.sampling import patched_model
+
+from e4t_core.concept import Concept
+from e4t_core.methods.e4t.clip_backbone import build_vision_tower
+from e4t_core.methods.e4t.concept_encoder import ConceptEncoder
+from e4t_core.methods.e4t.domain import BackboneInfo, Domain, DomainInfo
+from e4t_core.methods.e4t.offset_forms import make_offsets
+from e4t_core.presets import TuningSettings
 
 ROOT = Path(__file__).resolve().parents[2]
 LATENT = 8  # side of a latent in the tests

@@ -36,11 +36,11 @@ from commands.convert.to_concept import to_concept
 from commands.convert.to_domain import Options, to_domain
 from e4t_core.methods.e4t.clip_backbone import ClipBackbone
 from e4t_core.methods.e4t.domain import Domain, load_domain, save_domain
-from e4t_core.objective import predict_offset
 from e4t_core.methods.e4t.patch_token_encoder import PatchTokenEncoder
+from e4t_core.methods.e4t.weight_offsets import offset_weight
+from e4t_core.objective import predict_offset
 from e4t_core.presets import FACE
 from e4t_core.tuning import ConceptPhotos
-from e4t_core.methods.e4t.weight_offsets import offset_weight
 
 pytest.importorskip("open_clip")
 TOKENS = 9  # 4 × 4 patches: [CLS] and every second one

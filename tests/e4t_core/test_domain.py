@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from tiny import TinyUNet, tiny_domain
 from torch import Tensor
 
-from e4t_core import domain as domain_module
+from e4t_core.methods.e4t import domain as domain_module
 from e4t_core.methods.e4t.domain import Domain, DomainFileError, load_domain, read_domain_info, save_domain
 
 Change = Callable[[dict[str, Tensor], dict[str, str]], None]

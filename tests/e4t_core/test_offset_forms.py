@@ -14,9 +14,9 @@ from torch import Tensor
 from e4t_core.concept import Concept
 from e4t_core.methods.e4t.domain import Domain, DomainFileError, load_domain, save_domain
 from e4t_core.methods.e4t.offset_forms import DirectOffsets, HyperOffsets, make_offsets
+from e4t_core.methods.e4t.weight_offsets import Offsets, WeightOffsets
 from e4t_core.presets import TuningSettings
 from e4t_core.tuning import tune
-from e4t_core.methods.e4t.weight_offsets import Offsets, WeightOffsets
 
 NAME = "block.attn2.to_k.weight"
 FORMS = ("network", "direct", "hypernetwork")

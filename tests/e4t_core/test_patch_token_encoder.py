@@ -7,9 +7,9 @@ from e4t_core.methods.e4t.clip_backbone import normalise, read_vectors
 from e4t_core.methods.e4t.domain import BackboneInfo, Domain, new_encoder
 from e4t_core.methods.e4t.domain_info import PATCH_TOKENS
 from e4t_core.methods.e4t.patch_token_encoder import PatchTokenEncoder
+from e4t_core.methods.e4t.weight_offsets import WeightOffsets
 from e4t_core.presets import TuningSettings
 from e4t_core.tuning import ConceptPhotos, tune
-from e4t_core.methods.e4t.weight_offsets import WeightOffsets
 
 INFO = BackboneInfo("open_clip", "ViT-tiny", (3,), 5, 32, reading=PATCH_TOKENS, tokens=4)
 

@@ -8,10 +8,10 @@ from tuned import SMOOTH, close, identical, run, tensors_of, tuned_weights
 
 from e4t_core.methods.e4t.concept_encoder import ConceptEncoder
 from e4t_core.methods.e4t.domain import Domain
+from e4t_core.methods.e4t.weight_offsets import WeightOffsets
 from e4t_core.objective import draw_samples
 from e4t_core.presets import TEMPLATES, TuningSettings
 from e4t_core.tuning import ConceptPhotos, StepReport, tune
-from e4t_core.methods.e4t.weight_offsets import WeightOffsets
 
 
 def test_a_written_out_training_loop_gives_the_same_concept() -> None:

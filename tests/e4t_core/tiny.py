@@ -12,11 +12,11 @@ from torch import Tensor, nn
 
 from e4t_core.methods.e4t.concept_encoder import ConceptEncoder
 from e4t_core.methods.e4t.domain import BackboneInfo, Domain, DomainInfo
+from e4t_core.methods.e4t.weight_offsets import WeightOffsets
 from e4t_core.noise_schedule import NoiseSchedule, Prediction
 from e4t_core.presets import TuningSettings
 from e4t_core.tuning import ConceptPhotos
 from e4t_core.unet import WordError
-from e4t_core.methods.e4t.weight_offsets import WeightOffsets
 
 CONTEXT = 6
 WIDTH = 12

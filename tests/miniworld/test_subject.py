@@ -8,8 +8,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from e4t_core.presets import TEMPLATES
 from e4t_core.methods.e4t.subject import find_subject
+from e4t_core.presets import TEMPLATES
 from miniworld.concept_photos import subject_masks
 from miniworld.domains import load_backbone, load_mini_domain
 from miniworld.heldout import concept_photo, held_out

@@ -2,7 +2,7 @@
 
 The paper's section 3.1:
 
-    E(I_c, F) = final( LeakyReLU(mean_l first_l(CLS_l)) ⊕ LeakyReLU(F) ),   e_c = e_d + s·E
+    E(I_c, F) = final( LeakyReLU(mean_l first_l(CLS_l)) (+) LeakyReLU(F) ),   e_c = e_d + s·E
 
 Other networks with the same inputs and output are :class:`OffsetEncoder` too (:mod:`.patch_token_encoder`).
 """

@@ -40,7 +40,7 @@ class _Deltas:
 
 
 class DirectOffsets(Offsets):
-    """Every Δ ``(M, N)`` is learned entry by entry, without a network ("offsets learned directly"); 0 at the start.
+    """Every Delta ``(M, N)`` is learned entry by entry, without a network ("offsets learned directly"); 0 at the start.
 
     State keys end in ``delta``. There is no randomness: ``generator`` is taken for the other forms' sake.
     """
@@ -66,7 +66,7 @@ class DirectOffsets(Offsets):
         return _Deltas({name: self._matrix(name).delta.detach().clone() for name in self.shapes})  # type: ignore[operator]
 
     def shared(self) -> dict[str, tuple[Tensor, Tensor]]:
-        """P ``(M, N)`` is Δ itself and Q ``(N, N)`` the identity: what is shared stays a product, though no thin one."""
+        """P ``(M, N)`` is Delta itself and Q ``(N, N)`` the identity: what is shared stays a product, though no thin one."""
         deltas = {name: self._matrix(name).delta.detach().clone() for name in self.shapes}  # type: ignore[operator]
         return {name: (delta, torch.eye(delta.shape[1], device=delta.device)) for name, delta in deltas.items()}
 

@@ -4,7 +4,7 @@ Where the paper's encoder reads the [CLS] vector of several layers, this one rea
 normalised [CLS] and the patch tokens 1, 3, 5, … It joins the UNet features before the first linears:
 
     u = unet_out( LeakyReLU( unet_in(F) ) )
-    E(I_c, F) = final( LeakyReLU( mean_i first_i( feature(x_i ⊕ u) ) ) )
+    E(I_c, F) = final( LeakyReLU( mean_i first_i( feature(x_i (+) u) ) ) )
 """
 
 from __future__ import annotations

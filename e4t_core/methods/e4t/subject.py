@@ -21,9 +21,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .concept_encoder import OffsetEncoder
 from ...objective import draw_samples, predict_offset
 from ...unet import TextEncoder, UNet
+from .concept_encoder import OffsetEncoder
 
 logger = logging.getLogger(__name__)
 

@@ -1,4 +1,4 @@
-"""The weights of a UNet while it is tuned, without touching the UNet: ``W = (W0 + d) * (1 + Δ)``."""
+"""The weights of a UNet while it is tuned, without touching the UNet: ``W = (W0 + d) * (1 + Delta)``."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class TunedWeights:
     Args:
         base: the effective base weights by canonical name; never written to.
         offsets: a private copy, trainable or not; its device is that of the UNet.
-        train_offsets: whether Δ trains.
+        train_offsets: whether Delta trains.
         train_unet: whether all UNet weights train.
         clip_features: ``(1, L, C)`` of the concept, for offsets that depend on it.
     """
@@ -69,7 +69,7 @@ class TunedWeights:
 
     @torch.no_grad()
     def differences(self) -> dict[str, Tensor]:
-        """Tuned weight − (base + domain offset), float32 on the CPU; only tensors that changed."""
+        """Tuned weight - (base + domain offset), float32 on the CPU; only tensors that changed."""
         differences: dict[str, Tensor] = {}
         if not self._trains and self._shared.pairs:
             return differences

@@ -1,13 +1,13 @@
 """Weight offsets of the attention projections, in the exact rank-3 form (the paper's section 3.2).
 
-A matrix ``W0`` of M outputs and N inputs becomes ``W = W0 * (1 + Δ)``. The paper's network gives Δ from a constant
-``v0`` by four linear layers: two make ``y ∈ R^M`` and ``u ∈ R^N``, whose outer product passes a linear over the rows
+A matrix ``W0`` of M outputs and N inputs becomes ``W = W0 * (1 + Delta)``. The paper's network gives Delta from a constant
+``v0`` by four linear layers: two make ``y in R^M`` and ``u in R^N``, whose outer product passes a linear over the rows
 (``B``, ``b``) and one over the columns (``A``, ``a``). Written out, that is exactly
 
-    Δ = (B y)(A u)ᵀ + (B 1) aᵀ + b 1ᵀ = P Qᵀ,   P = [B y, B 1, b] (M, 3),   Q = [A u, a, 1] (N, 3)
+    Delta = (B y)(A u)^T + (B 1) a^T + b 1^T = P Q^T,   P = [B y, B 1, b] (M, 3),   Q = [A u, a, 1] (N, 3)
 
 so no M×M×N product is ever built. The four-layer form is what is trained (it is the paper's prior: Adam on P and Q
-directly would move Δ hundreds of times less at the same rate); P and Q are what a finished domain or concept needs.
+directly would move Delta hundreds of times less at the same rate); P and Q are what a finished domain or concept needs.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ FORMS = (NETWORK, DIRECT, HYPERNETWORK)
 
 
 class MatrixOffset(nn.Module):
-    """The four-layer offset of one matrix; Δ = 0 at the start, because ``B`` (row.weight) and ``b`` are zero.
+    """The four-layer offset of one matrix; Delta = 0 at the start, because ``B`` (row.weight) and ``b`` are zero.
 
     With ``constant`` it learns its own input v0; without, it is given one at every call.
     """
@@ -69,17 +69,17 @@ class FixedOffsets(Protocol):
     """Offsets that no longer change."""
 
     def apply(self, name: str, weight: Tensor) -> Tensor:
-        """``W0 * (1 + Δ)`` of one matrix ``(M, N)``."""
+        """``W0 * (1 + Delta)`` of one matrix ``(M, N)``."""
 
 
 class Offsets(nn.Module):
-    """What all forms of weight offsets share: one Δ for each attention projection, ``W = W0 * (1 + Δ)``.
+    """What all forms of weight offsets share: one Delta for each attention projection, ``W = W0 * (1 + Delta)``.
 
     State keys begin with the canonical name without ".weight".
 
     Args:
         shapes: canonical names (ending in ".weight") -> (M out, N in), as ``UNet.attention_projections()`` gives.
-        v_size: length of what a Δ is made from.
+        v_size: length of what a Delta is made from.
 
     Raises:
         ValueError: a name does not end in ".weight".
@@ -87,7 +87,7 @@ class Offsets(nn.Module):
 
     form: str
     per_photo = False
-    """Whether Δ depends on the photo; otherwise a domain has one, which all its concepts share."""
+    """Whether Delta depends on the photo; otherwise a domain has one, which all its concepts share."""
 
     def __init__(self, shapes: Mapping[str, tuple[int, int]], v_size: int) -> None:
         super().__init__()
@@ -109,11 +109,11 @@ class Offsets(nn.Module):
         return tuple(self.shapes)
 
     def apply_all(self, weights: Mapping[str, Tensor], clip_features: Tensor | None = None) -> dict[str, Tensor]:
-        """``W0 * (1 + Δ)`` of every offset matrix, differentiable; ``weights`` may hold more names, which are left out.
+        """``W0 * (1 + Delta)`` of every offset matrix, differentiable; ``weights`` may hold more names, which are left out.
 
         Args:
             weights: by canonical name.
-            clip_features: ``(1, L, C)`` of the photo, where Δ depends on it.
+            clip_features: ``(1, L, C)`` of the photo, where Delta depends on it.
         """
         raise NotImplementedError
 
@@ -148,7 +148,7 @@ class Factors:
     pairs: Mapping[str, tuple[Tensor, Tensor]]
 
     def apply(self, name: str, weight: Tensor) -> Tensor:
-        """``W0 * (1 + P Qᵀ)`` of one matrix."""
+        """``W0 * (1 + P Q^T)`` of one matrix."""
         return offset_weight(weight, *self.pairs[name])
 
 
@@ -183,7 +183,7 @@ class WeightOffsets(Offsets):
             self._place(name, MatrixOffset(shape, v_size, generator, device))
 
     def factors(self, name: str) -> tuple[Tensor, Tensor]:
-        """P ``(M, 3)`` and Q ``(N, 3)`` of one matrix, differentiable; Δ = P Qᵀ.
+        """P ``(M, 3)`` and Q ``(N, 3)`` of one matrix, differentiable; Delta = P Q^T.
 
         Raises:
             KeyError: no such matrix.
@@ -194,7 +194,7 @@ class WeightOffsets(Offsets):
         return p, q
 
     def apply(self, name: str, weight: Tensor) -> Tensor:  # type: ignore[override]
-        """``W0 * (1 + Δ)`` of one matrix ``(M, N)``."""
+        """``W0 * (1 + Delta)`` of one matrix ``(M, N)``."""
         return offset_weight(weight, *self.factors(name))
 
     def apply_all(self, weights: Mapping[str, Tensor], clip_features: Tensor | None = None) -> dict[str, Tensor]:
@@ -217,7 +217,7 @@ class WeightOffsets(Offsets):
 
 
 def offset_weight(weight: Tensor, p: Tensor, q: Tensor) -> Tensor:
-    """``W0 * (1 + P Qᵀ)``: weight ``(M, N)``, p ``(M, 3)``, q ``(N, 3)``. With Δ = 0 it is ``W0``, bit for bit."""
+    """``W0 * (1 + P Q^T)``: weight ``(M, N)``, p ``(M, 3)``, q ``(N, 3)``. With Delta = 0 it is ``W0``, bit for bit."""
     with unrounded(weight.device):
         return weight * (1.0 + p @ q.T)
 
@@ -225,7 +225,7 @@ def offset_weight(weight: Tensor, p: Tensor, q: Tensor) -> Tensor:
 def unrounded(device: torch.device) -> AbstractContextManager[object]:
     """Autocast, if any, is off within it.
 
-    In bfloat16 there is no number between 1 and 1 + 1/128: rounded there, ``1 + Δ`` is 1 as long as Δ is small, so
+    In bfloat16 there is no number between 1 and 1 + 1/128: rounded there, ``1 + Delta`` is 1 as long as Delta is small, so
     training would not see what it does, and would go on until it shows, by then far too far in float32.
     """
     return nullcontext() if device.type == "meta" else torch.autocast(device.type, enabled=False)

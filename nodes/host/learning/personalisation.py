@@ -19,16 +19,16 @@ from ....e4t_core.concept import Concept
 from ....e4t_core.methods.e4t.domain import Domain, check_base
 from ....e4t_core.presets import TuningSettings
 from ....e4t_core.tuning import ConceptPhotos, tune
-from . import photos as photo_preparation
 from ..networks.backbone import image_features
 from ..networks.base_model import ComfyUNet, check_supported
-from .content_key import base_fingerprint, content_key, weights_key
 from ..networks.cpu_products import bfloat16_products
-from ..sampling.patched_model import ConceptParts, domain_offset
-from .progress import Progress, check_cancelled, show_text
-from ..prompt.prompt_words import check_alias
-from .result_store import ResultStore
 from ..networks.text_encoder import ComfyTextEncoder, unload
+from ..prompt.prompt_words import check_alias
+from ..sampling.patched_model import ConceptParts, domain_offset
+from . import photos as photo_preparation
+from .content_key import base_fingerprint, content_key, weights_key
+from .progress import Progress, check_cancelled, show_text
+from .result_store import ResultStore
 
 logger = logging.getLogger(__name__)
 

@@ -11,8 +11,8 @@ from collections import OrderedDict
 
 import psutil
 
-from ..sampling.patched_model import ConceptParts
 from ..prompt.prompt_memory import PromptMemory
+from ..sampling.patched_model import ConceptParts
 
 logger = logging.getLogger(__name__)
 

@@ -70,10 +70,10 @@ def check_supported(model: ModelPatcher) -> None:
 
 
 def _check_sampling(sampling: torch.nn.Module) -> None:
-    """That what the network predicts is ε or v, for timesteps that are the numbers of the schedule's sigmas.
+    """That what the network predicts is epsilon or v, for timesteps that are the numbers of the schedule's sigmas.
 
     ComfyUI's ``ModelSampling…`` nodes replace it by LCM's, by EDM's, … (comfy/model_sampling.py,
-    comfy_extras/nodes_model_advanced.py), most of which inherit from ε's.
+    comfy_extras/nodes_model_advanced.py), most of which inherit from epsilon's.
     """
     kinds = [kind for kind in type(sampling).__mro__ if not issubclass(kind, torch.nn.Module) and kind is not object]
     found = kinds[0] if kinds else type(sampling)

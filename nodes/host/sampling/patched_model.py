@@ -1,6 +1,6 @@
 """A MODEL that draws concepts: their weights as additive patches, their words by refinement.
 
-It holds each domain's offset once, ``W0 * P Qᵀ``, and each concept's own difference from "base + domain offset". Patches
+It holds each domain's offset once, ``W0 * P Q^T``, and each concept's own difference from "base + domain offset". Patches
 are added by ComfyUI when it loads the model, so they live with LoRAs before and after, low memory and unloading.
 """
 
@@ -40,7 +40,7 @@ class ConceptParts:
     Attributes:
         concept: the core's concept.
         empty: context ``(1, L, D)`` of the empty prompt.
-        domain_offset: ``W0 * P Qᵀ`` of the domain on this concept's base, by canonical name.
+        domain_offset: ``W0 * P Q^T`` of the domain on this concept's base, by canonical name.
         encoder: the concept encoder as a model that ComfyUI moves and counts together with the UNet. One for as long as
             the network lives: ComfyUI takes a network that outlives its patcher for a memory leak.
     """
@@ -63,7 +63,7 @@ class ConceptParts:
 
 
 def domain_offset(weights: Mapping[str, Tensor], factors: Mapping[str, tuple[Tensor, Tensor]]) -> dict[str, Tensor]:
-    """``W0 * P Qᵀ``, ``(M, N)`` float32 on the CPU by canonical name; zero matrices are left out.
+    """``W0 * P Q^T``, ``(M, N)`` float32 on the CPU by canonical name; zero matrices are left out.
 
     Args:
         weights: effective base weights by canonical name.
@@ -133,7 +133,7 @@ def _missing_offset(held: Sequence[HeldConcept], added: HeldConcept) -> Mapping[
     """What a MODEL lacks of the domain offset that a concept was tuned on.
 
     All of it, if the domain is new; nothing, if it is held for the same base. With a LoRA between two concepts the
-    second one's base is another: the difference of the two offsets is ``L * P Qᵀ``.
+    second one's base is another: the difference of the two offsets is ``L * P Q^T``.
     """
     before = [h for h in held if h.concept.domain_fingerprint == added.concept.domain_fingerprint]
     if not before:

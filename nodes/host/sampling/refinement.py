@@ -19,9 +19,9 @@ import torch
 from torch import Tensor
 
 from ....e4t_core.concept import Concept
+from ..learning.progress import show_text
 from ..networks.base_model import spatial_features
 from ..prompt.concept_clip import MARK
-from ..learning.progress import show_text
 from ..prompt.prompt_memory import EncodedPrompt, PromptMemory, Recipe
 
 logger = logging.getLogger(__name__)
