@@ -15,7 +15,8 @@ from torch import Tensor
 
 from e4t_core.methods.e4t.clip_backbone import BackboneError
 from e4t_core.methods.e4t.domain import DomainFileError, save_domain
-from e4t_core.presets import PRESETS, TEMPLATES
+from e4t_core.methods.e4t.settings import PRESETS
+from e4t_core.presets import TEMPLATES
 
 from .peer_directory import PeerDirectory, read_directory
 from .peer_tensors import PeerFileError

@@ -9,7 +9,7 @@ import torch
 from e4t_core.methods.e4t.clip_backbone import build_vision_tower
 from e4t_core.methods.e4t.domain import BackboneInfo, Domain, DomainInfo
 from e4t_core.methods.e4t.domain_info import PATCH_TOKENS
-from e4t_core.presets import PRESETS
+from e4t_core.methods.e4t.settings import PRESETS
 
 from .peer_directory import PeerDirectory, context_width
 from .peer_tensors import PeerFileError

@@ -87,27 +87,26 @@ class ClipTextEncoder:
         return self._rows.weight[only_token(self._tokenizer, word)].detach().float().clone()
 
     def encode(self, templates: Sequence[str], words: Tensor) -> Tensor:
-        """Contexts ``(B, L, D)`` float32 of B templates, differentiable in ``words`` ``(B, D)``.
+        """Contexts ``(B, L, D)`` float32 of B templates, differentiable in ``words`` ``(B, D)`` or ``(B, V, D)``.
 
         Raises:
             ValueError: a template does not hold "{}" once, or is too long.
         """
-        rows, slots = [], []
+        lent = words[:, None] if words.ndim == 2 else words
+        vectors, rows, slots = lent.shape[1], [], []
         for template in templates:
             before, *after = template.split("{}")
             if len(after) != 1:
                 raise ValueError(f"The prompt template {template!r} must hold '{{}}' once, where the word stands.")
             head = self._pieces(before)
-            # The slot's own token is looked up and then overwritten: any will do.
-            rows.append(self._padded(template, [*head, 0, *self._pieces(after[0])]))
-            slots.append(1 + len(head))
+            # The slot's own tokens are looked up and then overwritten: any will do.
+            rows.append(self._padded(template, [*head, *[0] * vectors, *self._pieces(after[0])]))
+            slots.append([1 + len(head) + number for number in range(vectors)])
         device = self._rows.weight.device
-        chosen = torch.zeros((len(rows), self._length, 1), dtype=torch.bool, device=device)
-        chosen[torch.arange(len(rows)), torch.tensor(slots)] = True
-        lent = words.to(device)[:, None]
+        places = torch.tensor(slots, device=device)[..., None].expand(-1, -1, lent.shape[-1])
 
         def with_words(module: nn.Module, inputs: object, output: Tensor) -> Tensor:
-            return torch.where(chosen, lent.to(output.dtype), output)
+            return output.scatter(1, places, lent.to(output))
 
         # The model takes token ids only; the rows it looks up are exchanged on their way.
         handle = self._rows.register_forward_hook(with_words)

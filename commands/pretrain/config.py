@@ -12,9 +12,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from e4t_core.methods.e4t.domain_info import BASE_FAMILIES
+from e4t_core.methods.e4t.settings import PRESETS
 from e4t_core.methods.e4t.weight_offsets import FORMS, HYPERNETWORK, NETWORK
 from e4t_core.noise_schedule import PREDICTIONS
-from e4t_core.presets import PRESETS, TEMPLATES
+from e4t_core.presets import TEMPLATES
 
 SOURCE_KINDS = ("folder", "shards", "parquet", "python")
 BASE_KINDS = ("diffusers", "checkpoint", "python")

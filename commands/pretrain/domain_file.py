@@ -11,8 +11,8 @@ import torch
 from e4t_core.methods.e4t.concept_encoder import ConceptEncoder
 from e4t_core.methods.e4t.domain import Domain, save_domain
 from e4t_core.methods.e4t.domain_info import BackboneInfo, DomainInfo
+from e4t_core.methods.e4t.settings import PRESETS
 from e4t_core.methods.e4t.weight_offsets import Offsets
-from e4t_core.presets import PRESETS
 
 from .config import Config
 from .features import Extractor

@@ -9,10 +9,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from e4t_core.diffusion import draw_samples
 from e4t_core.methods.e4t.concept_encoder import ConceptEncoder
 from e4t_core.methods.e4t.offset_forms import make_offsets
 from e4t_core.methods.e4t.weight_offsets import HYPERNETWORK
-from e4t_core.objective import diffusion_losses, draw_samples
+from e4t_core.methods.e4t.word_model import WordModel
 from e4t_core.presets import templates_of
 
 from .config import Config
@@ -68,16 +69,23 @@ class Trained(nn.Module):
         # Not a module of this one, so that neither checkpoints nor processes carry the frozen weights.
         self._frozen = (base, unet.parameters())
         self._held: ExitStack | None = None
-        self._settings, self._scale = training, config.domain.scale
+        self._settings = training
         self._templates = templates_of(config.domain.templates)
-        self._word = text.word(config.domain.word).detach().float().to(device)
         with torch.no_grad():
-            self._empty = text.empty().to(device)
+            self._words = WordModel(
+                unet,
+                text,
+                self.encoder,
+                text.word(config.domain.word).detach().float().to(device),
+                config.domain.scale,
+                text.empty().to(device),
+                self._templates,
+            )
 
     @property
     def word_length(self) -> float:
         """‖e_d‖, the length of the domain word's embedding."""
-        return float(self._word.norm())
+        return float(self._words.domain_word_embedding.norm())
 
     @contextmanager
     def lending(self) -> Iterator[None]:
@@ -105,31 +113,20 @@ class Trained(nn.Module):
         )
         device = inputs.latents.device
         self._held.enter_context(base.unet.using(self.offsets.apply_all(weights, inputs.clip_features)))
-        parts = diffusion_losses(
-            base.unet,
-            base.text,
-            self.encoder,
-            latents=inputs.latents,
-            clip_features=inputs.clip_features,
-            timesteps=sample.timesteps.to(device),
-            noise=sample.noise.to(device),
-            templates=[self._templates[number] for number in sample.templates],
-            domain_word_embedding=self._word,
-            scale=self._scale,
-            empty=self._empty,
-            masks=inputs.masks if settings.use_mask else None,
-            stop_feature_gradient=settings.stop_feature_gradient,
+        masks = inputs.masks if settings.use_mask else None
+        parts = self._words.losses(
+            inputs.latents, inputs.clip_features, sample.to(device), masks, settings.stop_feature_gradient
         )
         return parts.diffusion, parts.offset
 
     def words(self, clip_features: Tensor, features: Tensor) -> Tensor:
         """Word embeddings ``e_d + s·E`` ``(B, D)``."""
-        return self._word + self._scale * self.encoder(clip_features, features).float()
+        return self._words.at(self.encoder(clip_features, features).float())
 
     @property
     def empty(self) -> Tensor:
         """Context ``(1, L, D)`` of the empty prompt."""
-        return self._empty
+        return self._words.empty
 
     @torch.no_grad()
     def offset_rms(self, clip_features: Tensor) -> float:

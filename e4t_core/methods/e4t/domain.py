@@ -25,11 +25,11 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ...fingerprint import fingerprint
-from ...presets import TuningSettings
 from .concept_encoder import ConceptEncoder, OffsetEncoder
 from .domain_info import CLS_LAYERS, PATCH_TOKENS, BackboneInfo, DomainInfo, DomainMismatchError, check_base
 from .offset_forms import make_offsets
 from .patch_token_encoder import PatchTokenEncoder
+from .settings import TuningSettings
 from .weight_offsets import NETWORK, Offsets
 
 __all__ = [

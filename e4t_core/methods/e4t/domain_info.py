@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ...noise_schedule import PREDICTIONS
-from ...presets import TuningSettings, templates_of
+from ...presets import templates_of
+from .settings import TuningSettings
 from .weight_offsets import FORMS, NETWORK
 
 BACKBONE_KINDS = ("open_clip", "comfy")

@@ -6,12 +6,12 @@ import pytest
 import torch
 from tiny import TinyText, TinyUNet, tiny_domain, tiny_photos
 from torch import Tensor
-from tuned import SMOOTH, run
+from tuned import SMOOTH, run, tune
 
-from e4t_core import tuning as tuning_module
 from e4t_core.methods.e4t.domain import Domain, DomainMismatchError
-from e4t_core.presets import TuningSettings
-from e4t_core.tuning import ConceptPhotos, StepReport, TuningError, tune
+from e4t_core.methods.e4t.settings import TuningSettings
+from e4t_core.methods.e4t.word_model import WordModel
+from e4t_core.training import Photos, StepReport, TuningError
 from e4t_core.unet import WordError
 
 
@@ -19,7 +19,7 @@ class Interrupt(BaseException):
     """As ComfyUI's: not an Exception."""
 
 
-def snapshot(unet: TinyUNet, domain: Domain, photos: ConceptPhotos) -> dict[str, Tensor]:
+def snapshot(unet: TinyUNet, domain: Domain, photos: Photos) -> dict[str, Tensor]:
     given = {f"unet.{key}": value for key, value in unet.network.state_dict().items()}
     given |= {f"encoder.{key}": value for key, value in domain.encoder.state_dict().items()}
     given |= {f"offsets.{key}": value for key, value in domain.offsets.state_dict().items()}
@@ -89,7 +89,7 @@ def test_a_domain_word_of_several_tokens_is_named() -> None:
 
 def test_features_of_another_backbone_are_refused() -> None:
     unet = TinyUNet()
-    photos = ConceptPhotos(torch.zeros(1, 4, 8, 8), torch.zeros(1, 3, 5))
+    photos = Photos(torch.zeros(1, 4, 8, 8), torch.zeros(1, 3, 5))
     with pytest.raises(TuningError, match=r"\(3, 5\) .* reads \(2, 5\): use the image backbone 'ViT-tiny'"):
         tune(unet, TinyText(), tiny_domain(unet), photos, SMOOTH, 1)
 
@@ -110,7 +110,7 @@ def test_photos_that_do_not_belong_together_are_refused(
     latents: Tensor, clip: Tensor, masks: Tensor | None, told: str
 ) -> None:
     with pytest.raises(TuningError, match=told):
-        ConceptPhotos(latents, clip, masks)
+        Photos(latents, clip, masks)
 
 
 def test_a_loss_that_is_no_longer_finite_ends_with_advice(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -125,6 +125,6 @@ def test_a_word_that_is_no_longer_finite_ends_with_advice(monkeypatch: pytest.Mo
     def broken(*arguments: object, **options: object) -> Tensor:
         return torch.full((1, 6), float("nan"))
 
-    monkeypatch.setattr(tuning_module, "predict_offset", broken)
+    monkeypatch.setattr(WordModel, "offset", broken)
     with pytest.raises(TuningError, match="word embedding became NaN"):
         run(TuningSettings(steps=0))

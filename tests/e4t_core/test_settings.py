@@ -1,6 +1,7 @@
 import pytest
 
-from e4t_core.presets import PRESETS, TEMPLATES, TuningSettings, templates_of
+from e4t_core.methods.e4t.settings import PRESETS, TuningSettings
+from e4t_core.presets import TEMPLATES, templates_of
 
 
 def test_the_papers_presets() -> None:
@@ -18,18 +19,16 @@ def test_the_papers_presets() -> None:
         ("steps", 2.5),
         ("batch", 0),
         ("micro_batch", 0),
-        ("micro_batch", 17),
         ("learning_rate", -1e-5),
         ("learning_rate", float("nan")),
         ("learning_rate", 0.0),
         ("regularization", float("inf")),
-        ("end_percent", 1.5),
         ("encoder_rate", 0.0),
         ("encoder_rate", 1.5),
         ("mask_threshold", 1.0),
         ("mask_threshold", -0.1),
-        ("betas", (0.9, 1.0)),
-        ("betas", (0.9,)),
+        ("beta1", 1.0),
+        ("beta2", -0.1),
         ("use_mask", 1),
         ("eps", "small"),
     ],

@@ -1,9 +1,9 @@
-"""What is minimised, in pre-training and in one-shot tuning alike (the paper's section 3.3):
+"""What every method minimizes: the error of the noise prediction, where a mask says that it counts.
 
-    L = mean((target - prediction)² [· mask / mean(mask)])  +  lambda · mean_over_batch ||E||²
+    diffusion loss = mean((target - prediction)² [· mask / mean(mask)])
 
-and from where a sample's randomness comes: everything is drawn from (seed, global sample index) by local streams, so
-micro-batches, processes and resumed runs see the same samples.
+Here is also where a sample's randomness comes from: everything is drawn from (seed, global sample index) by local
+streams, so micro-batches, processes and resumed runs see the same samples.
 """
 
 from __future__ import annotations
@@ -16,8 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .methods.e4t.concept_encoder import OffsetEncoder
-from .unet import TextEncoder, UNet
+from .unet import UNet
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,6 +35,10 @@ class DiffusionSample:
     templates: tuple[int, ...]
     photos: Tensor
 
+    def to(self, device: torch.device) -> DiffusionSample:
+        """The same samples with their tensors on a device."""
+        return DiffusionSample(self.timesteps.to(device), self.noise.to(device), self.templates, self.photos.to(device))
+
 
 def draw_samples(
     seed: int,
@@ -51,12 +54,12 @@ def draw_samples(
     """Draw the samples with these global indices; sample i is the same whatever it is drawn together with.
 
     Timesteps are stratified: the k-th sample of an effective batch takes its timestep from the k-th of ``batch``
-    equal parts of [0, T), so that every batch covers the schedule. Photos take turns if a batch can hold them all,
-    else they are drawn evenly.
+    equal parts of [0, T), so that every batch covers the schedule. Photos take turns if a batch can hold them all, and
+    which one begins changes from step to step, so that none is tied to a part of the schedule; else they are drawn evenly.
 
     Args:
         seed: of the run.
-        indices: global sample indices; optimiser step n of a run holds ``n * batch`` to ``(n + 1) * batch - 1``.
+        indices: global sample indices; optimizer step n of a run holds ``n * batch`` to ``(n + 1) * batch - 1``.
         latent_shape: (4, h, w).
         batch: size of the EFFECTIVE batch.
         photos, templates, timesteps: how many there are to choose from.
@@ -64,92 +67,57 @@ def draw_samples(
     """
     steps, noise, chosen_templates, chosen_photos = [], [], [], []
     for index in indices:
-        digest = hashlib.sha256(f"{stream}/{seed}/{index}".encode()).digest()
-        generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+        generator = _generator(f"{stream}/{seed}/{index}")
         within = float(torch.rand((), generator=generator, dtype=torch.float64))
         steps.append(min(int((index % batch + within) / batch * timesteps), timesteps - 1))
         chosen_templates.append(int(torch.randint(templates, (), generator=generator)))
         drawn = int(torch.randint(photos, (), generator=generator))
-        chosen_photos.append(index % photos if photos <= batch else drawn)
+        if photos <= batch:
+            drawn = (index % batch + _first_photo(f"{stream}/{seed}", index // batch, photos)) % photos
+        chosen_photos.append(drawn)
         noise.append(torch.randn(tuple(latent_shape), generator=generator))
     return DiffusionSample(
         torch.tensor(steps), torch.stack(noise), tuple(chosen_templates), torch.tensor(chosen_photos)
     )
 
 
-@dataclass(frozen=True, eq=False)
-class LossParts:
-    """The loss of B samples in its parts; kept per sample, so that micro-batches add up to the batch exactly.
-
-    Attributes:
-        diffusion: ``(B,)`` (mask-weighted) mean squared error of the prediction.
-        offset: ``(B,)`` ||E||², the squared length of the predicted word OFFSET.
-    """
-
-    diffusion: Tensor
-    offset: Tensor
-
-    def total(self, regularization: float) -> Tensor:
-        """``mean(diffusion) + lambda · mean(||E||²)``."""
-        return self.diffusion.mean() + regularization * self.offset.mean()
+def _generator(name: str) -> torch.Generator:
+    digest = hashlib.sha256(name.encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
 
 
-def predict_offset(
+def _first_photo(stream: str, step: int, photos: int) -> int:
+    """Which photo takes the lowest part of the schedule in a step: each of them once in every ``photos`` steps."""
+    order = torch.randperm(photos, generator=_generator(f"{stream}/turn {step // photos}"))
+    return int(order[step % photos])
+
+
+def denoising_errors(
     unet: UNet,
-    encoder: OffsetEncoder,
-    z: Tensor,
-    t: Tensor,
-    clip_features: Tensor,
-    empty: Tensor,
-    stop_gradient: bool = False,
-) -> Tensor:
-    """The word offset E ``(B, D)`` for noisy latents ``z`` ``(B, 4, h, w)`` at ``t`` ``(B,)``.
-
-    F comes from a pass with the EMPTY prompt's context ``empty`` ``(1, L, D)`` and the weights in use;
-    ``stop_gradient`` cuts the gradients through that pass (an ablation).
-    """
-    with torch.set_grad_enabled(torch.is_grad_enabled() and not stop_gradient):
-        features = unet.features(z, t, empty.expand(z.shape[0], -1, -1))
-    return encoder(clip_features, features)
-
-
-def diffusion_losses(
-    unet: UNet,
-    text: TextEncoder,
-    encoder: OffsetEncoder,
-    *,
     latents: Tensor,
-    clip_features: Tensor,
-    timesteps: Tensor,
-    noise: Tensor,
-    templates: Sequence[str],
-    domain_word_embedding: Tensor,
-    scale: float,
-    empty: Tensor,
+    sample: DiffusionSample,
+    context: Tensor,
     masks: Tensor | None = None,
-    stop_feature_gradient: bool = False,
-) -> LossParts:
-    """The loss of B samples with the weights in use; call it, and its backward, inside ``unet.using(...)``.
+    z: Tensor | None = None,
+) -> Tensor:
+    """The diffusion loss ``(B,)`` of B samples with the weights in use, per sample.
 
     Args:
+        unet: call it, and the backward pass, inside ``unet.using(...)``.
         latents: ``(B, 4, h, w)``, clean, in the UNet's scale.
-        clip_features: ``(B, L, C)``.
-        timesteps, noise: ``(B,)`` and ``(B, 4, h, w)``.
-        templates: B prompts, each with "{}" once where the word stands.
-        domain_word_embedding: e_d ``(D,)``.
-        scale: s.
-        empty: context ``(1, L, D)`` of the empty prompt.
+        sample: its timesteps and noise, on the latents' device.
+        context: of the prompts, ``(B, L, D)``.
         masks: ``(B, 1, H, W)`` in 0-1, 1 = learn here; resized to the latent.
-        stop_feature_gradient: see :func:`predict_offset`.
+        z: the noisy latents, if they were made already.
     """
-    z = unet.schedule.add_noise(latents, noise, timesteps)
-    offset = predict_offset(unet, encoder, z, timesteps, clip_features, empty, stop_feature_gradient)
-    context = text.encode(templates, domain_word_embedding + scale * offset)
-    error = unet.denoise(z, timesteps, context) - unet.schedule.target(latents, noise, timesteps, unet.prediction)
+    t, noise = sample.timesteps, sample.noise
+    if z is None:
+        z = unet.schedule.add_noise(latents, noise, t)
+    error = unet.denoise(z, t, context) - unet.schedule.target(latents, noise, t, unet.prediction)
     squared = error.float().square()
     if masks is not None:
         squared = squared * mask_weights(masks, (latents.shape[-2], latents.shape[-1]))
-    return LossParts(squared.mean(dim=(1, 2, 3)), offset.float().square().sum(dim=1))
+    return squared.mean(dim=(1, 2, 3))
 
 
 def mask_weights(masks: Tensor, size: tuple[int, int]) -> Tensor:

@@ -4,14 +4,15 @@ import pytest
 import torch
 from tiny import TinyText, TinyUNet, tiny_domain, tiny_info, tiny_photos
 from torch import Tensor
-from tuned import SMOOTH, close, identical, run, tensors_of, tuned_weights
+from tuned import SMOOTH, close, differences, factors, identical, run, tensors_of, tune, tuned_weights
 
+from e4t_core.diffusion import draw_samples
 from e4t_core.methods.e4t.concept_encoder import ConceptEncoder
 from e4t_core.methods.e4t.domain import Domain
+from e4t_core.methods.e4t.settings import TuningSettings
 from e4t_core.methods.e4t.weight_offsets import WeightOffsets
-from e4t_core.objective import draw_samples
-from e4t_core.presets import TEMPLATES, TuningSettings
-from e4t_core.tuning import ConceptPhotos, StepReport, tune
+from e4t_core.presets import TEMPLATES
+from e4t_core.training import Photos, StepReport
 
 
 def test_a_written_out_training_loop_gives_the_same_concept() -> None:
@@ -65,17 +66,17 @@ def test_a_written_out_training_loop_gives_the_same_concept() -> None:
         assert torch.allclose(ours[name], value, rtol=0, atol=2e-6), name
         assert not torch.equal(value, unet.parameters()[name]), name
     for key, value in encoder.state_dict().items():
-        assert torch.allclose(concept.encoder.state_dict()[key], value, rtol=0, atol=2e-6), key
+        assert torch.allclose(concept.predictor.encoder.state_dict()[key], value, rtol=0, atol=2e-6), key
 
 
 def test_zero_steps_are_the_encoders_first_answer_on_base_plus_domain_offset() -> None:
     unet, text, photos = TinyUNet(), TinyText(), tiny_photos()
     domain = tiny_domain(unet)
     concept = tune(unet, text, domain, photos, TuningSettings(steps=0), 3)
-    assert concept.weight_differences == {} and concept.losses == ()
-    assert (concept.encoder.final.weight == domain.encoder.final.weight).all()
+    assert differences(concept) == {} and concept.losses == ()
+    assert (concept.predictor.encoder.final.weight == domain.encoder.final.weight).all()
     assert unet.calls.count("denoise") == 0
-    for name, (p, q) in concept.domain_factors.items():
+    for name, (p, q) in factors(concept).items():
         expected = domain.offsets.factors(name)
         assert torch.equal(p, expected[0]) and torch.equal(q, expected[1])
 
@@ -88,9 +89,9 @@ def test_the_static_embedding_is_the_mean_word_over_noise_levels_with_the_tuned_
     z = unet.schedule.add_noise(photos.latents[sample.photos], sample.noise, sample.timesteps)
     with unet.using(tuned_weights(unet, concept)):
         features = unet.features(z, sample.timesteps, text.empty().repeat(18, 1, 1))
-    expected = concept.word_embedding(features).mean(dim=0)
-    assert torch.allclose(concept.static_embedding, expected, atol=1e-5)
-    assert torch.equal(concept.clip_features, photos.clip_features.mean(dim=0, keepdim=True))
+    expected = concept.predictor.word(features).mean(dim=0)
+    assert torch.allclose(concept.embedding[0], expected, atol=1e-5)
+    assert torch.equal(concept.predictor.clip_features, photos.clip_features.mean(dim=0, keepdim=True))
 
 
 def test_micro_batches_of_any_size_give_the_same_concept_up_to_accumulation_order() -> None:
@@ -116,11 +117,11 @@ def test_equal_inputs_and_seed_give_the_same_concept_bit_for_bit() -> None:
 def test_the_word_does_not_change_what_is_learned() -> None:
     unet = TinyUNet()
     concepts = [
-        tune(unet, TinyText(), tiny_domain(unet), tiny_photos(), SMOOTH, 1, word=word, base_fingerprint="known")
+        tune(unet, TinyText(), tiny_domain(unet), tiny_photos(), SMOOTH, 1, trigger=word, base_fingerprint="known")
         for word in ("S*", "T*")
     ]
     assert concepts[0].fingerprint == concepts[1].fingerprint and identical(*concepts)
-    assert [concept.word for concept in concepts] == ["S*", "T*"]
+    assert [concept.trigger for concept in concepts] == ["S*", "T*"]
     assert concepts[0].base_fingerprint == "known"
 
 
@@ -165,9 +166,9 @@ def test_only_what_is_switched_on_trains(changes: dict[str, bool]) -> None:
     settings = dataclasses.replace(SMOOTH, **changes)
     concept = run(settings, unet)
     first = tiny_domain(unet).encoder.state_dict()
-    state = concept.encoder.state_dict()
+    state = concept.predictor.encoder.state_dict()
     assert any(not torch.equal(state[key], first[key]) for key in first) == settings.train_encoder
-    changed = concept.weight_differences.keys()
+    changed = differences(concept).keys()
     projections = unet.attention_projections().keys()
     if settings.train_unet:
         assert changed == unet.parameters().keys()
@@ -183,8 +184,10 @@ def test_the_encoder_has_its_share_of_the_rate() -> None:
 
     def moves(rate: float) -> tuple[float, float]:
         concept = run(dataclasses.replace(settings, encoder_rate=rate), unet)
-        encoder = max(float((value - first[key]).abs().max()) for key, value in concept.encoder.state_dict().items())
-        return encoder, float(concept.weight_differences["conv_in.weight"].abs().max())
+        encoder = max(
+            float((value - first[key]).abs().max()) for key, value in concept.predictor.encoder.state_dict().items()
+        )
+        return encoder, float(differences(concept)["conv_in.weight"].abs().max())
 
     assert moves(1.0) == pytest.approx((1e-2, 1e-2), rel=1e-2)
     assert moves(0.03) == pytest.approx((3e-4, 1e-2), rel=1e-2)
@@ -217,7 +220,7 @@ def test_the_feature_pass_has_gradients_unless_they_are_stopped() -> None:
 
 def test_every_photo_counts() -> None:
     pair = tiny_photos(2)
-    replaced = ConceptPhotos(pair.latents.clone(), pair.clip_features)
+    replaced = Photos(pair.latents.clone(), pair.clip_features)
     replaced.latents[1] += 1
     assert not identical(run(photos=pair), run(photos=replaced))
 
@@ -255,9 +258,9 @@ def test_the_concept_shares_no_memory_with_what_was_given() -> None:
     concept = tune(unet, TinyText(), domain, photos, SMOOTH, 1)
     given = {tensor.untyped_storage().data_ptr() for tensor in [*domain.encoder.state_dict().values()]}
     given |= {tensor.untyped_storage().data_ptr() for tensor in (photos.latents, photos.clip_features)}
-    mine = [*tensors_of(concept).values(), *(t for pair in concept.domain_factors.values() for t in pair)]
+    mine = [*tensors_of(concept).values(), *(t for pair in factors(concept).values() for t in pair)]
     assert not given & {tensor.untyped_storage().data_ptr() for tensor in mine}
-    assert not any(tensor.requires_grad for tensor in mine) and not concept.encoder.training
+    assert not any(tensor.requires_grad for tensor in mine) and not concept.predictor.encoder.training
 
 
 def test_a_half_precision_base_is_tuned_in_float32() -> None:
@@ -265,7 +268,7 @@ def test_a_half_precision_base_is_tuned_in_float32() -> None:
     unet.network.half()
     concept = run(dataclasses.replace(SMOOTH, steps=1, learning_rate=1e-6), unet)
     # 1e-6 is below the last place of most half precision weights: masters in half precision would not move.
-    changes = concept.weight_differences["conv_in.weight"]
+    changes = differences(concept)["conv_in.weight"]
     assert changes.dtype == torch.float32 and (changes != 0).float().mean() > 0.9
 
 
@@ -282,4 +285,4 @@ def test_a_larger_offset_constant_survives_the_copy() -> None:
     unet = TinyUNet()
     info = tiny_info(unet, v_size=3)
     domain = Domain(ConceptEncoder(2, 5, 32, 6), WeightOffsets(info.projections, 3), info)
-    assert tune(unet, TinyText(), domain, tiny_photos(), SMOOTH, 1).weight_differences
+    assert differences(tune(unet, TinyText(), domain, tiny_photos(), SMOOTH, 1))
