@@ -1,6 +1,6 @@
-"""``python -m commands.prepare``: see :mod:`commands.pretrain.prepare`."""
+"""``python -m commands.prepare``: see :mod:`commands.pretrain.data.prepare_shards`."""
 
-from commands.pretrain.prepare import main
+from commands.pretrain.data.prepare_shards import main
 
 if __name__ == "__main__":
     raise SystemExit(main())

@@ -75,7 +75,7 @@ def train_base_model(options: argparse.Namespace) -> None:
 
 def train_domain(options: argparse.Namespace) -> None:
     """``python -m commands.pretrain`` with the domain's config; its narrow weights are shipped."""
-    from commands.pretrain.training import Stopped, Training
+    from commands.pretrain.run.training import Stopped, Training
 
     from .domains import config_of
 

@@ -16,19 +16,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from commands.base.counts import PROMPT_LENGTH
+from commands.base.header import HeaderError
+from commands.base.model_files import BackboneCounts, BaseCounts, check_backbone, check_base
+from commands.progress import Progress
 from e4t_core.methods.e4t.clip_backbone import BackboneError
 from e4t_core.unet import WordError
 
-from ..progress import Progress
-from .config import Config, ConfigError
-from .config_file import load_config
-from .counts import PROMPT_LENGTH
-from .data import TrainingData, open_data
-from .estimate import Estimate, estimate, measured_speed
-from .header import HeaderError
-from .model_files import BackboneCounts, BaseCounts, check_backbone, check_base
-from .pictures import CorruptSample, DataError
-from .sources import from_factory
+from .config.config_file import load_config
+from .config.sections import Config, ConfigError
+from .data.pictures import CorruptSample, DataError
+from .data.sources import from_factory
+from .data.training_data import TrainingData, open_data
+from .run.estimate import Estimate, estimate, measured_speed
 
 log = logging.getLogger(__name__)
 PROBES = 32
@@ -133,7 +133,7 @@ def _check_word(config: Config) -> None:
         return
     from transformers import CLIPTokenizer
 
-    from .clip_text import bundled_tokenizer, check_length, only_token
+    from commands.base.clip_text import bundled_tokenizer, check_length, only_token
 
     own = Path(base.path) / "tokenizer"
     tokenizer = CLIPTokenizer.from_pretrained(own) if own.is_dir() else bundled_tokenizer(base.family)

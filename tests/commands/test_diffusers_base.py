@@ -18,10 +18,10 @@ pytest.importorskip("accelerate")
 from small_base import make_base
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from commands.pretrain.clip_text import bundled_tokenizer
-from commands.pretrain.diffusers_base import PretrainingBase, load_base
-from commands.pretrain.diffusers_unet import DiffusersUNet
-from commands.pretrain.single_file import BaseModelError
+from commands.base.clip_text import bundled_tokenizer
+from commands.base.diffusers_base import PretrainingBase, load_base
+from commands.base.diffusers_unet import DiffusersUNet
+from commands.base.single_file import BaseModelError
 from e4t_core.noise_schedule import NoiseSchedule
 from e4t_core.unet import WordError
 

@@ -16,9 +16,9 @@ from small_base import config_of, overrides
 from training_runs import losses, same, start, train
 
 from commands.pretrain.__main__ import main
-from commands.pretrain.config import ConfigError
-from commands.pretrain.pictures import DataError
-from commands.pretrain.training import Training
+from commands.pretrain.config.sections import ConfigError
+from commands.pretrain.data.pictures import DataError
+from commands.pretrain.run.training import Training
 from e4t_core.fingerprint import fingerprint
 from e4t_core.methods.e4t.domain import load_domain
 

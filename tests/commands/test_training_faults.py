@@ -18,11 +18,11 @@ from small_base import config_of, overrides
 from training_runs import losses, start, train, wait_for_steps
 
 from commands.pretrain.__main__ import STOPPED, main
-from commands.pretrain.checkpoints import CheckpointError
-from commands.pretrain.errors import Stopped, TrainingError
-from commands.pretrain.features import FeatureCache
-from commands.pretrain.pictures import DataError
-from commands.pretrain.training import Training
+from commands.pretrain.data.pictures import DataError
+from commands.pretrain.run.checkpoints import CheckpointError
+from commands.pretrain.run.errors import Stopped, TrainingError
+from commands.pretrain.run.feature_cache import FeatureCache
+from commands.pretrain.run.training import Training
 from e4t_core.fingerprint import fingerprint
 
 pytestmark = pytest.mark.usefixtures("fresh_accelerate")

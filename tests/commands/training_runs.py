@@ -14,7 +14,7 @@ from accelerate.state import AcceleratorState
 from small_base import config_of, overrides
 from torch import Tensor
 
-from commands.pretrain.training import Training
+from commands.pretrain.run.training import Training
 
 ROOT = Path(__file__).parents[2]
 

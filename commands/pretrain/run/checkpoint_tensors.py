@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from .checkpoints import Checkpoint, CheckpointError
-from .trained import Average
+from .encoder_and_offsets import Average
 
 
 def state_tensors(

@@ -23,10 +23,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from .config import Config
-from .open_source import open_source
-from .order import EpochOrder, Mix, hash64
+from commands.pretrain.config.sections import Config
+
+from .configured_sources import open_configured_source
 from .pictures import CorruptSample, DataError, Picture, shorter_side
+from .sample_order import EpochOrder, Mix, hash64
 from .sources import EncodedSource, Source
 
 log = logging.getLogger(__name__)
@@ -166,7 +167,7 @@ def open_data(config: Config) -> TrainingData:
             "alpha_mask": entry.alpha_mask,
         }
         try:
-            sources.append(open_source(entry.kind, Path(entry.path), **place))
+            sources.append(open_configured_source(entry.kind, Path(entry.path), **place))
         except DataError:
             raise
         except (TypeError, ValueError) as error:

@@ -5,14 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from .folders import FolderSource
-from .parquet import ParquetSource
+from .folder_source import FolderSource
+from .parquet_source import ParquetSource
 from .pictures import DataError
-from .shards import ShardSource
+from .shard_source import ShardSource
 from .sources import EncodedSource, Source, from_factory
 
 
-def open_source(
+def open_configured_source(
     kind: str,
     path: Path,
     *,

@@ -8,18 +8,18 @@ from typing import Any
 
 import torch
 
+from commands.pretrain.config.sections import Config
 from e4t_core.methods.e4t.concept_encoder import ConceptEncoder
 from e4t_core.methods.e4t.domain import Domain, save_domain
 from e4t_core.methods.e4t.domain_info import BackboneInfo, DomainInfo
 from e4t_core.methods.e4t.weight_offsets import Offsets
 from e4t_core.presets import PRESETS
 
-from .config import Config
-from .features import Extractor
-from .trained import Trained
+from .encoder_and_offsets import EncoderAndOffsets
+from .feature_cache import Extractor
 
 
-def write_domain(config: Config, extractor: Extractor, trained: Trained, step: int) -> Path:
+def write_domain(config: Config, extractor: Extractor, trained: EncoderAndOffsets, step: int) -> Path:
     """Write ``<output.folder>/<domain.name>.safetensors``, encoder and offsets as float16.
 
     Raises:
@@ -31,7 +31,7 @@ def write_domain(config: Config, extractor: Extractor, trained: Trained, step: i
     return path
 
 
-def make_domain(config: Config, extractor: Extractor, trained: Trained, step: int) -> Domain:
+def make_domain(config: Config, extractor: Extractor, trained: EncoderAndOffsets, step: int) -> Domain:
     """The domain of what is trained, fit for the base that it is for."""
     base, backbone = extractor.base, extractor.backbone
     encoder: ConceptEncoder = trained.encoder

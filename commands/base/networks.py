@@ -9,12 +9,11 @@ from typing import Any, Protocol, cast
 import torch
 from torch import Tensor, nn
 
+from commands.pretrain.config.sections import BackboneSettings, BaseSettings
+from commands.pretrain.data.sources import from_factory
 from e4t_core.methods.e4t.clip_backbone import ClipBackbone, read_backbone_weights
 from e4t_core.methods.e4t.domain_info import BackboneInfo
 from e4t_core.unet import TextEncoder, UNet
-
-from .config import BackboneSettings, BaseSettings
-from .sources import from_factory
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 

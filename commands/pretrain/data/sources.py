@@ -15,7 +15,7 @@ class Source(Protocol):
 
     Attributes:
         parts: how many rows lie together (a shard's, a row group's), in file order; their sum is the number of rows.
-        window: how many parts are mixed at once, see :class:`~.order.EpochOrder`.
+        window: how many parts are mixed at once, see :class:`~.sample_order.EpochOrder`.
     """
 
     parts: Sequence[int]

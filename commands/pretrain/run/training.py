@@ -20,23 +20,23 @@ import torch
 from accelerate.utils import gather_object
 from torch import Tensor
 
+from commands.base.networks import open_backbone, open_base
+from commands.pretrain.config.changed_settings import changes_between
+from commands.pretrain.config.config_file import to_dict
+from commands.pretrain.config.sections import Config
+from commands.pretrain.data.training_data import CorruptionCount, make_loader, micro_batches, open_data
 from e4t_core.fingerprint import fingerprint
 
-from .changes import changes_between
+from .checkpoint_tensors import restore_tensors, state_tensors
 from .checkpoints import Checkpoint, Checkpoints
-from .config import Config
-from .config_file import to_dict
-from .data import CorruptionCount, make_loader, micro_batches, open_data
 from .domain_file import write_domain
+from .encoder_and_offsets import Average, EncoderAndOffsets, Inputs, not_finite
 from .errors import Stopped, TrainingError
-from .features import Extractor, FeatureCache, cached_inputs, live_inputs
+from .feature_cache import Extractor, FeatureCache, cached_inputs, live_inputs
 from .journal import Journal
-from .networks import open_backbone, open_base
 from .previews import Previews
 from .processes import check_alike, open_accelerator
-from .state_tensors import restore_tensors, state_tensors
 from .stop_signals import stop_signals
-from .trained import Average, Inputs, Trained, not_finite
 
 log = logging.getLogger(__name__)
 DRY_STEPS = 3
@@ -68,7 +68,7 @@ class Training:
         backbone = open_backbone(config.backbone, training.precision, self.device)
         self.extractor = Extractor(base, backbone, self.device)
         info = backbone.info
-        self.trained = Trained(config, base, info.vectors, info.width, self.device)
+        self.trained = EncoderAndOffsets(config, base, info.vectors, info.width, self.device)
         self.average = Average(self.trained, training.ema)
         self.parameters = {n: p for n, p in self.trained.named_parameters() if p.requires_grad}
         groups = {"encoder.": 1.0, "offsets.": training.offset_rate}

@@ -11,15 +11,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from commands.base.networks import Base
+from commands.pretrain.config.sections import Config
+from commands.pretrain.data.pictures import CorruptSample, DataError, to_float
+from commands.pretrain.data.training_data import Batch, TrainingData
+from commands.progress import Progress
 from e4t_core.fingerprint import fingerprint
 from e4t_core.methods.e4t.clip_backbone import ClipBackbone
 
-from ..progress import Progress
-from .config import Config
-from .data import Batch, TrainingData
-from .networks import Base
-from .pictures import CorruptSample, DataError, to_float
-from .trained import Inputs
+from .encoder_and_offsets import Inputs
 
 log = logging.getLogger(__name__)
 UNKNOWN, READY, CORRUPT = 0, 1, 2

@@ -28,11 +28,12 @@ from PIL import Image
 from tqdm.contrib.logging import logging_redirect_tqdm
 from webdataset import TarWriter
 
-from ..progress import Progress
-from .layouts import LAYOUTS, LICENCES, Layout
-from .order import permutation
+from commands.progress import Progress
+
+from .dataset_layouts import LAYOUTS, LICENCES, Layout
 from .pictures import DataError, open_rgb
-from .shards import MANIFEST
+from .sample_order import permutation
+from .shard_source import MANIFEST
 
 log = logging.getLogger(__name__)
 FORMAT, VERSION = "e4t-shards", 1

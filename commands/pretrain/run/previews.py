@@ -11,11 +11,12 @@ from diffusers import DDIMScheduler
 from PIL import Image
 from torch import Tensor
 
-from .config import Config
-from .data import TrainingData
-from .features import Extractor
-from .pictures import CorruptSample, to_float
-from .trained import Trained
+from commands.pretrain.config.sections import Config
+from commands.pretrain.data.pictures import CorruptSample, to_float
+from commands.pretrain.data.training_data import TrainingData
+
+from .encoder_and_offsets import EncoderAndOffsets
+from .feature_cache import Extractor
 
 PHOTOS, STEPS, GUIDANCE, SEED = 4, 20, 5.0, 0
 LARGEST = 256  # pixels; of a tile
@@ -41,7 +42,7 @@ class Previews:
         )
 
     @torch.no_grad()
-    def draw(self, trained: Trained, path: Path) -> None:
+    def draw(self, trained: EncoderAndOffsets, path: Path) -> None:
         """Write a grid as PNG; nothing if no photo could be read."""
         if self.photos is None:
             return
@@ -61,12 +62,12 @@ class Previews:
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(np.ascontiguousarray(pixels)).save(path)
 
-    def _parts(self, trained: Trained, latents: Tensor, features: Tensor) -> list[tuple[Tensor, Tensor]]:
+    def _parts(self, trained: EncoderAndOffsets, latents: Tensor, features: Tensor) -> list[tuple[Tensor, Tensor]]:
         """What shares weights: all photos, or each alone."""
         size = 1 if trained.offsets.per_photo else len(latents)
         return list(zip(latents.split(size), features.split(size), strict=True))
 
-    def _sample(self, trained: Trained, prompt: str, like: Tensor, features: Tensor) -> Tensor:
+    def _sample(self, trained: EncoderAndOffsets, prompt: str, like: Tensor, features: Tensor) -> Tensor:
         unet, text = self.extractor.base.unet, self.extractor.base.text
         count, empty = len(like), trained.empty
         noise = torch.Generator().manual_seed(SEED)

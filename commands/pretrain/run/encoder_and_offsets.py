@@ -9,14 +9,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from commands.base.networks import Base
+from commands.pretrain.config.sections import Config
 from e4t_core.methods.e4t.concept_encoder import ConceptEncoder
 from e4t_core.methods.e4t.offset_forms import make_offsets
 from e4t_core.methods.e4t.weight_offsets import HYPERNETWORK
 from e4t_core.objective import diffusion_losses, draw_samples
 from e4t_core.presets import templates_of
-
-from .config import Config
-from .networks import Base
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,7 +37,7 @@ class Inputs:
     corrupt: tuple[tuple[int, str], ...] = ()
 
 
-class Trained(nn.Module):
+class EncoderAndOffsets(nn.Module):
     """Encoder and weight offsets on a frozen base; called on :class:`Inputs` it gives the loss in parts.
 
     Args:
