@@ -86,8 +86,8 @@ def train_domain(options: argparse.Namespace) -> None:
     except Stopped as stopped:
         log.warning("%s", stopped)
         sys.exit(STOPPED)
-    with training.average.used_by(training.trained):
-        _ship(options.what, training.trained, training.step, {})
+    with training.average.used_by(training.encoder_and_offsets):
+        _ship(options.what, training.encoder_and_offsets, training.step, {})
 
 
 def train_judge(options: argparse.Namespace) -> None:

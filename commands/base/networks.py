@@ -9,11 +9,12 @@ from typing import Any, Protocol, cast
 import torch
 from torch import Tensor, nn
 
-from commands.pretrain.config.sections import BackboneSettings, BaseSettings
-from commands.pretrain.data.sources import from_factory
 from e4t_core.methods.e4t.clip_backbone import ClipBackbone, read_backbone_weights
 from e4t_core.methods.e4t.domain_info import BackboneInfo
 from e4t_core.unet import TextEncoder, UNet
+
+from .factories import from_factory
+from .settings import BackboneSettings, BaseSettings
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -58,7 +59,7 @@ def open_base(settings: BaseSettings, precision: str, gradient_checkpointing: bo
 
     Raises:
         BaseModelError: it cannot be used; see ``diffusers_base.load_base``.
-        DataError: the factory does not exist.
+        FactoryError: the factory does not exist.
     """
     if settings.kind == "python":
         return cast(Base, from_factory(settings.factory)(device=device))
@@ -75,7 +76,7 @@ def open_backbone(settings: BackboneSettings, precision: str, device: torch.devi
 
     Raises:
         BackboneError: its file is missing or does not fit.
-        DataError: the factory does not exist.
+        FactoryError: the factory does not exist.
     """
     if settings.kind == "python":
         return cast(ClipBackbone, from_factory(settings.factory)(device=device))

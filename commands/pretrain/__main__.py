@@ -17,14 +17,15 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError
 
+from commands.base.factories import FactoryError
 from commands.base.header import HeaderError
+from commands.base.setting_rules import ConfigError
 from commands.base.single_file import BaseModelError
 from e4t_core.methods.e4t.clip_backbone import BackboneError
 from e4t_core.methods.e4t.domain import DomainFileError
 from e4t_core.unet import WordError
 
 from .config.config_file import load_config
-from .config.sections import ConfigError
 from .data.pictures import DataError
 from .run.checkpoints import CheckpointError
 from .run.errors import Stopped, TrainingError
@@ -40,6 +41,7 @@ FAULTS = (
     ConfigError,
     DataError,
     DomainFileError,
+    FactoryError,
     HeaderError,
     SafetensorError,
     TrainingError,

@@ -17,18 +17,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from commands.base.counts import PROMPT_LENGTH
+from commands.base.factories import FactoryError, from_factory
 from commands.base.header import HeaderError
 from commands.base.model_files import BackboneCounts, BaseCounts, check_backbone, check_base
+from commands.base.setting_rules import ConfigError
+from commands.pretrain.data.configured_sources import open_data
 from commands.progress import Progress
 from e4t_core.methods.e4t.clip_backbone import BackboneError
 from e4t_core.unet import WordError
 
 from .config.config_file import load_config
-from .config.sections import Config, ConfigError
+from .config.sections import Config
 from .data.pictures import CorruptSample, DataError
-from .data.sources import from_factory
-from .data.training_data import TrainingData, open_data
-from .run.estimate import Estimate, estimate, measured_speed
+from .data.training_data import TrainingData
+from .estimate import Estimate, estimate, measured_speed
 
 log = logging.getLogger(__name__)
 PROBES = 32
@@ -63,15 +65,15 @@ def validate(config: Config, processes: int = 1) -> Findings:
         data = open_data(config)
         rows = data.rows
         _check_data(config, data, findings)
-    except (DataError, OSError) as error:
+    except (DataError, FactoryError, OSError) as error:
         findings.problems.append(str(error))
     try:
         findings.base = check_base(config.base, config.domain.image_size)
-    except (HeaderError, DataError, OSError) as error:
+    except (HeaderError, FactoryError, OSError) as error:
         findings.problems.append(str(error))
     try:
         findings.backbone = check_backbone(config.backbone)
-    except (BackboneError, HeaderError, DataError, OSError) as error:
+    except (BackboneError, HeaderError, FactoryError, OSError) as error:
         findings.problems.append(str(error))
     if findings.base:
         try:

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
+from commands.base.setting_rules import ConfigError
 from commands.pretrain.config.config_file import CONFIGS, known_keys, load_config
-from commands.pretrain.config.sections import ConfigError
 
 SHIPPED = sorted(CONFIGS.glob("*.toml"))
 

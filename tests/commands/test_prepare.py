@@ -9,10 +9,12 @@ import webdataset
 from layouts import make_folder, noise, picture
 from PIL import Image
 
+from commands.prepare import main
 from commands.pretrain.data import prepare_shards as module
 from commands.pretrain.data.dataset_layouts import LAYOUTS
 from commands.pretrain.data.pictures import DataError
-from commands.pretrain.data.prepare_shards import Preparation, main, prepare
+from commands.pretrain.data.preparation import Preparation
+from commands.pretrain.data.prepare_shards import prepare
 from commands.pretrain.data.shard_source import ShardSource
 
 COUNT = 25

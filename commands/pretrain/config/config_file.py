@@ -15,7 +15,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from .sections import Config, ConfigError
+from commands.base.setting_rules import ConfigError
+
+from .sections import Config
 
 if sys.version_info >= (3, 11):
     import tomllib

@@ -16,10 +16,10 @@ from e4t_core.methods.e4t.weight_offsets import Offsets
 from e4t_core.presets import PRESETS
 
 from .encoder_and_offsets import EncoderAndOffsets
-from .feature_cache import Extractor
+from .extractor import Extractor
 
 
-def write_domain(config: Config, extractor: Extractor, trained: EncoderAndOffsets, step: int) -> Path:
+def write_domain(config: Config, extractor: Extractor, networks: EncoderAndOffsets, step: int) -> Path:
     """Write ``<output.folder>/<domain.name>.safetensors``, encoder and offsets as float16.
 
     Raises:
@@ -27,15 +27,15 @@ def write_domain(config: Config, extractor: Extractor, trained: EncoderAndOffset
     """
     path = Path(config.output.folder) / f"{config.domain.name}.safetensors"
     path.parent.mkdir(parents=True, exist_ok=True)
-    save_domain(path, make_domain(config, extractor, trained, step), torch.float16)
+    save_domain(path, make_domain(config, extractor, networks, step), torch.float16)
     return path
 
 
-def make_domain(config: Config, extractor: Extractor, trained: EncoderAndOffsets, step: int) -> Domain:
-    """The domain of what is trained, fit for the base that it is for."""
+def make_domain(config: Config, extractor: Extractor, networks: EncoderAndOffsets, step: int) -> Domain:
+    """The domain of these networks, fit for the base that it is for."""
     base, backbone = extractor.base, extractor.backbone
-    encoder: ConceptEncoder = trained.encoder
-    offsets = trained.offsets
+    encoder: ConceptEncoder = networks.encoder
+    offsets = networks.offsets
     finish: Any = getattr(base, "finish", None)
     if finish is not None:
         encoder, offsets = finish(encoder, offsets)
