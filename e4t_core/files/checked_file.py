@@ -138,7 +138,10 @@ def shown(value: object, limit: int = 80) -> str:
     """A value from a file for a message, whatever it is: long lists and texts are cut before they are written out."""
     brief = reprlib.Repr()
     brief.maxstring = brief.maxother = brief.maxlong = limit
-    return shortened(brief.repr(value), limit)
+    try:
+        return shortened(brief.repr(value), limit)
+    except ValueError:  # Python does not write whole numbers of more than 4300 digits out
+        return "a number of thousands of digits"
 
 
 @contextmanager
