@@ -175,7 +175,7 @@ def diffusers_side(checkpoint: Path, domain_file: Path) -> Side:
     """The pre-training command's loader; makes the domain if its file is not there."""
     import importlib
 
-    from commands.pretrain.diffusers_base import load_base
+    from commands.base.diffusers_base import load_base
 
     base = load_base(checkpoint)
     domain = _domain(domain_file, base.unet, base.text, importlib.import_module)

@@ -13,9 +13,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from commands.pretrain.config import Config
-from commands.pretrain.config_file import load_config
-from commands.pretrain.domain_file import domain_info
+from commands.pretrain.config.config_file import load_config
+from commands.pretrain.config.sections import Config
+from commands.pretrain.run.domain_file import domain_info
 from e4t_core.methods.e4t.clip_backbone import ClipBackbone
 from e4t_core.methods.e4t.concept_encoder import ConceptEncoder
 from e4t_core.methods.e4t.domain import Domain

@@ -1,18 +1,8 @@
-"""``python -m commands.prepare LAYOUT SOURCE TARGET``: turns a data set as it is downloaded into shards.
-
-LAYOUT is ffhq, celeba-hq, lsun-cat, wikiart, or folder (any pictures). Pictures are shuffled once, with a seed, so that
-neighbours in a shard have nothing in common; they are made small enough (``--side``) and stored as JPEG, WebP or PNG, or
-as they are (``--side 0``). What cannot be decoded is skipped, counted and named in the manifest.
-
-An interrupted run goes on: a shard is written beside its place and moved there when it is whole, and is made again only
-if ``--retry-corrupt`` asks for another attempt at what could not be decoded.
-"""
+"""Writes a data set's shards, one after the other, so that an interrupted run goes on."""
 
 from __future__ import annotations
 
-import argparse
 import hashlib
-import io
 import json
 import logging
 import os
@@ -20,93 +10,23 @@ import sys
 from collections import deque
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-from tqdm.contrib.logging import logging_redirect_tqdm
 from webdataset import TarWriter
 
-from ..progress import Progress
-from .layouts import LAYOUTS, LICENCES, Layout
-from .order import permutation
-from .pictures import DataError, open_rgb
-from .shards import MANIFEST
+from commands.progress import Progress
+
+from .dataset_layouts import LAYOUTS, LICENCES, Layout
+from .pictures import DataError
+from .preparation import Encoded, Preparation, encode
+from .sample_order import permutation
+from .shard_source import MANIFEST
 
 log = logging.getLogger(__name__)
 FORMAT, VERSION = "e4t-shards", 1
-PILLOW_FORMATS = {"jpg": "JPEG", "webp": "WEBP", "png": "PNG"}
-WORST_SHARE = 0.01
 NAMED_CORRUPT = 1000  # so many are named in the manifest; all are counted
-
-
-@dataclass(frozen=True)
-class Preparation:
-    """How a data set is turned into shards; a run that goes on must be given the same.
-
-    Attributes:
-        layout: one of ``layouts.LAYOUTS``.
-        side: the shorter side is reduced to this many pixels, never enlarged; 0 stores every file as it is.
-        picture: "jpg", "webp" or "png".
-        quality: of JPEG or WebP, 1-100.
-        per_shard: entries per shard.
-        seed: of the shuffling.
-
-    Raises:
-        DataError: a value is out of its range.
-    """
-
-    layout: str
-    side: int = 512
-    picture: str = "jpg"
-    quality: int = 95
-    per_shard: int = 1000
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if self.layout not in LAYOUTS:
-            raise DataError(f"Layout {self.layout!r} is unknown: choose one of {', '.join(LAYOUTS)}.")
-        if self.picture not in PILLOW_FORMATS:
-            raise DataError(f"Picture format {self.picture!r} is unknown: choose one of {', '.join(PILLOW_FORMATS)}.")
-        for name, least, most in (("side", 0, 8192), ("quality", 1, 100), ("per_shard", 1, 1_000_000)):
-            if not least <= getattr(self, name) <= most:
-                raise DataError(f"{name} = {getattr(self, name)} must lie between {least} and {most}.")
-
-
-@dataclass(frozen=True, eq=False)
-class Encoded:
-    """One picture as it goes into a shard: ``data``, its file extension, its sides in pixels."""
-
-    data: bytes
-    extension: str
-    width: int
-    height: int
-
-
-def encode(original: bytes, preparation: Preparation) -> Encoded:
-    """Check a picture by decoding it whole, and reduce it.
-
-    Raises:
-        ValueError: it cannot be decoded.
-    """
-    image = open_rgb(original)
-    if preparation.side == 0:
-        extension = _extension(original)
-        return Encoded(original, extension, *image.size)
-    shorter = min(image.size)
-    if shorter > preparation.side:
-        sides = [max(preparation.side, round(side * preparation.side / shorter)) for side in image.size]
-        image = image.resize((sides[0], sides[1]), Image.Resampling.BICUBIC, reducing_gap=3.0)
-    file = io.BytesIO()
-    options = {} if preparation.picture == "png" else {"quality": preparation.quality}
-    image.save(file, PILLOW_FORMATS[preparation.picture], **options)
-    return Encoded(file.getvalue(), preparation.picture, *image.size)
-
-
-def _extension(original: bytes) -> str:
-    with Image.open(io.BytesIO(original)) as image:
-        return {"JPEG": "jpg", "PNG": "png", "WEBP": "webp", "BMP": "bmp"}.get(image.format or "", "png")
 
 
 def prepare(
@@ -308,67 +228,3 @@ def _sha256(path: Path) -> str:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
-
-
-def main(arguments: list[str] | None = None) -> int:
-    """The command; returns its exit status."""
-    parser = argparse.ArgumentParser(
-        prog="commands.prepare", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("layout", choices=LAYOUTS)
-    parser.add_argument("source", type=Path, help="folder of the unpacked data set")
-    parser.add_argument("target", type=Path, help="folder of the shards")
-    parser.add_argument("--side", type=int, default=512, help="shorter side in pixels; 0 stores files as they are")
-    parser.add_argument("--picture", choices=PILLOW_FORMATS, default="jpg")
-    parser.add_argument("--quality", type=int, default=95)
-    parser.add_argument("--per-shard", type=int, default=1000)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--licence", default="", help="of the data (default: what its publishers state)")
-    parser.add_argument("--workers", type=int, default=0, help="threads (default: one per processor)")
-    parser.add_argument(
-        "--retry-corrupt", action="store_true", help="make shards again that lack pictures, after those were mended"
-    )
-    options = parser.parse_args(arguments)
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    try:
-        preparation = Preparation(
-            options.layout, options.side, options.picture, options.quality, options.per_shard, options.seed
-        )
-        with logging_redirect_tqdm():
-            manifest = prepare(
-                options.source,
-                options.target,
-                preparation,
-                options.licence,
-                options.workers,
-                options.retry_corrupt,
-            )
-    except DataError as error:
-        log.error("%s", error)
-        return 1
-    except OSError as error:
-        log.error("Writing to %s failed (%s): mend that and repeat the command, it goes on.", options.target, error)
-        return 1
-    except KeyboardInterrupt:
-        log.error("Interrupted: repeat the command, it goes on with the next shard.")
-        return 130
-    log.info(
-        "%d pictures in %d shards, %.2f GB, %d corrupt skipped; licence: %s; %s",
-        manifest["samples"],
-        len(manifest["shards"]),
-        manifest["bytes"] / 1e9,
-        manifest["corrupt"],
-        manifest["licence"],
-        options.target / MANIFEST,
-    )
-    if manifest["corrupt"] > WORST_SHARE * (manifest["samples"] + manifest["corrupt"]):
-        log.warning(
-            "More than %.0f %% of the data set is corrupt: download it again, then repeat the command with --retry-corrupt.",
-            100 * WORST_SHARE,
-        )
-        return 1
-    return 0
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

@@ -11,11 +11,12 @@ from diffusers import DDIMScheduler
 from PIL import Image
 from torch import Tensor
 
-from .config import Config
-from .data import TrainingData
-from .features import Extractor
-from .pictures import CorruptSample, to_float
-from .trained import Trained
+from commands.pretrain.config.sections import Config
+from commands.pretrain.data.pictures import CorruptSample, to_float
+from commands.pretrain.data.training_data import TrainingData
+
+from .encoder_and_offsets import EncoderAndOffsets
+from .extractor import Extractor
 
 PHOTOS, STEPS, GUIDANCE, SEED = 4, 20, 5.0, 0
 LARGEST = 256  # pixels; of a tile
@@ -41,7 +42,7 @@ class Previews:
         )
 
     @torch.no_grad()
-    def draw(self, trained: Trained, path: Path) -> None:
+    def draw(self, networks: EncoderAndOffsets, path: Path) -> None:
         """Write a grid as PNG; nothing if no photo could be read."""
         if self.photos is None:
             return
@@ -50,7 +51,7 @@ class Previews:
         for prompt in self.prompts:
             # One prompt at a time: as much memory as training needs is not left for all of them.
             drawn = torch.cat(
-                [self._sample(trained, prompt, *part) for part in self._parts(trained, latents, features)]
+                [self._sample(networks, prompt, *part) for part in self._parts(networks, latents, features)]
             )
             rows.append(self.extractor.base.vae.decode(drawn).float().cpu().clamp(0, 1))
         tiles = torch.stack(rows, dim=1)
@@ -61,22 +62,22 @@ class Previews:
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(np.ascontiguousarray(pixels)).save(path)
 
-    def _parts(self, trained: Trained, latents: Tensor, features: Tensor) -> list[tuple[Tensor, Tensor]]:
+    def _parts(self, networks: EncoderAndOffsets, latents: Tensor, features: Tensor) -> list[tuple[Tensor, Tensor]]:
         """What shares weights: all photos, or each alone."""
-        size = 1 if trained.offsets.per_photo else len(latents)
+        size = 1 if networks.offsets.per_photo else len(latents)
         return list(zip(latents.split(size), features.split(size), strict=True))
 
-    def _sample(self, trained: Trained, prompt: str, like: Tensor, features: Tensor) -> Tensor:
+    def _sample(self, networks: EncoderAndOffsets, prompt: str, like: Tensor, features: Tensor) -> Tensor:
         unet, text = self.extractor.base.unet, self.extractor.base.text
-        count, empty = len(like), trained.empty
+        count, empty = len(like), networks.empty
         noise = torch.Generator().manual_seed(SEED)
         z = torch.randn(like.shape, generator=noise).to(like.device)
         self.scheduler.set_timesteps(STEPS)
-        with unet.using(trained.offsets.apply_all(unet.parameters(), features)):
+        with unet.using(networks.offsets.apply_all(unet.parameters(), features)):
             for t in self.scheduler.timesteps:
                 times = t.expand(count).to(like.device)
                 seen = unet.features(z, times, empty.expand(count, -1, -1)).float()
-                context = text.encode([prompt] * count, trained.words(features, seen))
+                context = text.encode([prompt] * count, networks.words(features, seen))
                 both = torch.cat([context, empty.expand(count, -1, -1).to(context.dtype)])
                 said = unet.denoise(torch.cat([z, z]), times.repeat(2), both).float()
                 positive, negative = said.chunk(2)

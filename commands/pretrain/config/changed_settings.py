@@ -7,7 +7,7 @@ import typing
 from collections.abc import Mapping
 from typing import Any
 
-from .config import Config, SourceSettings
+from .sections import Config, SourceSettings
 
 FREE_TO_CHANGE = {
     ("training", "steps"),

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import lmdb
 
-from .folders import picture_files
+from .folder_source import picture_files
 from .pictures import DataError
 
 

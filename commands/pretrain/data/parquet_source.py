@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from .pictures import DataError
-from .recent import Recent
+from .recently_used import RecentlyUsed
 from .sources import EncodedSource
 
 
@@ -57,7 +57,7 @@ class ParquetSource(EncodedSource):
             raise DataError(f"Parquet data {path} has no row: choose another one.")
         self._groups, self.parts = tuple(groups), tuple(parts)
         self._starts = np.concatenate([[0], np.cumsum(parts)])
-        self._read: Recent[int, Any] = Recent(window)
+        self._read: RecentlyUsed[int, Any] = RecentlyUsed(window)
 
     def _find(self, row: int) -> tuple[int, int]:
         group = int(np.searchsorted(self._starts, row, side="right")) - 1

@@ -13,8 +13,8 @@ from e4t_core.methods.e4t.clip_backbone import ClipBackbone, read_backbone_weigh
 from e4t_core.methods.e4t.domain_info import BackboneInfo
 from e4t_core.unet import TextEncoder, UNet
 
-from .config import BackboneSettings, BaseSettings
-from .sources import from_factory
+from .factories import from_factory
+from .settings import BackboneSettings, BaseSettings
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -59,7 +59,7 @@ def open_base(settings: BaseSettings, precision: str, gradient_checkpointing: bo
 
     Raises:
         BaseModelError: it cannot be used; see ``diffusers_base.load_base``.
-        DataError: the factory does not exist.
+        FactoryError: the factory does not exist.
     """
     if settings.kind == "python":
         return cast(Base, from_factory(settings.factory)(device=device))
@@ -76,7 +76,7 @@ def open_backbone(settings: BackboneSettings, precision: str, device: torch.devi
 
     Raises:
         BackboneError: its file is missing or does not fit.
-        DataError: the factory does not exist.
+        FactoryError: the factory does not exist.
     """
     if settings.kind == "python":
         return cast(ClipBackbone, from_factory(settings.factory)(device=device))

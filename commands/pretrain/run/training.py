@@ -20,23 +20,28 @@ import torch
 from accelerate.utils import gather_object
 from torch import Tensor
 
+from commands.base.networks import open_backbone, open_base
+from commands.pretrain.config.changed_settings import changes_between
+from commands.pretrain.config.config_file import to_dict
+from commands.pretrain.config.sections import Config
+from commands.pretrain.data.configured_sources import open_data
+from commands.pretrain.data.corruption import CorruptionCount
+from commands.pretrain.data.micro_batches import make_loader, micro_batches
 from e4t_core.fingerprint import fingerprint
 
-from .changes import changes_between
+from .checkpoint_tensors import restore_tensors, state_tensors
 from .checkpoints import Checkpoint, Checkpoints
-from .config import Config
-from .config_file import to_dict
-from .data import CorruptionCount, make_loader, micro_batches, open_data
 from .domain_file import write_domain
+from .encoder_and_offsets import EncoderAndOffsets
 from .errors import Stopped, TrainingError
-from .features import Extractor, FeatureCache, cached_inputs, live_inputs
+from .extractor import Extractor
+from .feature_cache import FeatureCache
+from .inputs import Inputs, cached_inputs, live_inputs
 from .journal import Journal
-from .networks import open_backbone, open_base
 from .previews import Previews
 from .processes import check_alike, open_accelerator
-from .state_tensors import restore_tensors, state_tensors
 from .stop_signals import stop_signals
-from .trained import Average, Inputs, Trained, not_finite
+from .weight_average import WeightAverage
 
 log = logging.getLogger(__name__)
 DRY_STEPS = 3
@@ -68,9 +73,9 @@ class Training:
         backbone = open_backbone(config.backbone, training.precision, self.device)
         self.extractor = Extractor(base, backbone, self.device)
         info = backbone.info
-        self.trained = Trained(config, base, info.vectors, info.width, self.device)
-        self.average = Average(self.trained, training.ema)
-        self.parameters = {n: p for n, p in self.trained.named_parameters() if p.requires_grad}
+        self.encoder_and_offsets = EncoderAndOffsets(config, base, info.vectors, info.width, self.device)
+        self.average = WeightAverage(self.encoder_and_offsets, training.ema)
+        self.parameters = {n: p for n, p in self.encoder_and_offsets.named_parameters() if p.requires_grad}
         groups = {"encoder.": 1.0, "offsets.": training.offset_rate}
         self.optimizer = torch.optim.AdamW(
             [
@@ -93,12 +98,12 @@ class Training:
             self._resume(accept_changes)
             check_alike(gather_object([f"step {self.step}, data {self._described_data}, {self._described_networks}"]))
         self._say_word()
-        self.module, self.stepper = self.accelerator.prepare(self.trained, self.optimizer)
+        self.module, self.stepper = self.accelerator.prepare(self.encoder_and_offsets, self.optimizer)
         self._asked_to_stop = False
 
     def _say_word(self) -> None:
         """How long the domain word's embedding is, because s is to be seen beside it."""
-        domain, length = self.config.domain, self.trained.word_length
+        domain, length = self.config.domain, self.encoder_and_offsets.word_length
         if self.accelerator.is_main_process:
             share = domain.scale / length
             log.info(
@@ -167,8 +172,8 @@ class Training:
 
     def write_domain(self) -> Path:
         """Write the domain file of what is trained so far (its average, if there is one)."""
-        with self.average.used_by(self.trained):
-            return write_domain(self.config, self.extractor, self.trained, self.step)
+        with self.average.used_by(self.encoder_and_offsets):
+            return write_domain(self.config, self.extractor, self.encoder_and_offsets, self.step)
 
     def _inputs(self) -> Iterator[Inputs]:
         """This process's micro-batches from the next step on."""
@@ -206,7 +211,7 @@ class Training:
             self.corruption.add(batch.corrupt)
             self._seen = batch.clip_features
             apart = accelerator.no_sync(self.module) if micro + 1 < micros else nullcontext()
-            with apart, self.trained.lending():
+            with apart, self.encoder_and_offsets.lending():
                 diffusion, offset = self.module(batch)
                 weight = len(batch.indices) / share
                 loss = (diffusion.float().mean() + training.regularization * offset.float().mean()) * weight
@@ -223,7 +228,7 @@ class Training:
                 raise self._diverged(self.step + 1, f"the term {name!r} of the loss became {value}")
         self.stepper.step()
         self.stepper.zero_grad(set_to_none=True)
-        self.average.update(self.trained, self.step + 1)
+        self.average.update(self.encoder_and_offsets, self.step + 1)
         return figures
 
     def _figures(self, window: list[Tensor], seconds: float) -> dict[str, float]:
@@ -235,8 +240,8 @@ class Training:
             "diffusion": diffusion,
             "λ term": training.regularization * offset,
             "word offset": offset**0.5,
-            "word offset / word": domain.scale * offset**0.5 / self.trained.word_length,
-            "weight offset rms": self.trained.offset_rms(self._seen),
+            "word offset / word": domain.scale * offset**0.5 / self.encoder_and_offsets.word_length,
+            "weight offset rms": self.encoder_and_offsets.offset_rms(self._seen),
             "learning rate": training.rate(self.step - 1),
             "seconds per step": seconds,
             "images per second": training.batch / seconds,
@@ -258,8 +263,8 @@ class Training:
             self.corruption.add(gather_object(list(self.corruption.found.items())))
 
     def _preview(self, previews: Previews) -> None:
-        with self.average.used_by(self.trained), self.accelerator.autocast():
-            previews.draw(self.trained, self.folder / "previews" / f"step-{self.step:08d}.png")
+        with self.average.used_by(self.encoder_and_offsets), self.accelerator.autocast():
+            previews.draw(self.encoder_and_offsets, self.folder / "previews" / f"step-{self.step:08d}.png")
 
     def save(self) -> None:
         """Write a checkpoint; the processes wait for it.
@@ -268,7 +273,7 @@ class Training:
             TrainingError: a weight is not finite.
             CheckpointError: it could not be written.
         """
-        bad = not_finite(list(self.parameters.items()))
+        bad = next((name for name, value in self.parameters.items() if not torch.isfinite(value).all()), None)
         if bad:
             raise self._diverged(self.step, f"{bad} became NaN or infinite")
         if self.accelerator.is_main_process:

@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..progress import Progress
-from .pictures import DataError
+from commands.pretrain.data.pictures import DataError
+from commands.progress import Progress
 
 
 class Journal:

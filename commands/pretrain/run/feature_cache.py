@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -11,59 +11,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from e4t_core.fingerprint import fingerprint
-from e4t_core.methods.e4t.clip_backbone import ClipBackbone
+from commands.pretrain.data.pictures import CorruptSample, DataError, to_float
+from commands.pretrain.data.training_data import TrainingData
+from commands.progress import Progress
 
-from ..progress import Progress
-from .config import Config
-from .data import Batch, TrainingData
-from .networks import Base
-from .pictures import CorruptSample, DataError, to_float
-from .trained import Inputs
+from .extractor import Extractor
 
 log = logging.getLogger(__name__)
 UNKNOWN, READY, CORRUPT = 0, 1, 2
 STATE = "state.u8"  # a byte for each row
-
-
-class Extractor:
-    """The frozen networks that read a photo.
-
-    They compute in their own types, without autocast. ``device`` is where they are.
-    """
-
-    def __init__(self, base: Base, backbone: ClipBackbone, device: torch.device) -> None:
-        self.base, self.backbone, self.device = base, backbone, device
-
-    @torch.no_grad()
-    def __call__(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Latents ``(B, 4, h, w)`` and CLIP features ``(B, L, C)``, float32, of images ``(B, 3, S, S)`` uint8."""
-        pixels = to_float(images.to(self.device, non_blocking=True))
-        return self.base.vae.encode(pixels), self.backbone.cls_features(pixels)
-
-    def key(self, config: Config, data: TrainingData) -> str:
-        """Changes whenever the same row could give other features."""
-        weights = {f"vae.{name}": value for name, value in self.base.vae.network.state_dict().items()}
-        weights |= {f"backbone.{name}": value for name, value in self.backbone.tower.state_dict().items()}
-        sources = [
-            (s.kind, s.path, s.column, s.factory, sorted(s.options.items()), s.alpha_mask) for s in config.data.sources
-        ]
-        described = (
-            config.domain.image_size,
-            self.backbone.info.layers,
-            sources,
-            data.probe(),
-            config.training.use_mask,
-        )
-        return fingerprint(weights, repr(described))
-
-
-def live_inputs(loader: Iterable[Batch], extractor: Extractor) -> Iterator[Inputs]:
-    """Inputs of a loader's batches, computed as they come."""
-    for batch in loader:
-        latents, features = extractor(batch.images)
-        masks = None if batch.masks is None else to_float(batch.masks.to(extractor.device))
-        yield Inputs(latents, features, masks, tuple(batch.indices.tolist()), batch.corrupt)
 
 
 class FeatureCache:
@@ -195,20 +151,3 @@ class FeatureCache:
             return torch.from_numpy(self._maps[name][rows]).to(device).float()
 
         return tensor("latents"), tensor("features"), tensor("masks") if "masks" in self._shapes else None
-
-
-def cached_inputs(
-    cache: FeatureCache, data: TrainingData, batches: Iterable[list[int]], device: torch.device
-) -> Iterator[Inputs]:
-    """Inputs from a filled cache: the very samples that reading the pictures would give."""
-    for indices in batches:
-        rows, corrupt = [], []
-        for index in indices:
-            for row in data.rows_for(index):
-                if cache.state[row] == READY:
-                    rows.append(row)
-                    break
-                corrupt.append((row, cache.reasons.get(row, f"row {row} of the data")))
-            else:
-                raise DataError(f"No picture could be read for sample {index}: prepare the data again.")
-        yield Inputs(*cache.take(rows, device), tuple(indices), tuple(corrupt))

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from .checkpoints import Checkpoint, CheckpointError
-from .trained import Average
+from .weight_average import WeightAverage
 
 
 def state_tensors(
-    parameters: Mapping[str, nn.Parameter], average: Average, optimizer: torch.optim.Optimizer
+    parameters: Mapping[str, nn.Parameter], average: WeightAverage, optimizer: torch.optim.Optimizer
 ) -> dict[str, Tensor]:
     """The tensors of a checkpoint: "trained/NAME", "average/NAME" and "optimizer/NAME/KEY"; not copied."""
     tensors: dict[str, Tensor] = {f"trained/{name}": value for name, value in parameters.items()}
@@ -27,7 +27,7 @@ def state_tensors(
 def restore_tensors(
     checkpoint: Checkpoint,
     parameters: Mapping[str, nn.Parameter],
-    average: Average,
+    average: WeightAverage,
     optimizer: torch.optim.Optimizer,
 ) -> None:
     """Write a checkpoint's tensors into the weights, their average and the optimizer, in place.

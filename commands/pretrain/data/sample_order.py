@@ -16,7 +16,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from .recent import Recent
+from .recently_used import RecentlyUsed
 
 Rows = NDArray[np.int64]
 MIX_BLOCK = 1000
@@ -58,8 +58,8 @@ class EpochOrder:
         if self.rows == 0:
             raise ValueError("An order needs at least one row.")
         self._window, self._key = window, ("epoch order", seed, name)
-        self._epochs: Recent[int, tuple[Rows, Rows]] = Recent(2)
-        self._windows: Recent[tuple[int, int], Rows] = Recent(3)
+        self._epochs: RecentlyUsed[int, tuple[Rows, Rows]] = RecentlyUsed(2)
+        self._windows: RecentlyUsed[tuple[int, int], Rows] = RecentlyUsed(3)
 
     def row(self, index: int) -> int:
         """The row, 0..rows-1, that is this source's ``index``-th (from 0, over all epochs)."""
@@ -106,7 +106,7 @@ class Mix:
                 " or leave that source out."
             )
         self.counts, self._seed = counts, seed
-        self._blocks: Recent[int, Rows] = Recent(2)
+        self._blocks: RecentlyUsed[int, Rows] = RecentlyUsed(2)
 
     def locate(self, index: int) -> tuple[int, int]:
         """``(source, index within that source)`` of a global sample index."""

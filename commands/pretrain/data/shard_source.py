@@ -23,9 +23,10 @@ import numpy as np
 from numpy.typing import NDArray
 from webdataset.tariterators import base_plus_ext
 
-from ..progress import Progress
+from commands.progress import Progress
+
 from .pictures import EXTENSIONS, DataError
-from .recent import Recent
+from .recently_used import RecentlyUsed
 from .sources import EncodedSource
 
 log = logging.getLogger(__name__)
@@ -134,8 +135,8 @@ class ShardSource(EncodedSource):
         self._names = tuple(counts)
         self.parts = tuple(counts.values())
         self._starts = np.concatenate([[0], np.cumsum(self.parts)])
-        self._files: Recent[int, BufferedReader] = Recent(window + 2, BufferedReader.close)
-        self._indices: Recent[int, ShardIndex] = Recent(window + 2)
+        self._files: RecentlyUsed[int, BufferedReader] = RecentlyUsed(window + 2, BufferedReader.close)
+        self._indices: RecentlyUsed[int, ShardIndex] = RecentlyUsed(window + 2)
 
     def _listed(self, manifest: Mapping[str, Any]) -> dict[str, int]:
         for shard in manifest["shards"]:

@@ -14,11 +14,11 @@ from e4t_core.canonical_names import canonical_names
 from e4t_core.methods.e4t.clip_backbone import build_vision_tower, missing_backbone
 from e4t_core.methods.e4t.domain_info import BackboneInfo
 
-from .config import BackboneSettings, BaseSettings
 from .counts import PROMPT_LENGTH, UNetCounts, count_transformer, count_unet, count_vae_encoder, parameters
+from .factories import from_factory
 from .header import HeaderError, Shapes, read_header, without_prefix
 from .networks import info_of
-from .sources import from_factory
+from .settings import BackboneSettings, BaseSettings
 
 FAMILY_WIDTHS = {"sd1": 768, "sd2": 1024}
 LATENT_STEP = 8  # pixels per latent pixel

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
+from commands.base.networks import Base
+from commands.pretrain.config.sections import Config
 from e4t_core.diffusion import draw_samples
 from e4t_core.methods.e4t.concept_encoder import ConceptEncoder
 from e4t_core.methods.e4t.offset_forms import make_offsets
@@ -16,30 +17,10 @@ from e4t_core.methods.e4t.weight_offsets import HYPERNETWORK
 from e4t_core.methods.e4t.word_model import WordModel
 from e4t_core.presets import templates_of
 
-from .config import Config
-from .networks import Base
+from .inputs import Inputs
 
 
-@dataclass(frozen=True, eq=False)
-class Inputs:
-    """What a micro-batch's loss is made of, on the device.
-
-    Attributes:
-        latents: ``(B, 4, h, w)`` float32.
-        clip_features: ``(B, L, C)`` float32.
-        masks: ``(B, 1, H, W)`` float32 in 0-1, or None.
-        indices: B global sample indices.
-        corrupt: ``(row, label: reason)`` of samples that were skipped.
-    """
-
-    latents: Tensor
-    clip_features: Tensor
-    masks: Tensor | None
-    indices: tuple[int, ...]
-    corrupt: tuple[tuple[int, str], ...] = ()
-
-
-class Trained(nn.Module):
+class EncoderAndOffsets(nn.Module):
     """Encoder and weight offsets on a frozen base; called on :class:`Inputs` it gives the loss in parts.
 
     Args:
@@ -138,49 +119,3 @@ class Trained(nn.Module):
             total += float((fixed.apply(name, ones) - 1).double().square().sum())
             count += rows * columns
         return (total / count) ** 0.5
-
-
-class Average:
-    """Exponential moving average of a module's trained weights.
-
-    Args:
-        decay: per step; 0 keeps none.
-    """
-
-    def __init__(self, module: nn.Module, decay: float) -> None:
-        self.decay = decay
-        self.state: dict[str, Tensor] = (
-            {name: weight.detach().clone() for name, weight in module.named_parameters() if weight.requires_grad}
-            if decay
-            else {}
-        )
-
-    @torch.no_grad()
-    def update(self, module: nn.Module, step: int) -> None:
-        """Take in the weights after step number ``step``, counted from 1; a young average forgets faster."""
-        weight = 1 - min(self.decay, step / (step + 10))
-        for name, value in module.named_parameters():
-            if name in self.state:
-                self.state[name].lerp_(value, weight)
-
-    @contextmanager
-    def used_by(self, module: nn.Module) -> Iterator[None]:
-        """The module has the averaged weights, if there are any; afterwards its own again."""
-        own = {name: weight.detach().clone() for name, weight in module.named_parameters() if name in self.state}
-        try:
-            _fill(module, self.state)
-            yield
-        finally:
-            _fill(module, own)
-
-
-@torch.no_grad()
-def _fill(module: nn.Module, state: Mapping[str, Tensor]) -> None:
-    own = dict(module.named_parameters())
-    for name, value in state.items():
-        own[name].copy_(value)
-
-
-def not_finite(tensors: Sequence[tuple[str, Tensor]]) -> str | None:
-    """The name of the first tensor with NaN or infinity."""
-    return next((name for name, value in tensors if not torch.isfinite(value).all()), None)

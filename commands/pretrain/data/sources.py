@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import importlib
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Protocol
 
-from .pictures import CorruptSample, DataError, Picture, decode
+from .pictures import CorruptSample, Picture, decode
 
 
 class Source(Protocol):
@@ -15,7 +14,7 @@ class Source(Protocol):
 
     Attributes:
         parts: how many rows lie together (a shard's, a row group's), in file order; their sum is the number of rows.
-        window: how many parts are mixed at once, see :class:`~.order.EpochOrder`.
+        window: how many parts are mixed at once, see :class:`~.sample_order.EpochOrder`.
     """
 
     parts: Sequence[int]
@@ -57,18 +56,3 @@ class EncodedSource(ABC):
             return decode(self.encoded(row), size, self.alpha_mask)
         except (OSError, ValueError) as error:
             raise CorruptSample(self.label(row), str(error)) from error
-
-
-def from_factory(name: str) -> Any:
-    """The object that "package.module:attribute" names; the config's author answers for what importing it does.
-
-    Raises:
-        DataError: there is no such thing.
-    """
-    module, _, attribute = name.partition(":")
-    try:
-        return getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise DataError(
-            f"Factory {name!r} could not be found ({error}): write 'package.module:function', as Python imports it."
-        ) from error

@@ -6,70 +6,17 @@ where a number comes from.
 
 from __future__ import annotations
 
-import dataclasses
-import math
 from dataclasses import dataclass, field
 from typing import Any
 
-from e4t_core.methods.e4t.domain_info import BASE_FAMILIES
+from commands.base.setting_rules import ConfigError, check_place, check_ranges, choice, number, text
+from commands.base.settings import BackboneSettings, BaseSettings
 from e4t_core.methods.e4t.settings import PRESETS
 from e4t_core.methods.e4t.weight_offsets import FORMS, HYPERNETWORK, NETWORK
-from e4t_core.noise_schedule import PREDICTIONS
 from e4t_core.presets import TEMPLATES
 
 SOURCE_KINDS = ("folder", "shards", "parquet", "python")
-BASE_KINDS = ("diffusers", "checkpoint", "python")
-BACKBONE_KINDS = ("open_clip", "python")
 PRECISIONS = ("fp32", "bf16", "fp16")
-
-
-class ConfigError(ValueError):
-    """A setting that cannot be used; the message is one sentence that names the setting and its range."""
-
-
-def _number(
-    default: Any = dataclasses.MISSING,
-    *,
-    least: float | None = None,
-    above: float | None = None,
-    most: float | None = None,
-    below: float | None = None,
-) -> Any:
-    return field(default=default, metadata={"least": least, "above": above, "most": most, "below": below})
-
-
-def _choice(choices: tuple[str, ...], default: Any = dataclasses.MISSING) -> Any:
-    return field(default=default, metadata={"choices": choices})
-
-
-def _text(default: Any = dataclasses.MISSING) -> Any:
-    """A text that may not be empty."""
-    return field(default=default, metadata={"filled": True})
-
-
-def check(section: str, settings: Any) -> None:
-    """Check every field of a section against its range.
-
-    Raises:
-        ConfigError: the first that is out of it.
-    """
-    for item in dataclasses.fields(settings):
-        value, rules, name = getattr(settings, item.name), item.metadata, f"{section}.{item.name}"
-        for part in value if isinstance(value, tuple) else (value,):
-            if isinstance(part, float) and not math.isfinite(part):
-                raise ConfigError(f"{name} = {part} must be a finite number.")
-            if rules.get("least") is not None and part < rules["least"]:
-                raise ConfigError(f"{name} = {part} must be at least {rules['least']:g}.")
-            if rules.get("above") is not None and part <= rules["above"]:
-                raise ConfigError(f"{name} = {part} must be greater than {rules['above']:g}.")
-            if rules.get("most") is not None and part > rules["most"]:
-                raise ConfigError(f"{name} = {part} must be at most {rules['most']:g}.")
-            if rules.get("below") is not None and part >= rules["below"]:
-                raise ConfigError(f"{name} = {part} must be less than {rules['below']:g}.")
-        if rules.get("filled") and not value:
-            raise ConfigError(f"{name} is empty: give it a value.")
-        if "choices" in rules and value not in rules["choices"]:
-            raise ConfigError(f"{name} = {value!r} must be one of {', '.join(rules['choices'])}.")
 
 
 @dataclass(frozen=True)
@@ -88,73 +35,20 @@ class DomainSettings:
         licence: of data and weights, as it shall stand in the domain file.
     """
 
-    name: str = _text()
-    word: str = _text()
-    templates: str = _choice(tuple(TEMPLATES), "neutral")
-    scale: float = _number(0.1, above=0)
-    preset: str = _choice(tuple(PRESETS), "face")
-    image_size: int = _number(512, least=64, most=4096)
-    crop_margin: float = _number(0.25, least=0)
-    v_size: int = _number(1, least=1)
-    licence: str = _text("unknown")
+    name: str = text()
+    word: str = text()
+    templates: str = choice(tuple(TEMPLATES), "neutral")
+    scale: float = number(0.1, above=0)
+    preset: str = choice(tuple(PRESETS), "face")
+    image_size: int = number(512, least=64, most=4096)
+    crop_margin: float = number(0.25, least=0)
+    v_size: int = number(1, least=1)
+    licence: str = text("unknown")
 
     def __post_init__(self) -> None:
-        check("domain", self)
+        check_ranges("domain", self)
         if self.image_size % 8:
             raise ConfigError(f"domain.image_size = {self.image_size} must be a multiple of 8, the autoencoder's step.")
-
-
-@dataclass(frozen=True)
-class BaseSettings:
-    """The frozen base model.
-
-    Attributes:
-        kind: "diffusers" (a folder), "checkpoint" (one .safetensors file), or "python" (what a factory returns).
-        path: of the folder or file.
-        factory: "package.module:function", for kind "python".
-        family: "sd1" or "sd2".
-        prediction: "epsilon" or "v"; empty: as the base says, or as its weights suggest.
-    """
-
-    kind: str = _choice(BASE_KINDS)
-    path: str = ""
-    factory: str = ""
-    family: str = _choice(BASE_FAMILIES, "sd1")
-    prediction: str = _choice(("", *PREDICTIONS), "")
-
-    def __post_init__(self) -> None:
-        check("base", self)
-        _place("base", self.kind, self.path, self.factory)
-
-
-@dataclass(frozen=True)
-class BackboneSettings:
-    """The frozen image backbone.
-
-    Attributes:
-        kind: "open_clip" (architecture by name, weights from a file), or "python" (what a factory returns).
-        path: of the weights, a safetensors file of the vision tower or of the whole open_clip model.
-        factory: "package.module:function", for kind "python".
-        architecture, pretrained: open_clip's names of network and weights.
-        layers: blocks whose [CLS] vector is read, counted from 1, rising.
-        width: of a [CLS] vector.
-        image_size: side of the backbone's input in pixels.
-    """
-
-    kind: str = _choice(BACKBONE_KINDS)
-    path: str = ""
-    factory: str = ""
-    architecture: str = _text("ViT-H-14")
-    pretrained: str = "laion2b_s32b_b79k"
-    layers: tuple[int, ...] = _number(tuple(range(2, 33, 2)), least=1)
-    width: int = _number(1280, least=1)
-    image_size: int = _number(224, least=1)
-
-    def __post_init__(self) -> None:
-        check("backbone", self)
-        _place("backbone", self.kind, self.path, self.factory)
-        if not self.layers or list(self.layers) != sorted(set(self.layers)):
-            raise ConfigError(f"backbone.layers = {list(self.layers)} must be rising numbers of blocks.")
 
 
 @dataclass(frozen=True)
@@ -186,31 +80,31 @@ class TrainingSettings:
         gradient_checkpointing: compute the UNet's activations twice instead of keeping them.
     """
 
-    seed: int = _number(0, least=0)
-    steps: int = _number(30000, least=1)
-    batch: int = _number(16, least=1)
-    micro_batch: int = _number(4, least=1)
-    learning_rate_per_sample: float = _number(1e-6, above=0, most=1)
-    offset_rate: float = _number(1.0, above=0)
-    regularization: float = _number(0.01, least=0)
-    warmup: int = _number(0, least=0)
-    decay: float = _number(0.0, least=0, most=1)
-    weight_decay: float = _number(0.01, least=0)
-    betas: tuple[float, ...] = _number((0.9, 0.999), least=0, below=1)
-    eps: float = _number(1e-8, above=0)
-    clip: float = _number(0.0, least=0)
-    ema: float = _number(0.0, least=0, below=1)
-    offset_form: str = _choice(FORMS, NETWORK)
-    first_answer: float = _number(1.0, above=0)
+    seed: int = number(0, least=0)
+    steps: int = number(30000, least=1)
+    batch: int = number(16, least=1)
+    micro_batch: int = number(4, least=1)
+    learning_rate_per_sample: float = number(1e-6, above=0, most=1)
+    offset_rate: float = number(1.0, above=0)
+    regularization: float = number(0.01, least=0)
+    warmup: int = number(0, least=0)
+    decay: float = number(0.0, least=0, most=1)
+    weight_decay: float = number(0.01, least=0)
+    betas: tuple[float, ...] = number((0.9, 0.999), least=0, below=1)
+    eps: float = number(1e-8, above=0)
+    clip: float = number(0.0, least=0)
+    ema: float = number(0.0, least=0, below=1)
+    offset_form: str = choice(FORMS, NETWORK)
+    first_answer: float = number(1.0, above=0)
     train_encoder: bool = True
     train_offsets: bool = True
     use_mask: bool = False
     stop_feature_gradient: bool = False
-    precision: str = _choice(PRECISIONS, "bf16")
+    precision: str = choice(PRECISIONS, "bf16")
     gradient_checkpointing: bool = True
 
     def __post_init__(self) -> None:
-        check("training", self)
+        check_ranges("training", self)
         if self.micro_batch > self.batch:
             raise ConfigError(
                 f"training.micro_batch = {self.micro_batch} is larger than training.batch = {self.batch}: lower it."
@@ -253,18 +147,18 @@ class SourceSettings:
         options: of the factory.
     """
 
-    kind: str = _choice(SOURCE_KINDS)
+    kind: str = choice(SOURCE_KINDS)
     path: str = ""
-    weight: float = _number(1.0, above=0)
-    window: int = _number(8, least=1, most=1000)
-    column: str = _text("image")
+    weight: float = number(1.0, above=0)
+    window: int = number(8, least=1, most=1000)
+    column: str = text("image")
     alpha_mask: bool = False
     factory: str = ""
     options: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        check("data.sources", self)
-        _place("data.sources", self.kind, self.path, self.factory)
+        check_ranges("data.sources", self)
+        check_place("data.sources", self.kind, self.path, self.factory)
 
 
 @dataclass(frozen=True)
@@ -281,14 +175,14 @@ class DataSettings:
     """
 
     sources: tuple[SourceSettings, ...] = field(default=())
-    workers: int = _number(2, least=0, most=256)
-    prefetch: int = _number(4, least=1, most=256)
-    most_corrupt: float = _number(0.01, least=0, below=1)
+    workers: int = number(2, least=0, most=256)
+    prefetch: int = number(4, least=1, most=256)
+    most_corrupt: float = number(0.01, least=0, below=1)
     cache_features: bool = False
     cache_folder: str = ""
 
     def __post_init__(self) -> None:
-        check("data", self)
+        check_ranges("data", self)
         if not self.sources:
             raise ConfigError("data.sources is empty: name at least one source of pictures.")
 
@@ -307,16 +201,16 @@ class OutputSettings:
         tensorboard: log for TensorBoard as well.
     """
 
-    folder: str = _text()
-    checkpoint_every: int = _number(1000, least=1)
-    keep_checkpoints: int = _number(3, least=1)
-    log_every: int = _number(50, least=1)
-    preview_every: int = _number(1000, least=0)
+    folder: str = text()
+    checkpoint_every: int = number(1000, least=1)
+    keep_checkpoints: int = number(3, least=1)
+    log_every: int = number(50, least=1)
+    preview_every: int = number(1000, least=0)
     preview_prompts: tuple[str, ...] = ("a photo of {}",)
     tensorboard: bool = True
 
     def __post_init__(self) -> None:
-        check("output", self)
+        check_ranges("output", self)
         for prompt in self.preview_prompts:
             if prompt.count("{}") != 1:
                 raise ConfigError(f'output.preview_prompts has {prompt!r}, which must hold "{{}}" exactly once.')
@@ -332,12 +226,3 @@ class Config:
     training: TrainingSettings
     data: DataSettings
     output: OutputSettings
-
-
-def _place(section: str, kind: str, path: str, factory: str) -> None:
-    if kind == "python":
-        module, colon, attribute = factory.partition(":")
-        if not (module and colon and attribute):
-            raise ConfigError(f"{section}.factory = {factory!r} must be written as 'package.module:function'.")
-    elif not path:
-        raise ConfigError(f"{section}.path is empty: say where the {kind} data or model lies.")

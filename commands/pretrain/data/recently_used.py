@@ -11,7 +11,7 @@ Key = TypeVar("Key", bound=Hashable)
 Value = TypeVar("Value")
 
 
-class Recent(Generic[Key, Value]):
+class RecentlyUsed(Generic[Key, Value]):
     """Keeps at most ``limit`` values, the longest unused goes first; empty in a forked or unpickled copy.
 
     Args:

@@ -8,18 +8,18 @@ from typing import Any
 
 import torch
 
+from commands.pretrain.config.sections import Config
 from e4t_core.methods.e4t.concept_encoder import ConceptEncoder
 from e4t_core.methods.e4t.domain import Domain, save_domain
 from e4t_core.methods.e4t.domain_info import BackboneInfo, DomainInfo
 from e4t_core.methods.e4t.settings import PRESETS
 from e4t_core.methods.e4t.weight_offsets import Offsets
 
-from .config import Config
-from .features import Extractor
-from .trained import Trained
+from .encoder_and_offsets import EncoderAndOffsets
+from .extractor import Extractor
 
 
-def write_domain(config: Config, extractor: Extractor, trained: Trained, step: int) -> Path:
+def write_domain(config: Config, extractor: Extractor, networks: EncoderAndOffsets, step: int) -> Path:
     """Write ``<output.folder>/<domain.name>.safetensors``, encoder and offsets as float16.
 
     Raises:
@@ -27,15 +27,15 @@ def write_domain(config: Config, extractor: Extractor, trained: Trained, step: i
     """
     path = Path(config.output.folder) / f"{config.domain.name}.safetensors"
     path.parent.mkdir(parents=True, exist_ok=True)
-    save_domain(path, make_domain(config, extractor, trained, step), torch.float16)
+    save_domain(path, make_domain(config, extractor, networks, step), torch.float16)
     return path
 
 
-def make_domain(config: Config, extractor: Extractor, trained: Trained, step: int) -> Domain:
-    """The domain of what is trained, fit for the base that it is for."""
+def make_domain(config: Config, extractor: Extractor, networks: EncoderAndOffsets, step: int) -> Domain:
+    """The domain of these networks, fit for the base that it is for."""
     base, backbone = extractor.base, extractor.backbone
-    encoder: ConceptEncoder = trained.encoder
-    offsets = trained.offsets
+    encoder: ConceptEncoder = networks.encoder
+    offsets = networks.offsets
     finish: Any = getattr(base, "finish", None)
     if finish is not None:
         encoder, offsets = finish(encoder, offsets)
