@@ -13,11 +13,9 @@ import math
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cache
-from typing import Any, TypeVar
+from typing import Any
 
 KEY = "setting"
-Settings = TypeVar("Settings")
 
 
 @dataclass(frozen=True)
@@ -79,8 +77,7 @@ def setting(default: Any, tooltip: str, **limits: Any) -> Any:
     return dataclasses.field(default=default, metadata={KEY: Setting(tooltip, **limits)})
 
 
-@cache
-def settings_of(kind: Any) -> dict[str, Setting]:
+def settings_of(kind: type) -> dict[str, Setting]:
     """The settings of a dataclass by name, in the order of its fields."""
     hints = typing.get_type_hints(kind)
     return {
@@ -97,23 +94,24 @@ def check_settings(settings: object) -> None:
     Raises:
         ValueError: a value is of another kind or out of range; the message names it and the range.
     """
-    for name, about in settings_of(type(settings)).items():
+    kind: Any = type(settings)
+    for name, about in settings_of(kind).items():
         value = getattr(settings, name)
         if not about.fits(value):
             raise ValueError(f"Setting {name} = {repr(value)[:60]} must be {about.range_text()}.")
 
 
-def with_changes(preset: Settings, changes: Mapping[str, Any]) -> Settings:
+def with_changes(preset: Any, changes: Mapping[str, Any]) -> Any:
     """A preset with some values changed; every other one stays the preset's.
 
     Raises:
         ValueError: a name that the settings have not (the message lists those there are), or a value out of range.
     """
-    known = settings_of(type(preset))
+    known: dict[str, Setting] = settings_of(type(preset))
     unknown = sorted(changes.keys() - known.keys())
     if unknown:
         raise ValueError(f"There is no setting {unknown[0]!r}: it must be one of {', '.join(known)}.")
-    return dataclasses.replace(preset, **changes)  # type: ignore[type-var]
+    return dataclasses.replace(preset, **changes)
 
 
 def shown(value: object) -> str:

@@ -56,13 +56,14 @@ class TextualInversion:
 
     Args:
         class_word: what kind of thing the photos show ("face", "dog"); one token of the text encoder.
+        templates: prompts, each with "{}" once where the word stands.
     """
 
     name = "textual_inversion"
     Settings = TextualInversionSettings
 
-    def __init__(self, class_word: str) -> None:
-        self.class_word = class_word
+    def __init__(self, class_word: str, templates: tuple[str, ...] = templates_of("neutral")) -> None:
+        self.class_word, self.templates = class_word, templates
 
     def start(
         self, base: BaseModel, photos: Photos, settings: TextualInversionSettings, seed: int, trigger: str
@@ -72,7 +73,7 @@ class TextualInversion:
         Raises:
             WordError: the class word is not one token.
         """
-        return TextualInversionRun(base, photos, settings, seed, trigger, base.text.word(self.class_word))
+        return TextualInversionRun(self, base, photos, settings, seed, trigger)
 
 
 class TextualInversionRun:
@@ -80,20 +81,20 @@ class TextualInversionRun:
 
     def __init__(
         self,
+        method: TextualInversion,
         base: BaseModel,
         photos: Photos,
         settings: TextualInversionSettings,
         seed: int,
         trigger: str,
-        start: Tensor,
     ) -> None:
         self.base, self.settings, self.seed, self.trigger = base, settings, seed, trigger
         self.effective = base.unet.parameters()
         device = next(iter(self.effective.values())).device
         self.photos = photos.for_training(settings, device)
-        self.templates = templates_of("neutral")
-        first = start.detach().to(device, torch.float32).expand(settings.vectors, -1)
-        self.embedding = nn.Parameter(first.clone())
+        self.templates = method.templates
+        start = base.text.word(method.class_word).detach().to(device, torch.float32)
+        self.embedding = nn.Parameter(start.expand(settings.vectors, -1).clone())
 
     def passes(self, plan: MemoryPlan) -> Mapping[Phase, int]:
         return {}

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from e4t_core.objective import predict_offset
 from peer import (
     CONFIG,
     SCALE,
@@ -38,9 +39,9 @@ from e4t_core.methods.e4t.clip_backbone import ClipBackbone
 from e4t_core.methods.e4t.domain import Domain, load_domain, save_domain
 from e4t_core.methods.e4t.patch_token_encoder import PatchTokenEncoder
 from e4t_core.methods.e4t.weight_offsets import offset_weight
-from e4t_core.objective import predict_offset
 from e4t_core.presets import FACE
-from e4t_core.tuning import ConceptPhotos
+from e4t_core.training import Photos
+from e4t_core.weight_changes import full_differences, shared_factors
 
 pytest.importorskip("open_clip")
 TOKENS = 9  # 4 × 4 patches: [CLS] and every second one
@@ -180,26 +181,26 @@ def test_a_tuned_directory_is_a_concept_whose_weights_word_and_denoise_are_the_p
     vectors = ClipBackbone(domain.info.backbone, domain.backbone_state).cls_features(image())  # type: ignore[arg-type]
     text, unet = TinyText(), peer.unet
     before = {name: weight.clone() for name, weight in unet.parameters().items()}
-    photos = ConceptPhotos(torch.randn((1, 4, 8, 8), generator=torch.Generator().manual_seed(5)), vectors)
+    photos = Photos(torch.randn((1, 4, 8, 8), generator=torch.Generator().manual_seed(5)), vectors)
     concept = to_concept(source, domain, unet, text, photos)
-    assert concept.word == "*s" and concept.settings.steps == 0
+    assert concept.trigger == "*s" and concept.settings.steps == 0
     weights = unet.parameters()
     assert all(torch.equal(weights[name], before[name]) for name in before), "the base was changed"
     # As a MODEL holds it: base, the domain's offset once, the concept's own difference.
     held = dict(weights)
-    for name, (p, q) in concept.domain_factors.items():
+    for name, (p, q) in shared_factors(concept.weights).items():
         held[name] = offset_weight(held[name], p, q)
-    held |= {name: held[name] + difference for name, difference in concept.weight_differences.items()}
+    held |= {name: held[name] + difference for name, difference in full_differences(concept.weights).items()}
     used = used_weights(peer.weights, peer.offsets)
     assert all((held[name].double() - used[name]).abs().max() <= 1e-5 for name in used)
     z, t = noisy()
     words, noise = peer.word_and_noise(z, t, text.word("face"))
     with unet.using(held):
-        found = concept.word_embedding(unet.features(z, t, text.empty().expand(3, -1, -1)))
+        found = concept.predictor.word(unet.features(z, t, text.empty().expand(3, -1, -1)))
         prediction = unet.denoise(z, t, text.encode(["a photo of {}"] * 3, found))
     assert (found - words).abs().max() <= 1e-5 and (prediction - noise).abs().max() <= 1e-5
-    assert torch.isfinite(concept.static_embedding).all()
-    assert (concept.static_embedding - text.word("face")).abs().max() > 1e-3
+    assert torch.isfinite(concept.embedding[0]).all()
+    assert (concept.embedding[0] - text.word("face")).abs().max() > 1e-3
     assert len({concept.fingerprint, concept.base_fingerprint, concept.domain_fingerprint}) == 3
 
 
@@ -208,14 +209,14 @@ def test_a_tuned_directory_of_offsets_alone_changes_no_other_weight(tmp_path: Pa
     write(tmp_path / "tuned", tuned_config(), encoder=peer.encoder, weight_offsets=peer.offsets)
     source = read_directory(tmp_path / "tuned")
     domain, _ = to_domain(source, Options(architecture=peer.architecture))
-    photos = ConceptPhotos(torch.randn(1, 4, 8, 8), torch.randn(1, TOKENS, 8))
-    assert to_concept(source, domain, peer.unet, TinyText(), photos).weight_differences == {}
+    photos = Photos(torch.randn(1, 4, 8, 8), torch.randn(1, TOKENS, 8))
+    assert full_differences(to_concept(source, domain, peer.unet, TinyText(), photos).weights) == {}
 
 
 def test_a_concept_needs_a_tuned_directory_and_its_own_base(peer: Peer, tmp_path: Path) -> None:
     source = read_directory(peer.folder)
     domain, _ = to_domain(source)
-    photos = ConceptPhotos(torch.randn(1, 4, 8, 8), torch.randn(1, TOKENS, 8))
+    photos = Photos(torch.randn(1, 4, 8, 8), torch.randn(1, TOKENS, 8))
     with pytest.raises(PeerFileError, match="is pre-trained, not tuned"):
         to_concept(source, domain, peer.unet, TinyText(), photos)
     tuned = Peer(tmp_path / "tuned", tuned=True)

@@ -85,6 +85,12 @@ class E4TRun:
             self.effective, offsets, settings.train_offsets, settings.train_unet, self._mean_features()
         )
 
+    def with_unet(self, weights: Mapping[str, Tensor]) -> E4TRun:
+        """This run with a UNet that was tuned elsewhere (by canonical name) in place of the base's; call it before all else."""
+        offsets = _filled(self.domain.offsets.blank(), self.domain.offsets, self.photos.latents.device, False)
+        self.tuned = TunedWeights(self.effective, offsets, False, False, self._mean_features(), weights)
+        return self
+
     def _mean_features(self) -> Tensor:
         return self.clip_features.mean(dim=0, keepdim=True)
 

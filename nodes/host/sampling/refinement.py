@@ -11,37 +11,22 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ....e4t_core.concept import Concept
 from ..learning.progress import show_text
 from ..prompt.concept_clip import MARK
 from ..prompt.prompt_memory import EncodedPrompt, PromptMemory, Recipe
+from .held_concept import HeldConcept
 from .word_at_step import WordAtStep
 
 logger = logging.getLogger(__name__)
 
 Conds = list[list[dict[str, Any]] | None]
-
-
-@dataclass(frozen=True, eq=False)
-class HeldConcept:
-    """A concept as a MODEL holds it.
-
-    Attributes:
-        concept: word, encoder, features.
-        empty: context ``(1, L, D)`` of the empty prompt, by the text encoder it was tuned with.
-        domain_offset: the offset of its domain that the MODEL holds since it was added, by canonical name.
-    """
-
-    concept: Concept
-    empty: Tensor
-    domain_offset: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass
@@ -93,7 +78,7 @@ class Refinement:
             words = {
                 fingerprint: self._run.words.word(self._by_fingerprint[fingerprint], model, x, sigma)
                 for fingerprint in prompt.concepts
-                if fingerprint in self._by_fingerprint and self._by_fingerprint[fingerprint].concept.settings.refine
+                if fingerprint in self._by_fingerprint and self._by_fingerprint[fingerprint].concept.refines
             }
             if words:
                 fresh[prompt] = self._context(prompt, words, model)
@@ -136,7 +121,7 @@ class Refinement:
         self._run.announced = True
         given = [cond for group in conds if group for cond in group]
         # Concepts of this MODEL that no prompt names are told of, too.
-        names = {held.concept.fingerprint: held.concept.word for held in self.concepts}
+        names = {held.concept.fingerprint: held.concept.trigger for held in self.concepts}
         followed, fixed = Counter[str](), Counter[str]()
         for cond in given:
             recipe = self._recipe(cond)
@@ -166,7 +151,7 @@ class Refinement:
                 " CLIP output of E4T Personalize."
             )
         text = f"{word} in {followed + fixed} of {_prompts(given)}"
-        if not held.concept.settings.refine:
+        if not held.concept.refines:
             return f"{text} (refinement off)"
         if not fixed:
             return text

@@ -10,7 +10,7 @@ from torch import Tensor
 from ..networks.base_model import spatial_features
 
 if TYPE_CHECKING:
-    from .refinement import HeldConcept
+    from .held_concept import HeldConcept
 
 
 class WordAtStep:
@@ -28,12 +28,12 @@ class WordAtStep:
             model: ComfyUI's BaseModel that samples.
             x: ``(B, 4, h, w)`` at noise level ``sigma`` ``(B,)``.
         """
-        fingerprint, settings = held.concept.fingerprint, held.concept.settings
+        fingerprint, settings = held.concept.fingerprint, held.concept.sampling
         end = model.model_sampling.percent_to_sigma(settings.end_percent)
         last = self._words.get(fingerprint)
         if last is not None and last.shape[0] == x.shape[0] and float(sigma[0]) < end:
             return last
-        word = held.concept.word_embedding(self._features_of(held, model, x, sigma))
+        word = held.concept.predictor.word(self._features_of(held, model, x, sigma))
         self._words[fingerprint] = word
         return word
 
@@ -51,7 +51,7 @@ class WordAtStep:
         t = model.model_sampling.timestep(sigma).float()
         context = held.empty.to(x.device, dtype).expand(x.shape[0], -1, -1)
         features = spatial_features(network, z, t, context, {})
-        features = features.to(next(held.concept.encoder.parameters()).device)
+        features = features.to(next(held.concept.predictor.network.parameters()).device)
         kept = [entry for entry in self._features if torch.equal(entry[1], x) and torch.equal(entry[2], sigma)]
         # Samplers write into x: compare with a copy.
         self._features = [*kept, (held.empty, x.clone(), sigma.clone(), features)]
