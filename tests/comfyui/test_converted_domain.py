@@ -19,7 +19,7 @@ from e4t_pack.nodes.host.sampling import patched_model
 from e4t_pack.nodes.load_domain import LoadDomain
 from e4t_pack.nodes.personalize import Personalize
 from oracle import ksample
-from world import LATENT, QUICK, chosen, photo
+from world import LATENT, QUICK, chosen, held, photo
 
 import nodes
 from e4t_core.concept import Concept
