@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from faults import largest_file
 from mkshing import (
     CONFIG,
     SCALE,
@@ -26,6 +25,7 @@ from mkshing import (
     write,
 )
 from safetensors.torch import load_file
+from system_faults import largest_file
 from tiny import CONTEXT, TinyText, TinyUNet
 from torch import Tensor
 
@@ -356,3 +356,63 @@ def test_the_output_is_never_half_there_and_never_lost(
     assert target.read_bytes() == b"mine" and list(target.parent.iterdir()) == [target]
     assert main([str(published.folder), "-o", str(target), "--overwrite"]) == 0
     assert load_domain(target).info.name == "pretrained"
+
+
+# What is kept of the checkpoint ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("template", "kept"),
+    [
+        ("a photo of {placeholder_token}", ("a photo of {}",)),
+        ("{placeholder_token} in an oil painting", ("{} in an oil painting",)),
+        ("normal", NEUTRAL),
+        ("face", NEUTRAL),
+        ("art", STYLE),
+        ("a photo", NEUTRAL),
+        ("{placeholder_token} and {placeholder_token}", NEUTRAL),
+    ],
+)
+def test_the_template_it_was_tuned_with_is_kept(tmp_path: Path, template: str, kept: tuple[str, ...]) -> None:
+    pretrained = Directory(tmp_path / "pretrained", prompt_template=template)
+    domain, notes = to_domain(read_directory(pretrained.folder))
+    assert domain.info.templates == kept
+    assert any("has no {placeholder_token}" in note for note in notes) == (
+        template not in ("normal", "face", "art") and kept == NEUTRAL
+    )
+    # A tuned directory's own template counts, not the one of its pre-training.
+    tuned = Directory(tmp_path / "tuned", tuned=True, prompt_template=template)
+    assert to_domain(read_directory(tuned.folder))[0].info.templates == kept
+    asked = to_domain(read_directory(pretrained.folder), Options(templates=("a bust of {}",)))[0]
+    assert asked.info.templates == ("a bust of {}",)
+
+
+def test_the_base_and_the_training_without_masks_are_in_the_file_and_said(
+    published: Directory, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    info = published.domain(tmp_path / "a.safetensors").info
+    said = capsys.readouterr().out
+    assert info.base_name == "CompVis/stable-diffusion-v1-4" and info.base_name in said
+    assert info.trained_with_masks is False and "without masks, so find_subject" in said
+
+
+def test_names_of_a_network_that_was_spread_over_cards_are_the_same(published: Directory, tmp_path: Path) -> None:
+    spread = {f"module.{key}": value for key, value in published.offsets.items()}
+    write(tmp_path / "spread", encoder=published.encoder, weight_offsets=spread)
+    plain, found = read_directory(published.folder).offsets, read_directory(tmp_path / "spread").offsets
+    assert found.shapes == plain.shapes
+    assert all(torch.equal(value, plain.state_dict()[key]) for key, value in found.state_dict().items())
+
+
+def test_the_command_that_help_shows_converts_the_published_files(
+    published: Directory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    shown = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("  python -m"))
+    arguments = shown.split("python -m commands.convert ", 1)[1].split()
+    published.folder.rename(tmp_path / arguments[0])
+    (tmp_path / "COMFYUI" / "models" / "e4t_domains").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    assert main(arguments) == 0
+    assert load_domain(tmp_path / "COMFYUI/models/e4t_domains/faces.safetensors").info.name == "faces"

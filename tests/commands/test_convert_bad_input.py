@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 import torch
-from faults import as_a_plain_user
 from mkshing import CONFIG, architecture, encoder_state, make_tower, offset_state, tuned_config, write
+from system_faults import as_a_plain_user
 from tiny import CONTEXT, TinyUNet
 from torch import Tensor
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from faults import as_a_plain_user, largest_file, umask
 from safetensors.torch import load_file, save_file
+from system_faults import as_a_plain_user, largest_file, umask
 
 from e4t_core.files.checked_file import (
     HEADER_LIMIT,
