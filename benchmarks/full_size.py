@@ -21,6 +21,7 @@ from e4t_core.methods.e4t.domain_info import BackboneInfo, DomainInfo
 from e4t_core.methods.e4t.method import E4T
 from e4t_core.methods.e4t.settings import FACE, TuningSettings
 from e4t_core.methods.e4t.weight_offsets import WeightOffsets
+from e4t_core.templates import NEUTRAL
 from e4t_core.training import BaseModel, Photos, train
 from miniworld.text_encoder import TextEncoder, stock_state
 
@@ -94,7 +95,7 @@ def make_domain(unet: Any) -> Domain:
         projections=shapes,
         backbone=BackboneInfo("comfy", "ViT-H-14", layers, CLIP_WIDTH, 224, pretrained="laion2b_s32b_b79k"),
         scale=0.1,
-        templates="neutral",
+        templates=NEUTRAL,
         preset=FACE,
         image_size=512,
     )

@@ -28,13 +28,15 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from e4t_core.diffusion import DiffusionSample
+from e4t_core.files.domain_file import load_domain, save_domain
 from e4t_core.methods.e4t.clip_backbone import ClipBackbone, read_backbone_weights
 from e4t_core.methods.e4t.concept_encoder import ConceptEncoder
-from e4t_core.methods.e4t.domain import Domain, load_domain, save_domain
+from e4t_core.methods.e4t.domain import Domain
 from e4t_core.methods.e4t.domain_info import BackboneInfo, DomainInfo, check_base
 from e4t_core.methods.e4t.settings import FACE
 from e4t_core.methods.e4t.weight_offsets import WeightOffsets
 from e4t_core.methods.e4t.word_model import WordModel
+from e4t_core.templates import NEUTRAL
 
 from . import host
 from .full_size import peak_gigabytes
@@ -132,7 +134,7 @@ def make_domain(unet: Any, text: Any, seed: int = 3) -> Any:
         projections=shapes,
         backbone=backbone,
         scale=0.1,
-        templates="neutral",
+        templates=NEUTRAL,
         preset=FACE,
         image_size=512,
     )

@@ -19,7 +19,7 @@ from torch import Tensor
 from torchvision.utils import make_grid
 
 from commands.progress import Progress
-from e4t_core.methods.e4t.domain import load_domain
+from e4t_core.files.domain_file import load_domain
 from e4t_core.methods.e4t.method import E4T
 from e4t_core.training import BaseModel, Photos
 from miniworld.concept_photos import subject_masks

@@ -1,4 +1,4 @@
-"""From the peer's tuned directory to a concept in memory, on a base model at hand."""
+"""From a tuned directory of mkshing's files to a concept in memory, on a base model at hand."""
 
 from __future__ import annotations
 
@@ -9,18 +9,19 @@ import torch
 from torch import Tensor
 
 from e4t_core.concept import Concept
+from e4t_core.files.checked_file import shown
 from e4t_core.memory_plan import MemoryPlan
 from e4t_core.methods.e4t.domain import Domain
 from e4t_core.methods.e4t.method import E4T
 from e4t_core.training import BaseModel, Photos
 from e4t_core.unet import TextEncoder, UNet
 
-from .peer_directory import PeerDirectory
-from .peer_tensors import PeerFileError
+from .mkshing_directory import DIRECTORY, MkshingDirectory
+from .mkshing_tensors import FILE
 
 
 def to_concept(
-    source: PeerDirectory,
+    source: MkshingDirectory,
     domain: Domain,
     unet: UNet,
     text: TextEncoder,
@@ -32,7 +33,7 @@ def to_concept(
     """The concept of a tuned directory: its weights are ``W * (1 + Δ)`` with the W of ``unet.pt``.
 
     Nothing is trained: the static word embedding alone is computed, as for every concept, over noise levels of the
-    photo(s). ``settings.steps`` is therefore 0; how the peer tuned is in ``domain.info.training``.
+    photo(s). ``settings.steps`` is therefore 0; how it was tuned is in ``domain.info.training``.
 
     Args:
         source: a tuned directory.
@@ -44,13 +45,14 @@ def to_concept(
         seed: of the noise levels.
 
     Raises:
-        PeerFileError: the directory is not a tuned one, or its UNet is not the base's.
+        MkshingFileError: the directory is not a tuned one, or its UNet is not the base's.
         DomainMismatchError, WordError, TuningError: as ``E4T.start`` and ``E4TRun.concept``.
     """
     if not source.config.tuned:
-        raise PeerFileError(
-            f"Directory {source.path} is pre-trained, not tuned (config.json has no pretrained_args), so it holds no"
-            " concept: convert it to a domain and personalise that."
+        raise DIRECTORY.fault(
+            source.path,
+            "is pre-trained, not tuned (config.json has no pretrained_args), so it holds no concept",
+            "convert it to a domain and personalize that",
         )
     base = unet.parameters()
     _check_same_unet(source, base)
@@ -64,7 +66,7 @@ def to_concept(
         return run.with_unet(tuned).concept(MemoryPlan(settings.micro_batch), lambda: None)
 
 
-def _check_same_unet(source: PeerDirectory, base: Mapping[str, Tensor]) -> None:
+def _check_same_unet(source: MkshingDirectory, base: Mapping[str, Tensor]) -> None:
     if not source.unet:
         return
     names = source.unet.keys() | base.keys()
@@ -75,8 +77,10 @@ def _check_same_unet(source: PeerDirectory, base: Mapping[str, Tensor]) -> None:
     )
     if wrong:
         held, wanted = source.unet.get(wrong[0]), base.get(wrong[0])
-        raise PeerFileError(
-            f"The UNet in {source.path / 'unet.pt'} is not that of this base model ({len(wrong)} tensors differ in name or"
-            f" shape, the first is {wrong[0]}: {'missing' if held is None else tuple(held.shape)} in place of"
-            f" {'none' if wanted is None else tuple(wanted.shape)}): load the base model {source.config.base!r}."
+        raise FILE.fault(
+            source.path / "unet.pt",
+            f"is not the UNet of this base model ({len(wrong)} tensors differ, the first is {wrong[0]}:"
+            f" {'missing' if held is None else tuple(held.shape)} in place of"
+            f" {'none' if wanted is None else tuple(wanted.shape)})",
+            f"load the base model {shown(source.config.base)}",
         )

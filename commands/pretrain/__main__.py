@@ -21,8 +21,8 @@ from commands.base.factories import FactoryError
 from commands.base.header import HeaderError
 from commands.base.setting_rules import ConfigError
 from commands.base.single_file import BaseModelError
+from e4t_core.files.domain_file import DomainFileError
 from e4t_core.methods.e4t.clip_backbone import BackboneError
-from e4t_core.methods.e4t.domain import DomainFileError
 from e4t_core.unet import WordError
 
 from .config.config_file import load_config

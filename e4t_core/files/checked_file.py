@@ -177,9 +177,31 @@ def check_is_file(path: str | os.PathLike[str], kind: FileKind) -> int:
     Raises:
         FileError: of the kind; nothing is there, it is a folder or a pipe, or it may not be looked at.
     """
-    path = Path(path)
+    found = _status(Path(path), kind)
+    if stat.S_ISDIR(found.st_mode):
+        raise kind.fault(path, "is a folder", "name the file")
+    if not stat.S_ISREG(found.st_mode):
+        raise kind.fault(path, "is no ordinary file", "name a file")
+    return found.st_size
+
+
+def check_is_folder(path: str | os.PathLike[str], kind: FileKind) -> None:
+    """Check that there is a folder and that what lies in it may be opened.
+
+    Raises:
+        FileError: of the kind; nothing is there, it is a file, or it may not be entered.
+    """
+    if not stat.S_ISDIR(_status(Path(path), kind).st_mode):
+        raise kind.fault(path, "is a file, not a folder", "name the folder it lies in")
     try:
-        found = path.stat()
+        os.stat(os.path.join(path, os.curdir))
+    except PermissionError as error:
+        raise kind.fault(path, "may not be entered", "check its permissions") from error
+
+
+def _status(path: Path, kind: FileKind) -> os.stat_result:
+    try:
+        return path.stat()
     except (FileNotFoundError, NotADirectoryError) as error:
         raise kind.fault(
             path.name, f"was not found in {shortened(str(path.parent), 120, True)}", kind.missing
@@ -189,11 +211,6 @@ def check_is_file(path: str | os.PathLike[str], kind: FileKind) -> int:
     except (OSError, ValueError) as error:
         reason = os.strerror(error.errno) if isinstance(error, OSError) and error.errno else str(error)
         raise kind.fault(path, f"could not be looked for ({reason})", "correct the path") from error
-    if stat.S_ISDIR(found.st_mode):
-        raise kind.fault(path, "is a folder", "name the file")
-    if not stat.S_ISREG(found.st_mode):
-        raise kind.fault(path, "is no ordinary file", "name a file")
-    return found.st_size
 
 
 def read_header(path: str | os.PathLike[str], kind: FileKind) -> Header:

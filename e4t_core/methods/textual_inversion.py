@@ -22,8 +22,8 @@ from ..diffusion import DiffusionSample, denoising_errors
 from ..fingerprint import fingerprint
 from ..loop_settings import LoopSettings
 from ..memory_plan import MemoryPlan
-from ..presets import templates_of
 from ..settings import setting
+from ..templates import NEUTRAL
 from ..training import BaseModel, OnPass, Phase, Photos, TuningError
 
 
@@ -62,7 +62,7 @@ class TextualInversion:
     name = "textual_inversion"
     Settings = TextualInversionSettings
 
-    def __init__(self, class_word: str, templates: tuple[str, ...] = templates_of("neutral")) -> None:
+    def __init__(self, class_word: str, templates: tuple[str, ...] = NEUTRAL) -> None:
         self.class_word, self.templates = class_word, templates
 
     def start(

@@ -28,10 +28,12 @@ from e4t_core.concept import Concept
 from e4t_core.loop_settings import SamplingSettings
 from e4t_core.methods.e4t.clip_backbone import build_vision_tower
 from e4t_core.methods.e4t.concept_encoder import ConceptEncoder
-from e4t_core.methods.e4t.domain import BackboneInfo, Domain, DomainInfo
+from e4t_core.methods.e4t.domain import Domain
+from e4t_core.methods.e4t.domain_info import BackboneInfo, DomainInfo
 from e4t_core.methods.e4t.offset_forms import make_offsets
 from e4t_core.methods.e4t.settings import TuningSettings
 from e4t_core.methods.e4t.word_predictor import E4TPredictor
+from e4t_core.templates import NEUTRAL
 from e4t_core.weight_changes import Full, Scaled
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -126,7 +128,7 @@ def make_domain(unet: ComfyUNet, name: str = "faces", seed: int = 0, **changes) 
         projections=shapes,
         backbone=backbone_info(),
         scale=0.1,
-        templates="neutral",
+        templates=NEUTRAL,
         preset=QUICK,
         image_size=64,
     )

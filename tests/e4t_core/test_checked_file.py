@@ -2,15 +2,15 @@
 
 import json
 import os
-import resource
 import struct
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from system_faults import as_a_plain_user, largest_file, umask
 
 from e4t_core.files.checked_file import (
     HEADER_LIMIT,
@@ -21,6 +21,7 @@ from e4t_core.files.checked_file import (
     check_dtypes,
     check_finite,
     check_is_file,
+    check_is_folder,
     check_keys,
     check_shapes,
     read_header,
@@ -44,26 +45,6 @@ POSIX = pytest.mark.skipif(os.name == "nt", reason="modes and links of POSIX")
 def path(tmp_path: Path) -> Path:
     save_file({"a": torch.arange(6.0).view(2, 3), "b": torch.ones(2).half()}, tmp_path / "a.safetensors", {"k": "v"})
     return tmp_path / "a.safetensors"
-
-
-@contextmanager
-def umask(mask: int) -> Iterator[None]:
-    before = os.umask(mask)
-    try:
-        yield
-    finally:
-        os.umask(before)
-
-
-@contextmanager
-def largest_file(size: int) -> Iterator[None]:
-    """The system refuses to write more, as a full disk does."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def raw(path: Path, header: object, data: bytes = b"") -> None:
@@ -216,15 +197,21 @@ def test_what_is_no_file_is_told_without_waiting_for_it(tmp_path: Path) -> None:
 
 
 @POSIX
-def test_a_folder_that_may_not_be_entered_is_told(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    if os.geteuid() == 0:
-        pytest.skip("root may enter every folder")
-    path.parent.chmod(0o600)
-    try:
-        with pytest.raises(TinyError, match="permissions of its folder"):
+def test_what_may_not_be_read_is_told() -> None:
+    # Not below pytest's own folder, which other users may not enter either.
+    with tempfile.TemporaryDirectory() as outside:
+        path = Path(outside) / "a.safetensors"
+        save_file({"a": torch.ones(2)}, path)
+        path.chmod(0o200)
+        Path(outside).chmod(0o755)
+        with as_a_plain_user(), pytest.raises(TinyError, match="its permissions"):
             read_header(path, TINY)
-    finally:
-        path.parent.chmod(0o700)
+        Path(outside).chmod(0o600)
+        with as_a_plain_user(), pytest.raises(TinyError, match="permissions of its folder"):
+            read_header(path, TINY)
+        with as_a_plain_user(), pytest.raises(TinyError, match="may not be entered"):
+            check_is_folder(outside, TINY)
+        Path(outside).chmod(0o700)
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,8 @@ from tiny import TinyText, TinyUNet, tiny_domain, tiny_photos
 from torch import Tensor
 from tuned import SMOOTH, run, tune
 
-from e4t_core.methods.e4t.domain import Domain, DomainMismatchError
+from e4t_core.methods.e4t.domain import Domain
+from e4t_core.methods.e4t.domain_info import DomainMismatchError
 from e4t_core.methods.e4t.settings import TuningSettings
 from e4t_core.methods.e4t.word_model import WordModel
 from e4t_core.training import Photos, StepReport, TuningError

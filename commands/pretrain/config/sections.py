@@ -13,7 +13,7 @@ from commands.base.setting_rules import ConfigError, check_place, check_ranges, 
 from commands.base.settings import BackboneSettings, BaseSettings
 from e4t_core.methods.e4t.settings import PRESETS
 from e4t_core.methods.e4t.weight_offsets import FORMS, HYPERNETWORK, NETWORK
-from e4t_core.presets import TEMPLATES
+from e4t_core.templates import NEUTRAL, templates_of
 
 SOURCE_KINDS = ("folder", "shards", "parquet", "python")
 PRECISIONS = ("fp32", "bf16", "fp16")
@@ -26,7 +26,7 @@ class DomainSettings:
     Attributes:
         name: of the domain file.
         word: the coarse descriptor, one token of the base's text encoder ("face").
-        templates: set of prompt templates ("neutral", "style", "mini").
+        templates: prompts, each with "{}" once where the word stands; or the name of a set of them, "neutral" or "style".
         scale: s in ``e_c = e_d + s·E``; above 0. SD 1.x: 0.1; else 0.26 times the length of the word's embedding.
         preset: settings of one-shot tuning that the domain file recommends.
         image_size: side of the training pictures in pixels, a multiple of 8.
@@ -37,7 +37,7 @@ class DomainSettings:
 
     name: str = text()
     word: str = text()
-    templates: str = choice(tuple(TEMPLATES), "neutral")
+    templates: tuple[str, ...] = NEUTRAL
     scale: float = number(0.1, above=0)
     preset: str = choice(tuple(PRESETS), "face")
     image_size: int = number(512, least=64, most=4096)
@@ -47,6 +47,10 @@ class DomainSettings:
 
     def __post_init__(self) -> None:
         check_ranges("domain", self)
+        try:
+            object.__setattr__(self, "templates", templates_of(self.templates))
+        except ValueError as error:
+            raise ConfigError(f"domain.templates: {error}") from error
         if self.image_size % 8:
             raise ConfigError(f"domain.image_size = {self.image_size} must be a multiple of 8, the autoencoder's step.")
 

@@ -15,7 +15,6 @@ from e4t_core.methods.e4t.concept_encoder import ConceptEncoder
 from e4t_core.methods.e4t.offset_forms import make_offsets
 from e4t_core.methods.e4t.weight_offsets import HYPERNETWORK
 from e4t_core.methods.e4t.word_model import WordModel
-from e4t_core.presets import templates_of
 
 from .inputs import Inputs
 
@@ -51,7 +50,7 @@ class EncoderAndOffsets(nn.Module):
         self._frozen = (base, unet.parameters())
         self._held: ExitStack | None = None
         self._settings = training
-        self._templates = templates_of(config.domain.templates)
+        self._templates = config.domain.templates
         with torch.no_grad():
             self._words = WordModel(
                 unet,

@@ -14,7 +14,6 @@ from ...concept import Concept
 from ...diffusion import DiffusionSample, draw_samples
 from ...fingerprint import fingerprint
 from ...memory_plan import MemoryPlan
-from ...presets import templates_of
 from ...training import BaseModel, OnPass, Phase, Photos, TuningError, chunks
 from ...weight_changes import Full, Scaled
 from . import subject
@@ -77,7 +76,7 @@ class E4TRun:
         info = domain.info
         encoder = _filled(domain.encoder.blank(), domain.encoder, device, settings.train_encoder)
         offsets = _filled(domain.offsets.blank(), domain.offsets, device, settings.train_offsets)
-        self.templates = templates_of(info.templates)
+        self.templates = info.templates
         self.words = WordModel.of(base.unet, base.text, encoder, info.word, info.scale, self.templates)
         assert self.photos.clip_features is not None
         self.clip_features = self.photos.clip_features
