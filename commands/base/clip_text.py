@@ -103,10 +103,10 @@ class ClipTextEncoder:
             rows.append(self._padded(template, [*head, *[0] * vectors, *self._pieces(after[0])]))
             slots.append([1 + len(head) + number for number in range(vectors)])
         device = self._rows.weight.device
-        places = torch.tensor(slots, device=device)[..., None].expand(-1, -1, lent.shape[-1])
+        places = torch.tensor(slots, device=device)[..., None]
 
         def with_words(module: nn.Module, inputs: object, output: Tensor) -> Tensor:
-            return output.scatter(1, places, lent.to(output))
+            return output.scatter(1, places.expand(-1, -1, output.shape[-1]), lent.to(output))
 
         # The model takes token ids only; the rows it looks up are exchanged on their way.
         handle = self._rows.register_forward_hook(with_words)

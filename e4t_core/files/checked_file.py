@@ -24,7 +24,7 @@ from torch import Tensor
 
 MESSAGE_LIMIT = 300  # characters
 # Room for what is wrong, however long the path is.
-FAULT_ROOM = 90
+FAULT_ROOM = 150
 # Bytes. A whole Stable Diffusion XL checkpoint has 0.3 MB; trainers store some megabytes of statistics.
 HEADER_LIMIT = 16 * 2**20
 NAME_LIMIT = 200  # characters; a network with longer names would take minutes to build

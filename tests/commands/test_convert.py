@@ -166,8 +166,8 @@ def test_one_denoise_with_a_converted_domain_is_mkshings(published: Directory, t
     words, noise = published.word_and_noise(z, t, text.word("face"))
     vectors = ClipBackbone(domain.info.backbone, domain.backbone_state).cls_features(image())  # type: ignore[arg-type]
     with unet.using(domain.offsets.apply_all(unet.parameters())):
-        words = WordModel.of(unet, text, domain.encoder, "face", domain.info.scale, ("a photo of {}",))
-        found = words.word(z, t, vectors)
+        model = WordModel.of(unet, text, domain.encoder, "face", domain.info.scale, ("a photo of {}",))
+        found = model.word(z, t, vectors)
         prediction = unet.denoise(z, t, text.encode(["a photo of {}"] * 3, found))
     assert (words[0] - words[1]).abs().max() > 1e-3, "the word must follow the noise level, or this test is blind"
     assert (found - words).abs().max() <= 1e-5
