@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import socket
 import time
 import urllib.error
 import urllib.parse
@@ -128,14 +129,17 @@ class Client:
     def _messages(self) -> Iterator[Callable[[], str | bytes]]:
         """A function that waits for ComfyUI's next message to this client: text, or bytes for a binary one."""
         address = f"ws://{self.host}:{self.port}/ws?clientId={self.id}"
+        # A connection made here, because the library would ask a proxy of the environment.
+        plain = socket.create_connection((self.host, self.port), timeout=SILENCE_SECONDS)
         try:
-            socket = websocket.create_connection(address, timeout=SILENCE_SECONDS, http_no_proxy=[self.host])
+            connection = websocket.create_connection(address, timeout=SILENCE_SECONDS, socket=plain)
         except websocket.WebSocketException as error:
+            plain.close()
             raise ConnectionError(f"no WebSocket at {address}: {error}") from error
 
         def receive() -> str | bytes:
             try:
-                message = socket.recv()
+                message = connection.recv()
             except websocket.WebSocketTimeoutException as error:
                 raise TimeoutError(f"ComfyUI said nothing for {SILENCE_SECONDS:.0f} s") from error
             except websocket.WebSocketException as error:
@@ -147,7 +151,7 @@ class Client:
         try:
             yield receive
         finally:
-            socket.shutdown()
+            connection.shutdown()
 
     def _outputs(self, prompt_id: str) -> dict[str, Any]:
         """The outputs from `/history`, which is written shortly after the last WebSocket message."""
