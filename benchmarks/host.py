@@ -12,7 +12,7 @@ import logging
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
 from types import ModuleType
@@ -23,6 +23,7 @@ from torch import Tensor
 
 from devtools.one_core import PACK, import_pack
 from e4t_core.fingerprint import fingerprint
+from e4t_core.methods.e4t.settings import TuningSettings
 
 ROOT = Path(__file__).resolve().parent.parent
 BASE = ROOT / "runs" / "bench"  # the benchmarks' own ComfyUI base directory
@@ -70,7 +71,7 @@ def import_comfyui() -> None:
 
 
 def pack(name: str) -> ModuleType:
-    """A module of this pack by its dotted name, for example "nodes.host.learning.personalisation"."""
+    """A module of this pack by its dotted name, for example "nodes.host.learning.learn"."""
     import_comfyui()
     return importlib.import_module(f"{PACK}.{name}")
 
@@ -136,22 +137,27 @@ def mini_checkpoint() -> Path:
 
 
 def mini_domain(weights: str = "faces") -> Path:
-    """A domain of the mini world ("faces", "cats") as a file, expanded likewise; named by weights and preset, which it holds.
+    """A domain of the mini world ("faces", "cats") as a file, expanded likewise; named by weights and description, which it holds.
 
     Raises:
         MissingWeightsError: it has not been trained.
     """
-    from e4t_core.methods.e4t.domain import save_domain
+    from e4t_core.files.domain_file import save_domain
     from miniworld.domains import load_mini_domain
 
     domain = load_mini_domain(weights)
-    preset = hashlib.sha256(repr(domain.info.preset).encode()).hexdigest()[:8]
-    key = f"{weights_fingerprint(weights, 'backbone')}-{preset}"
+    described = hashlib.sha256(repr(domain.info).encode()).hexdigest()[:8]
+    key = f"{weights_fingerprint(weights, 'backbone')}-{described}"
     path = BASE / "models" / "e4t_domains" / f"mini_{weights}-{key}.safetensors"
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         save_domain(path, domain, torch.float16)
     return path
+
+
+def chosen(settings: TuningSettings) -> Any:
+    """What E4T Settings gives with all of these values set."""
+    return pack("nodes.host.learning.settings_choice").SettingsChoice("", asdict(settings))
 
 
 @torch.inference_mode()

@@ -1,40 +1,39 @@
-"""From the peer's tuned directory to a concept in memory, on a base model at hand."""
+"""From a tuned directory of mkshing's files to a concept in memory, on a base model at hand."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from contextlib import AbstractContextManager
 
 import torch
 from torch import Tensor
 
 from e4t_core.concept import Concept
-from e4t_core.fingerprint import fingerprint
+from e4t_core.files.checked_file import shown
+from e4t_core.memory_plan import MemoryPlan
 from e4t_core.methods.e4t.domain import Domain
-from e4t_core.methods.e4t.weight_offsets import offset_weight
-from e4t_core.noise_schedule import NoiseSchedule, Prediction
-from e4t_core.tuning import ConceptPhotos, tune
+from e4t_core.methods.e4t.method import E4T
+from e4t_core.training import BaseModel, Photos
 from e4t_core.unet import TextEncoder, UNet
 
-from .peer_directory import PeerDirectory
-from .peer_tensors import PeerFileError
+from .mkshing_directory import DIRECTORY, MkshingDirectory
+from .mkshing_tensors import FILE
 
 
 def to_concept(
-    source: PeerDirectory,
+    source: MkshingDirectory,
     domain: Domain,
     unet: UNet,
     text: TextEncoder,
-    photos: ConceptPhotos,
+    photos: Photos,
     *,
-    word: str = "",
+    trigger: str = "",
     seed: int = 0,
 ) -> Concept:
     """The concept of a tuned directory: its weights are ``W * (1 + Δ)`` with the W of ``unet.pt``.
 
     Nothing is trained: the static word embedding alone is computed, as for every concept, over noise levels of the
-    photo(s). ``settings.steps`` is therefore 0; how the peer tuned is in ``domain.info.training``.
+    photo(s). ``settings.steps`` is therefore 0; how it was tuned is in ``domain.info.training``.
 
     Args:
         source: a tuned directory.
@@ -42,17 +41,18 @@ def to_concept(
         unet, text: the base model that was tuned, untouched; where ``source.text_encoder`` is, the text encoder must be
             that one.
         photos: of the concept (the directory's ``domain.png``), their CLIP vectors read as ``domain`` says.
-        word: what the concept is called; else the directory's placeholder ("*s").
+        trigger: what the concept is called; else the directory's placeholder ("*s").
         seed: of the noise levels.
 
     Raises:
-        PeerFileError: the directory is not a tuned one, or its UNet is not the base's.
-        DomainMismatchError, WordError, TuningError: as ``e4t_core.tuning.tune``.
+        MkshingFileError: the directory is not a tuned one, or its UNet is not the base's.
+        DomainMismatchError, WordError, TuningError: as ``E4T.start`` and ``E4TRun.concept``.
     """
     if not source.config.tuned:
-        raise PeerFileError(
-            f"Directory {source.path} is pre-trained, not tuned (config.json has no pretrained_args), so it holds no"
-            " concept: convert it to a domain and personalise that."
+        raise DIRECTORY.fault(
+            source.path,
+            "is pre-trained, not tuned (config.json has no pretrained_args), so it holds no concept",
+            "convert it to a domain and personalize that",
         )
     base = unet.parameters()
     _check_same_unet(source, base)
@@ -62,49 +62,11 @@ def to_concept(
         settings = dataclasses.replace(
             domain.info.preset, steps=0, train_encoder=False, train_offsets=False, train_unet=False
         )
-        concept = tune(_Retuned(unet, tuned), text, domain, photos, settings, seed, word or source.config.placeholder)
-        return dataclasses.replace(
-            concept,
-            base_fingerprint=fingerprint(base),
-            weight_differences=_differences(base, tuned, concept.domain_factors),
-        )
+        run = E4T(domain).start(BaseModel(unet, text), photos, settings, seed, trigger or source.config.placeholder)
+        return run.with_unet(tuned).concept(MemoryPlan(settings.micro_batch), lambda: None)
 
 
-class _Retuned:
-    """A base UNet that shows other weights as its own; see the core's protocol."""
-
-    def __init__(self, unet: UNet, weights: Mapping[str, Tensor]) -> None:
-        self._unet, self._weights = unet, dict(weights)
-
-    @property
-    def prediction(self) -> Prediction:
-        return self._unet.prediction
-
-    @property
-    def schedule(self) -> NoiseSchedule:
-        return self._unet.schedule
-
-    @property
-    def feature_width(self) -> int:
-        return self._unet.feature_width
-
-    def parameters(self) -> dict[str, Tensor]:
-        return dict(self._weights)
-
-    def attention_projections(self) -> dict[str, tuple[int, int]]:
-        return self._unet.attention_projections()
-
-    def using(self, weights: Mapping[str, Tensor]) -> AbstractContextManager[object]:
-        return self._unet.using({**self._weights, **weights})
-
-    def denoise(self, z: Tensor, t: Tensor, context: Tensor) -> Tensor:
-        return self._unet.denoise(z, t, context)
-
-    def features(self, z: Tensor, t: Tensor, context: Tensor) -> Tensor:
-        return self._unet.features(z, t, context)
-
-
-def _check_same_unet(source: PeerDirectory, base: Mapping[str, Tensor]) -> None:
+def _check_same_unet(source: MkshingDirectory, base: Mapping[str, Tensor]) -> None:
     if not source.unet:
         return
     names = source.unet.keys() | base.keys()
@@ -115,23 +77,10 @@ def _check_same_unet(source: PeerDirectory, base: Mapping[str, Tensor]) -> None:
     )
     if wrong:
         held, wanted = source.unet.get(wrong[0]), base.get(wrong[0])
-        raise PeerFileError(
-            f"The UNet in {source.path / 'unet.pt'} is not that of this base model ({len(wrong)} tensors differ in name or"
-            f" shape, the first is {wrong[0]}: {'missing' if held is None else tuple(held.shape)} in place of"
-            f" {'none' if wanted is None else tuple(wanted.shape)}): load the base model {source.config.base!r}."
+        raise FILE.fault(
+            source.path / "unet.pt",
+            f"is not the UNet of this base model ({len(wrong)} tensors differ, the first is {wrong[0]}:"
+            f" {'missing' if held is None else tuple(held.shape)} in place of"
+            f" {'none' if wanted is None else tuple(wanted.shape)})",
+            f"load the base model {shown(source.config.base)}",
         )
-
-
-def _differences(
-    base: Mapping[str, Tensor], tuned: Mapping[str, Tensor], factors: Mapping[str, tuple[Tensor, Tensor]]
-) -> dict[str, Tensor]:
-    """Tuned weight − (base + domain offset), float32 on the CPU; only tensors that changed."""
-    differences = {}
-    for name, weight in base.items():
-        before, after = weight.float(), tuned[name]
-        if name in factors:
-            p, q = (factor.to(after.device) for factor in factors[name])
-            before, after = offset_weight(before, p, q), offset_weight(after, p, q)
-        if (difference := after - before).any():
-            differences[name] = difference.cpu()
-    return differences

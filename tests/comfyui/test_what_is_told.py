@@ -52,10 +52,10 @@ def test_a_word_averaged_with_another_clip_s_prompt_is_told_as_not_refined(run, 
 
 
 def test_the_node_says_what_became_of_the_photo_and_forgets_old_notes(run, monkeypatch):
-    from e4t_pack.nodes.host.learning import personalisation
+    from e4t_pack.nodes.host.learning import learn
 
     shown = []
-    monkeypatch.setattr(personalisation, "show_text", shown.append)
+    monkeypatch.setattr(learn, "show_text", shown.append)
     run(mask=torch.zeros((1, 64, 64)))
     assert "mask is all zero" in shown[-1] and "S* learned in" in shown[-1]
     run()
@@ -65,22 +65,22 @@ def test_the_node_says_what_became_of_the_photo_and_forgets_old_notes(run, monke
 
 
 def test_the_node_says_which_settings_are_not_the_preset_s(run, monkeypatch):
-    from e4t_pack.nodes.host.learning import personalisation
+    from e4t_pack.nodes.host.learning import learn
 
     shown = []
-    monkeypatch.setattr(personalisation, "show_text", shown.append)
+    monkeypatch.setattr(learn, "show_text", shown.append)
     run(settings=dataclasses.replace(QUICK, steps=1, learning_rate=2e-5, train_unet=not QUICK.train_unet))
-    assert "instead of the domain's preset" in shown[-1] and "learning_rate 2e-05 (" in shown[-1]
+    assert "the domain's own preset, but" in shown[-1] and "learning_rate 2e-05 (" in shown[-1]
     assert f"train_unet {'off (on)' if QUICK.train_unet else 'on (off)'}" in shown[-1]
     run(settings=None)
-    assert "preset" not in shown[-1]
+    assert "Settings:" not in shown[-1]
 
 
 def test_the_node_says_when_a_mask_only_decides_the_crop(run, monkeypatch):
-    from e4t_pack.nodes.host.learning import personalisation
+    from e4t_pack.nodes.host.learning import learn
 
     shown = []
-    monkeypatch.setattr(personalisation, "show_text", shown.append)
+    monkeypatch.setattr(learn, "show_text", shown.append)
     mask = torch.ones((1, 64, 64))
     run(mask=mask, settings=dataclasses.replace(QUICK, use_mask=False))
     assert "mask decides the crop only" in shown[-1]
@@ -89,10 +89,10 @@ def test_the_node_says_when_a_mask_only_decides_the_crop(run, monkeypatch):
 
 
 def test_the_node_says_that_it_looks_for_the_subject_where_there_is_no_mask(run, monkeypatch):
-    from e4t_pack.nodes.host.learning import personalisation
+    from e4t_pack.nodes.host.learning import learn
 
     shown = []
-    monkeypatch.setattr(personalisation, "show_text", shown.append)
+    monkeypatch.setattr(learn, "show_text", shown.append)
     for mask in (None, torch.zeros((1, 64, 64))):
         run(mask=mask)
         assert "The subject is found by itself" in shown[-1]

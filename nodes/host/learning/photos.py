@@ -20,7 +20,7 @@ class PhotoError(ValueError):
 
 
 @dataclass(frozen=True, eq=False)
-class Photos:
+class PreparedPhotos:
     """Square crops of n photos of one concept.
 
     Attributes:
@@ -34,7 +34,7 @@ class Photos:
     note: str = ""
 
 
-def prepare_photos(images: Tensor, masks: Tensor | None, size: int, margin: float) -> Photos:
+def prepare_photos(images: Tensor, masks: Tensor | None, size: int, margin: float) -> PreparedPhotos:
     """Crop and scale photos.
 
     Args:
@@ -70,7 +70,7 @@ def prepare_photos(images: Tensor, masks: Tensor | None, size: int, margin: floa
             # One photo without a mask among others with one is learned from as a whole.
             mask_crops.append(crop if mask.any() else torch.ones_like(crop))
     prepared = torch.cat(crops).movedim(1, -1).contiguous()
-    return Photos(prepared, torch.cat(mask_crops) if mask_crops else None, note)
+    return PreparedPhotos(prepared, torch.cat(mask_crops) if mask_crops else None, note)
 
 
 def crop_square(size: tuple[int, int], mask: Tensor | None, margin: float) -> tuple[int, int, int]:
