@@ -27,6 +27,7 @@ from ..prompt.prompt_words import check_alias
 from ..sampling.patched_model import ConceptParts, domain_offset
 from . import photos as photo_preparation
 from .content_key import base_fingerprint, content_key, weights_key
+from .masks import AUTO
 from .progress import Progress, check_cancelled, show_text
 from .result_store import ResultStore
 
@@ -57,10 +58,11 @@ class Request:
         model, clip, vae: as wired in; none of them is changed.
         loaded: the domain.
         images: IMAGE ``(n, H, W, C)`` in [0, 1], photos of ONE concept.
-        masks: MASK, 1 = learn here; or none.
+        masks: MASK, or none.
         word: what the concept is called in prompts.
         settings: of tuning; none: the domain's preset.
         seed: of noise, timesteps and templates.
+        mask_means: what a mask's 1 means, see ``masks.py``.
     """
 
     model: ModelPatcher
@@ -72,6 +74,7 @@ class Request:
     word: str
     settings: TuningSettings | None
     seed: int
+    mask_means: str = AUTO
 
 
 def personalise(request: Request, store: ResultStore) -> ConceptParts:
@@ -90,17 +93,17 @@ def personalise(request: Request, store: ResultStore) -> ConceptParts:
     domain = request.loaded.domain
     settings = request.settings or domain.info.preset
     prepared = photo_preparation.prepare_photos(
-        request.images, request.masks, domain.info.image_size, domain.info.crop_margin
+        request.images, request.masks, domain.info.image_size, domain.info.crop_margin, request.mask_means
     )
     progress = Progress(prepared.images)
     progress.show_photos()
-    notes = [note for note in (prepared.note, *_about_settings(settings, domain, prepared.masks)) if note]
+    notes = [*prepared.notes, *_about_settings(settings, domain, prepared.masks)]
     if request.model.injections or request.clip.patcher.injections:
         notes.append(BYPASSED)
         logger.warning("E4T: %s", BYPASSED)
     show_text("\n".join([f"Learning {request.word} …", *notes]))
 
-    key = _key(request, settings)
+    key = _key(request, settings, prepared)
     parts = store.get(key)
     if parts is None:
         started = time.perf_counter()
@@ -137,11 +140,12 @@ def _shown(value: object) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def _key(request: Request, settings: TuningSettings) -> str:
+def _key(request: Request, settings: TuningSettings, prepared: photo_preparation.Photos) -> str:
     clip_vision = request.loaded.clip_vision
     return content_key(
-        request.images,
-        request.masks,
+        # Not what is wired in: an all-zero mask is none, and what the crop leaves out is not learned.
+        prepared.images,
+        prepared.masks,
         request.loaded.domain.fingerprint,
         weights_key(request.model),
         str(type(request.model.get_model_object("model_sampling")).__mro__),
