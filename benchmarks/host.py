@@ -12,7 +12,7 @@ import logging
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from types import ModuleType
@@ -136,7 +136,7 @@ def mini_checkpoint() -> Path:
 
 
 def mini_domain(weights: str = "faces") -> Path:
-    """A domain of the mini world ("faces", "cats") as a file, expanded likewise; named by weights and preset, which it holds.
+    """A domain of the mini world ("faces", "cats") as a file, expanded likewise; named by what it holds.
 
     Raises:
         MissingWeightsError: it has not been trained.
@@ -145,8 +145,8 @@ def mini_domain(weights: str = "faces") -> Path:
     from miniworld.domains import load_mini_domain
 
     domain = load_mini_domain(weights)
-    preset = hashlib.sha256(repr(domain.info.preset).encode()).hexdigest()[:8]
-    key = f"{weights_fingerprint(weights, 'backbone')}-{preset}"
+    info = hashlib.sha256(repr(replace(domain.info, projections={})).encode()).hexdigest()[:8]
+    key = f"{weights_fingerprint(weights, 'backbone')}-{info}"
     path = BASE / "models" / "e4t_domains" / f"mini_{weights}-{key}.safetensors"
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)

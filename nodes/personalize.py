@@ -6,6 +6,7 @@ from typing import Any
 
 from comfy_api.latest import io
 
+from .host.learning.masks import AUTO, LEARN_HERE, LEAVE_OUT, MASK_MEANINGS
 from .host.learning.personalisation import Request, personalise
 from .host.learning.result_store import STORE
 from .host.prompt import concept_clip
@@ -35,18 +36,22 @@ class Personalize(io.ComfyNode):
                 io.Clip.Input("clip", tooltip="Its text encoder."),
                 io.Vae.Input("vae", tooltip="Its VAE."),
                 DomainIO.Input("domain", tooltip="From Load E4T Domain."),
-                io.Image.Input("image", tooltip="The photo. A batch is several photos of ONE person or thing."),
+                io.Image.Input(
+                    "image",
+                    tooltip="The photo. A batch (Batch Images) is several photos of ONE person or thing; a LIST of photos runs this node"
+                    " once for each, and gives a concept of its own for each. Where a picture is transparent nothing is learned.",
+                ),
                 io.Mask.Input(
                     "mask",
                     optional=True,
-                    tooltip="1 = learn here; the crop follows it. Paint over the subject in Load Image's mask editor. A picture with a"
-                    " transparent background has its mask the other way round: put InvertMask between.",
+                    tooltip="1 = learn here; the crop follows it. Paint over the subject in Load Image's mask editor. A cut-out picture's"
+                    " mask marks the background: that is recognized, and said on the node.",
                 ),
                 SettingsIO.Input("settings", optional=True, tooltip="Unconnected: the domain's preset."),
                 io.String.Input(
                     "word",
                     default="S*",
-                    tooltip="Stands for the photo in prompts. embedding:e4t/ and the word works as well.",
+                    tooltip="Stands for the photo in prompts; capitals count. embedding:e4t/ and the word works as well.",
                 ),
                 io.Int.Input(
                     "seed",
@@ -56,6 +61,15 @@ class Personalize(io.ComfyNode):
                     # Randomised after every queue, it would make every queue tune again.
                     control_after_generate=io.ControlAfterGenerate.fixed,
                     tooltip="Of the tuning. The same inputs and seed give the same concept.",
+                ),
+                io.Combo.Input(
+                    "mask_means",
+                    options=list(MASK_MEANINGS),
+                    default=AUTO,
+                    optional=True,
+                    advanced=True,
+                    tooltip=f"What the mask marks. '{AUTO}': where to learn, unless it covers the border and spares the middle."
+                    f" '{LEARN_HERE}': always where to learn. '{LEAVE_OUT}': what to leave out.",
                 ),
             ],
             outputs=[
@@ -88,10 +102,11 @@ class Personalize(io.ComfyNode):
         seed: int,
         mask: Any = None,
         settings: Any = None,
+        mask_means: str = AUTO,
     ) -> io.NodeOutput:
         concept_clip.check_free(clip, word)
         patched_model.check_free(model, word)
-        parts = personalise(Request(model, clip, vae, domain, image, mask, word, settings, seed), STORE)
+        parts = personalise(Request(model, clip, vae, domain, image, mask, word, settings, seed, mask_means), STORE)
         concept = parts.concept
         new_clip = concept_clip.with_concept(clip, word, concept.fingerprint, concept.static_embedding, STORE.prompts)
         new_model = patched_model.with_concept(model, parts, STORE.prompts)

@@ -101,11 +101,20 @@ def run(base, domain, monkeypatch):
         return original(*arguments, **options)
 
     def execute(
-        model=base[0], clip=base[1], vae=base[2], image=None, settings=None, word="S*", seed=1, mask=None, of=domain
+        model=base[0],
+        clip=base[1],
+        vae=base[2],
+        image=None,
+        settings=None,
+        word="S*",
+        seed=1,
+        mask=None,
+        of=domain,
+        mask_means="auto",
     ):
         image = photo() if image is None else image
         return Personalize.execute(
-            model, clip, vae, personalisation.LoadedDomain(of), image, word, seed, mask, settings
+            model, clip, vae, personalisation.LoadedDomain(of), image, word, seed, mask, settings, mask_means
         ).args
 
     execute.tunings = 0

@@ -75,7 +75,11 @@ class Domain:
         tensors: dict[str, Tensor] = {f"encoder.{key}": value for key, value in self.encoder.state_dict().items()}
         tensors |= {f"offsets.{key}": value for key, value in self.offsets.state_dict().items()}
         tensors |= {f"backbone.{key}": value for key, value in (self.backbone_state or {}).items()}
-        return fingerprint(tensors, json.dumps(_numbers_as_float(_described(self.info)), sort_keys=True))
+        described = _described(self.info)
+        # They say what to expect, and change nothing that is learned.
+        for name in ("trained_with_masks", "fit_threshold"):
+            described.pop(name, None)
+        return fingerprint(tensors, json.dumps(_numbers_as_float(described), sort_keys=True))
 
 
 def new_encoder(info: DomainInfo, device: torch.device | str | None = None) -> OffsetEncoder:
@@ -182,6 +186,8 @@ def _described(info: DomainInfo) -> dict[str, Any]:
         del described["backbone"]["reading"], described["backbone"]["tokens"]
     if info.offset_form == NETWORK:
         del described["offset_form"]
+    if info.fit_threshold is None:
+        del described["fit_threshold"]
     return described
 
 

@@ -110,6 +110,9 @@ class DomainInfo:
         training: how it was trained (data, rates …), for people to read.
         licence: of its weights and data.
         step: training steps it has seen.
+        trained_with_masks: its loss counted on the subject only. ``find_subject`` leans on that.
+        fit_threshold: the least gain (``photo_fit``) that is usual for photos of this domain; none: not measured, so that no
+            photo is called unusual.
 
     Raises:
         ValueError: a value is out of range.
@@ -133,6 +136,8 @@ class DomainInfo:
     licence: str = ""
     step: int = 0
     offset_form: str = NETWORK
+    trained_with_masks: bool = False
+    fit_threshold: float | None = None
 
     def __post_init__(self) -> None:
         if not self.name or not self.word:
@@ -153,6 +158,9 @@ class DomainInfo:
         if self.offset_form not in FORMS:
             raise ValueError(f"Domain offset_form = {self.offset_form!r} must be one of {', '.join(FORMS)}.")
         templates_of(self.templates)
+        fit = self.fit_threshold
+        if fit is not None and not (type(fit) in (int, float) and math.isfinite(fit) and fit <= 1):
+            raise ValueError(f"Domain fit_threshold = {fit!r} must be a finite number of at most 1.")
 
 
 def check_base(

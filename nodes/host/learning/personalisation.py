@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import comfy.clip_vision
@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ....e4t_core.concept import Concept
 from ....e4t_core.methods.e4t.domain import Domain, check_base
+from ....e4t_core.methods.e4t.photo_fit import photo_gains
 from ....e4t_core.presets import TuningSettings
 from ....e4t_core.tuning import ConceptPhotos, tune
 from ..networks.backbone import image_features
@@ -24,10 +25,12 @@ from ..networks.base_model import ComfyUNet, check_supported
 from ..networks.cpu_products import bfloat16_products
 from ..networks.text_encoder import ComfyTextEncoder, unload
 from ..prompt.prompt_words import check_alias
+from ..prompt.trigger_notes import about_trigger
 from ..sampling.patched_model import ConceptParts, domain_offset
 from . import photos as photo_preparation
 from .content_key import base_fingerprint, content_key, weights_key
 from .masks import AUTO
+from .notes import about_fit, about_subject, what_was_made
 from .progress import Progress, check_cancelled, show_text
 from .result_store import ResultStore
 
@@ -97,24 +100,34 @@ def personalise(request: Request, store: ResultStore) -> ConceptParts:
     )
     progress = Progress(prepared.images)
     progress.show_photos()
-    notes = [*prepared.notes, *_about_settings(settings, domain, prepared.masks)]
+    notes = [
+        *about_trigger(request.clip, request.word),
+        *prepared.notes,
+        *_about_settings(settings, domain, prepared.masks),
+    ]
     if request.model.injections or request.clip.patcher.injections:
         notes.append(BYPASSED)
         logger.warning("E4T: %s", BYPASSED)
-    show_text("\n".join([f"Learning {request.word} …", *notes]))
 
+    def show_learning(gains: Sequence[float] = ()) -> None:
+        show_text("\n".join([f"Learning {request.word} …", *about_fit(domain.info, gains), *notes]))
+
+    show_learning()
     key = _key(request, settings, prepared)
     parts = store.get(key)
     if parts is None:
         started = time.perf_counter()
-        parts = _tune(request, settings, prepared, progress)
+        parts = _tune(request, settings, prepared, progress, show_learning)
         store.put(key, parts)
-        told = f"learned in {time.perf_counter() - started:.1f} s."
+        told = what_was_made(request.word, settings.steps, time.perf_counter() - started)
     else:
-        told = "was learned before from the same inputs: that concept is used."
-        logger.info("E4T: %s %s", request.word, told)
+        told = f"{request.word} was learned before from the same inputs: that concept is used."
+        logger.info("E4T: %s", told)
+    fit = about_fit(domain.info, parts.gains)
+    for warning in fit:
+        logger.warning("E4T: %s", warning)
     # The browser keeps a node's text until another one comes.
-    show_text("\n".join([f"{request.word} {told}", *notes]))
+    show_text("\n".join([told, *fit, *notes]))
     # What is learned is stored by content: how it is called and how it is sampled are this request's.
     concept = dataclasses.replace(parts.concept, word=request.word, settings=settings)
     return dataclasses.replace(parts, concept=concept)
@@ -130,7 +143,7 @@ def _about_settings(settings: TuningSettings, domain: Domain, masks: Tensor | No
     if masks is not None and not settings.use_mask and settings.steps > 0:
         notes.append("The mask decides the crop only: use_mask is off, so all of the crop is learned.")
     if masks is None and settings.use_mask and settings.find_subject and settings.steps > 0:
-        notes.append("The subject is found by itself (bright in the preview). Paint or wire in a mask to choose it.")
+        notes += about_subject(domain.info)
     return notes
 
 
@@ -175,7 +188,11 @@ def _check_vae(vae: comfy.sd.VAE) -> None:
 
 
 def _tune(
-    request: Request, settings: TuningSettings, prepared: photo_preparation.Photos, progress: Progress
+    request: Request,
+    settings: TuningSettings,
+    prepared: photo_preparation.Photos,
+    progress: Progress,
+    on_fit: Callable[[Sequence[float]], None],
 ) -> ConceptParts:
     started = time.perf_counter()
     domain = request.loaded.domain
@@ -195,6 +212,11 @@ def _tune(
         unet, text = ComfyUNet(request.model), ComfyTextEncoder(request.clip)
         check_base(domain.info, text.width, unet.prediction, unet.feature_width, unet.attention_projections())
         base = base_fingerprint(weights_key(request.model), unet.parameters())
+        gains: tuple[float, ...] = ()
+        if domain.info.fit_threshold is not None:
+            with bfloat16_products(unet.device):
+                gains = photo_gains(unet, text, domain, photos, settings.micro_batch, check_cancelled)
+            on_fit(gains)
 
         def run(fitting: TuningSettings) -> Concept:
             with bfloat16_products(unet.device):
@@ -213,7 +235,7 @@ def _tune(
         concept = _tune_in_memory(settings, run)
         with torch.no_grad():
             empty = text.empty().detach().cpu()
-        parts = ConceptParts(concept, empty, domain_offset(unet.parameters(), concept.domain_factors))
+        parts = ConceptParts(concept, empty, domain_offset(unet.parameters(), concept.domain_factors), gains=gains)
     logger.info(
         "E4T: %s learned in %.1f s (%d steps, %.0f MB).",
         request.word,

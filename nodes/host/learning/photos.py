@@ -16,9 +16,9 @@ logger = logging.getLogger(__name__)
 
 # A smaller side holds nothing that could be recognized: probably an empty or placeholder image.
 SMALLEST_SIDE = 8
-# What stands where a picture is transparent. Mid-gray is the middle of what the image backbone and the VAE were trained on;
-# black or white would be a background of its own, with a hard rim around the subject.
-NEUTRAL = 0.5
+# What stands where a picture is transparent: white, in [0, 1], as in most training pictures without a background. The mini world's
+# domains explain subjects on white as well as whole photos, and worse on gray, on black and on the subject's mean color.
+NEUTRAL = 1.0
 # Alpha that differs by less than this is opaque everywhere: rounding.
 OPAQUE = 0.01
 
@@ -38,7 +38,7 @@ class Photos:
     """Square crops of n photos of one concept.
 
     Attributes:
-        images: ``(n, S, S, 3)`` in [0, 1]; gray where they are transparent.
+        images: ``(n, S, S, 3)`` in [0, 1]; white where they are transparent.
         masks: ``(n, 1, S, S)`` in [0, 1], 1 = learn here; or none.
         notes: what the artist should know, a sentence or two each.
     """

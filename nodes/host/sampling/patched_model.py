@@ -43,12 +43,14 @@ class ConceptParts:
         domain_offset: ``W0 * P Q^T`` of the domain on this concept's base, by canonical name.
         encoder: the concept encoder as a model that ComfyUI moves and counts together with the UNet. One for as long as
             the network lives: ComfyUI takes a network that outlives its patcher for a memory leak.
+        gains: how well the domain's word explained each photo, see ``photo_fit``; empty where it was not measured.
     """
 
     concept: Concept
     empty: Tensor
     domain_offset: dict[str, Tensor]
     encoder: ModelPatcher | None = None
+    gains: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         if self.encoder is None:
