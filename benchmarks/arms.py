@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from e4t_core.methods.e4t.domain import load_domain
+from e4t_core.files.domain_file import load_domain
 from miniworld.attributes import DOMAINS, Identity, Scene
 from miniworld.captions import subject_phrases
 from miniworld.concept_photos import CHUNK, CONCEPTS, subject_masks, training_identities

@@ -34,8 +34,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from e4t_core.files.domain_file import load_domain
 from e4t_core.fingerprint import fingerprint
-from e4t_core.methods.e4t.domain import load_domain
 
 from . import host
 from .report import gate, table

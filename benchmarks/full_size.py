@@ -92,7 +92,7 @@ def make_domain(unet: Any) -> Any:
         projections=shapes,
         backbone=backbone,
         scale=0.1,
-        templates="neutral",
+        templates=host.pack("e4t_core.templates").NEUTRAL,
         preset=host.pack("e4t_core.presets").FACE,
         image_size=512,
     )

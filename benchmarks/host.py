@@ -12,7 +12,7 @@ import logging
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from types import ModuleType
@@ -136,17 +136,17 @@ def mini_checkpoint() -> Path:
 
 
 def mini_domain(weights: str = "faces") -> Path:
-    """A domain of the mini world ("faces", "cats") as a file, expanded likewise; named by what it holds.
+    """A domain of the mini world ("faces", "cats") as a file, expanded likewise; named by weights and description, which it holds.
 
     Raises:
         MissingWeightsError: it has not been trained.
     """
-    from e4t_core.methods.e4t.domain import save_domain
+    from e4t_core.files.domain_file import save_domain
     from miniworld.domains import load_mini_domain
 
     domain = load_mini_domain(weights)
-    info = hashlib.sha256(repr(replace(domain.info, projections={})).encode()).hexdigest()[:8]
-    key = f"{weights_fingerprint(weights, 'backbone')}-{info}"
+    described = hashlib.sha256(repr(domain.info).encode()).hexdigest()[:8]
+    key = f"{weights_fingerprint(weights, 'backbone')}-{described}"
     path = BASE / "models" / "e4t_domains" / f"mini_{weights}-{key}.safetensors"
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -63,7 +63,7 @@ def measure(unet: Any, text: Any, encode: Callable[[Tensor], Tensor], domain: An
     images = torch.rand(1, 3, 64, 64, generator=generator)
     clip_features = torch.randn(2, len(domain.info.backbone.layers), domain.info.backbone.width, generator=generator)
     with torch.inference_mode(False), torch.no_grad():
-        modules("e4t_core.methods.e4t.domain").check_base(
+        modules("e4t_core.methods.e4t.domain_info").check_base(
             domain.info, text.width, unet.prediction, unet.feature_width, unet.attention_projections()
         )
         word = text.word(domain.info.word)
@@ -140,7 +140,7 @@ def make_domain(unet: Any, text: Any, modules: Any, seed: int = 3) -> Any:
         projections=shapes,
         backbone=backbone,
         scale=0.1,
-        templates="neutral",
+        templates=modules("e4t_core.templates").NEUTRAL,
         preset=modules("e4t_core.presets").FACE,
         image_size=512,
     )
@@ -184,9 +184,9 @@ def diffusers_side(checkpoint: Path, domain_file: Path) -> Side:
 
 def _domain(file: Path, unet: Any, text: Any, modules: Any) -> Any:
     if not file.exists():
-        modules("e4t_core.methods.e4t.domain").save_domain(file, make_domain(unet, text, modules), torch.float16)
+        modules("e4t_core.files.domain_file").save_domain(file, make_domain(unet, text, modules), torch.float16)
         gc.collect()
-    return modules("e4t_core.methods.e4t.domain").load_domain(file)
+    return modules("e4t_core.files.domain_file").load_domain(file)
 
 
 def compare(family: Family, folder: Path) -> tuple[list[tuple[str, float]], list[str], tuple[Side, Side]]:

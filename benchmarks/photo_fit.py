@@ -12,7 +12,6 @@ import argparse
 import hashlib
 import math
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -47,7 +46,7 @@ class Judge:
         state, _ = read(WEIGHTS[word])
         encoder, offsets = narrow_networks(state)
         self.base, self.backbone = load_base(), load_backbone()
-        self.domain = Domain(encoder, offsets, replace(load_mini_domain(WEIGHTS[word]).info))
+        self.domain = Domain(encoder, offsets, load_mini_domain(WEIGHTS[word]).info)
 
     @torch.no_grad()
     def gain(self, photo: Tensor) -> float:
@@ -151,9 +150,9 @@ def kinds(word: str, options: argparse.Namespace) -> dict[str, tuple[int, Callab
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--domain", choices=tuple(WEIGHTS), action="append", help="one of them; both by default")
-    parser.add_argument("--photos", type=int, default=160, help="of the domain, that the threshold is chosen on")
+    parser.add_argument("--photos", type=int, default=128, help="of the domain, that the threshold is chosen on")
     parser.add_argument(
-        "--others", type=int, default=64, help="of the domain and of the other; a quarter of each other kind"
+        "--others", type=int, default=48, help="of the domain and of the other; a quarter of each other kind"
     )
     parser.add_argument(
         "--pictures", type=Path, help="a folder of photographs (such as scikit-image's data), one more kind"

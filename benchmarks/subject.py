@@ -41,7 +41,7 @@ class Finder:
 
     def __init__(self, domain: str) -> None:
         self.base = host.load_base(host.mini_checkpoint())
-        self.domain = host.pack("e4t_core.methods.e4t.domain").load_domain(host.mini_domain(WEIGHTS[domain]))
+        self.domain = host.pack("e4t_core.files.domain_file").load_domain(host.mini_domain(WEIGHTS[domain]))
         self.unet = host.pack("nodes.host.networks.base_model").ComfyUNet(self.base.model)
         self.text = host.pack("nodes.host.networks.text_encoder").ComfyTextEncoder(self.base.clip)
 

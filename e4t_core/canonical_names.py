@@ -18,6 +18,11 @@ INNER = {
     "skip_connection": "conv_shortcut",
     "op": "conv",
 }
+ATTENTION_PROJECTION = (
+    r"(down_blocks\.\d{1,3}|mid_block|up_blocks\.\d{1,3})\.attentions\.\d{1,3}\.transformer_blocks\.\d{1,3}"
+    r"\.attn[12]\.to_[qkv]\.weight"
+)
+"""Regular expression of the canonical names of the matrices that weight offsets change."""
 OUTER = {
     "time_embed.0": "time_embedding.linear_1",
     "time_embed.2": "time_embedding.linear_2",

@@ -21,7 +21,7 @@ from .methods.e4t.domain_info import check_base
 from .methods.e4t.tuned_weights import TunedWeights
 from .methods.e4t.weight_offsets import Offsets
 from .objective import diffusion_losses, draw_samples, inner_masks, predict_offset
-from .presets import TuningSettings, templates_of
+from .presets import TuningSettings
 from .unet import TextEncoder, UNet
 
 logger = logging.getLogger(__name__)
@@ -176,7 +176,7 @@ class _Tuning:
             self.masks = inner_masks(private(photos.masks), size, settings.mask_threshold)
         self.domain_word_embedding = private(text.word(domain.info.word))
         self.empty = private(text.empty())
-        self.templates = templates_of(domain.info.templates)
+        self.templates = domain.info.templates
         self.encoder = _copy_encoder(domain.encoder, device, settings.train_encoder)
         self.offsets = _copy_offsets(domain.offsets, device, settings.train_offsets)
         self.weights = TunedWeights(

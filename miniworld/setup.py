@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from e4t_core.methods.e4t.domain import save_domain
+from e4t_core.files.domain_file import save_domain
 
 from .checkpoint import write_checkpoint
 from .domains import load_mini_domain

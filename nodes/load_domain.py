@@ -6,7 +6,7 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from ..e4t_core.methods.e4t.domain import DomainFileError, load_domain, read_domain_info
+from ..e4t_core.files.domain_file import DomainFileError, load_domain, read_domain_info
 from .host.learning.personalisation import LoadedDomain
 from .host.model_folders import ModelFileError, domain_names, domain_path
 

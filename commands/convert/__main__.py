@@ -3,30 +3,37 @@
 from __future__ import annotations
 
 import argparse
+import io
 import logging
-import os
 import sys
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import save_file
 from torch import Tensor
 
-from e4t_core.methods.e4t.clip_backbone import BackboneError
-from e4t_core.methods.e4t.domain import DomainFileError, save_domain
-from e4t_core.presets import PRESETS, TEMPLATES
+from e4t_core.files.checked_file import FileError, FileKind, shortened, write_tensors
+from e4t_core.files.domain_file import save_domain
+from e4t_core.presets import PRESETS
 
-from .peer_directory import PeerDirectory, read_directory
-from .peer_tensors import PeerFileError
+from .mkshing_directory import MkshingDirectory, read_directory
+from .mkshing_tensors import MkshingFileError
 from .to_domain import BACKBONES, Options, to_domain
 
 EXTENSION = ".safetensors"
-# Rows of the stock CLIP vocabulary; the peer appends its placeholder's.
+OUTPUT = FileKind("Output", error=MkshingFileError)
+# Rows of the stock CLIP vocabulary; mkshing's tuned text encoders append their placeholder's.
 VOCABULARY = 49408
 
 HELP = """\
 Converts a checkpoint directory of mkshing/e4t-diffusion into a domain file for models/e4t_domains.
+
+The published face checkpoint is mshing/e4t-diffusion-ffhq-celebahq-v1 on Hugging Face. Put its three files, config.json,
+weight_offsets.pt and encoder.pt, into one folder, here e4t-diffusion-ffhq-celebahq-v1, and run from this repository:
+
+  python -m commands.convert e4t-diffusion-ffhq-celebahq-v1 -o COMFYUI/models/e4t_domains/faces.safetensors --name faces
+
+It was trained on the base model CompVis/stable-diffusion-v1-4: use that one for the best likeness. In ComfyUI it reads
+CLIP-ViT-H-14-laion2B-s32B-b79K.safetensors, by Load CLIP Vision.
 
 Pre-trained directories hold config.json, weight_offsets.pt and encoder.pt; tuned ones unet.pt in place of the offsets
 and sometimes text_encoder.pt. The .pt files are pickles: only tensors are read from them, nothing is executed.
@@ -44,7 +51,11 @@ for "Load CLIP".
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command; the exit status: 0 done, 1 it could not be converted, 2 wrong arguments."""
+    """Run the command; the exit status: 0 done, 1 it could not be converted, 2 wrong arguments, 130 stopped by Ctrl-C."""
+    for stream in (sys.stdout, sys.stderr):
+        # Names may hold what a console's encoding cannot show.
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     parser = _parser()
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
@@ -55,21 +66,24 @@ def main(arguments: list[str] | None = None) -> int:
             Options(
                 options.name,
                 options.word,
-                options.templates,
+                tuple(options.templates),
                 options.preset,
                 options.prediction,
                 options.architecture,
                 options.backbone,
                 options.half,
-                options.licence,
+                options.license,
             ),
             options.overwrite,
         )
-    except (PeerFileError, DomainFileError, BackboneError) as error:
-        print(f"Not converted: {error}", file=sys.stderr)
+        for path in written:
+            print(f"Written: {shortened(str(path))} ({path.stat().st_size / 2**20:.1f} MB)")
+    except (FileError, OSError, ValueError) as error:
+        print(f"Not converted: {shortened(str(error))}", file=sys.stderr)
         return 1
-    for path in written:
-        print(f"Written: {path} ({path.stat().st_size / 2**20:.1f} MB)")
+    except KeyboardInterrupt:
+        print("Stopped: no file is left half written.", file=sys.stderr)
+        return 130
     return 0
 
 
@@ -77,16 +91,16 @@ def convert(directory: Path, output: Path | None, options: Options, overwrite: b
     """Convert one directory; the files that were written. What is assumed on the way is printed.
 
     Raises:
-        PeerFileError: something in the directory cannot be converted, or the output is there already.
-        DomainFileError: the output could not be written.
-        BackboneError: the image backbone that should go inside cannot be built.
+        FileError: something in the directory cannot be converted, its image backbone cannot be built, or the output is
+            there already or could not be written.
+        OSError, ValueError: a path cannot be looked at, or an option has a value that does not exist.
     """
     target = output or Path(f"{directory.resolve().name}{EXTENSION}")
     target = target / f"{directory.resolve().name}{EXTENSION}" if target.is_dir() else target
     if output is not None and not target.suffix and not target.exists():
-        raise PeerFileError(f"Output folder {target} does not exist: make it, or name a file that ends in {EXTENSION}.")
+        raise OUTPUT.fault(target, "does not exist", f"make it, or name a file that ends in {EXTENSION}")
     if target.suffix != EXTENSION:
-        raise PeerFileError(f"Output {target} must end in {EXTENSION}: only such files are found as domains.")
+        raise OUTPUT.fault(target, f"must end in {EXTENSION}", "only such files are found as domains")
     _check_free(target, overwrite)
     source = read_directory(directory)
     text_target = target.with_name(f"{target.stem}_text_encoder{EXTENSION}")
@@ -113,7 +127,7 @@ def convert(directory: Path, output: Path | None, options: Options, overwrite: b
     return written
 
 
-def _describe(source: PeerDirectory) -> list[str]:
+def _describe(source: MkshingDirectory) -> list[str]:
     network, tower = source.encoder.network, source.encoder.tower
     kind = "tuned" if source.config.tuned else "pre-trained"
     return [
@@ -126,9 +140,9 @@ def _describe(source: PeerDirectory) -> list[str]:
 
 def _check_free(path: Path, overwrite: bool) -> None:
     if path.exists() and not overwrite:
-        raise PeerFileError(f"Output {path} is there already: give --overwrite to replace it, or another -o.")
+        raise OUTPUT.fault(path, "is there already", "give --overwrite to replace it, or another -o")
     if not path.parent.is_dir():
-        raise PeerFileError(f"Output folder {path.parent} was not found: make it, or give another -o.")
+        raise OUTPUT.fault(path.parent, "was not found", "make this folder, or give another -o")
 
 
 def _save_text_encoder(path: Path, tensors: dict[str, Tensor], half: bool) -> None:
@@ -136,16 +150,7 @@ def _save_text_encoder(path: Path, tensors: dict[str, Tensor], half: bool) -> No
     rows = "text_model.embeddings.token_embedding.weight"
     kept = {**tensors, rows: tensors[rows][:VOCABULARY]}
     dtype = torch.float16 if half else torch.float32
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        save_file({key: value.to(dtype).contiguous().clone() for key, value in kept.items()}, temporary)
-        os.replace(temporary, path)
-    except (OSError, SafetensorError) as error:
-        raise DomainFileError(
-            f"Text encoder {path} could not be written ({error}): check that the disk has room."
-        ) from error
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_tensors(path, {key: value.to(dtype) for key, value in kept.items()}, {}, OUTPUT)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -162,14 +167,20 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--architecture", default="", help="its open_clip name or JSON; else config.json's")
     parser.add_argument("--name", default="", help="the domain's name; else the directory's")
     parser.add_argument("--word", default="", help="the domain word, one token; else config.json's domain_class_token")
-    parser.add_argument("--templates", default="", choices=["", *sorted(TEMPLATES)], help="prompt templates of tuning")
+    parser.add_argument(
+        "--templates",
+        default=(),
+        nargs="+",
+        metavar="TEXT",
+        help='prompts of tuning: "neutral", "style", or sentences with {} where the word stands; else config.json\'s',
+    )
     parser.add_argument(
         "--preset", default="", choices=["", *sorted(PRESETS)], help="settings of tuning; else by the word"
     )
     parser.add_argument(
         "--prediction", default="", choices=["", "epsilon", "v"], help="the base model's; else by its family"
     )
-    parser.add_argument("--licence", default="", help="of the weights, to be shown by model libraries")
+    parser.add_argument("--license", default="", help="of the weights, to be shown by model libraries")
     return parser
 
 

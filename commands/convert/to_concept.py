@@ -1,4 +1,4 @@
-"""From the peer's tuned directory to a concept in memory, on a base model at hand."""
+"""From a tuned directory of mkshing's files to a concept in memory, on a base model at hand."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from e4t_core.concept import Concept
+from e4t_core.files.checked_file import shown
 from e4t_core.fingerprint import fingerprint
 from e4t_core.methods.e4t.domain import Domain
 from e4t_core.methods.e4t.weight_offsets import offset_weight
@@ -17,12 +18,12 @@ from e4t_core.noise_schedule import NoiseSchedule, Prediction
 from e4t_core.tuning import ConceptPhotos, tune
 from e4t_core.unet import TextEncoder, UNet
 
-from .peer_directory import PeerDirectory
-from .peer_tensors import PeerFileError
+from .mkshing_directory import DIRECTORY, MkshingDirectory
+from .mkshing_tensors import FILE
 
 
 def to_concept(
-    source: PeerDirectory,
+    source: MkshingDirectory,
     domain: Domain,
     unet: UNet,
     text: TextEncoder,
@@ -34,7 +35,7 @@ def to_concept(
     """The concept of a tuned directory: its weights are ``W * (1 + Δ)`` with the W of ``unet.pt``.
 
     Nothing is trained: the static word embedding alone is computed, as for every concept, over noise levels of the
-    photo(s). ``settings.steps`` is therefore 0; how the peer tuned is in ``domain.info.training``.
+    photo(s). ``settings.steps`` is therefore 0; how it was tuned is in ``domain.info.training``.
 
     Args:
         source: a tuned directory.
@@ -46,13 +47,14 @@ def to_concept(
         seed: of the noise levels.
 
     Raises:
-        PeerFileError: the directory is not a tuned one, or its UNet is not the base's.
+        MkshingFileError: the directory is not a tuned one, or its UNet is not the base's.
         DomainMismatchError, WordError, TuningError: as ``e4t_core.tuning.tune``.
     """
     if not source.config.tuned:
-        raise PeerFileError(
-            f"Directory {source.path} is pre-trained, not tuned (config.json has no pretrained_args), so it holds no"
-            " concept: convert it to a domain and personalise that."
+        raise DIRECTORY.fault(
+            source.path,
+            "is pre-trained, not tuned (config.json has no pretrained_args), so it holds no concept",
+            "convert it to a domain and personalize that",
         )
     base = unet.parameters()
     _check_same_unet(source, base)
@@ -104,7 +106,7 @@ class _Retuned:
         return self._unet.features(z, t, context)
 
 
-def _check_same_unet(source: PeerDirectory, base: Mapping[str, Tensor]) -> None:
+def _check_same_unet(source: MkshingDirectory, base: Mapping[str, Tensor]) -> None:
     if not source.unet:
         return
     names = source.unet.keys() | base.keys()
@@ -115,10 +117,12 @@ def _check_same_unet(source: PeerDirectory, base: Mapping[str, Tensor]) -> None:
     )
     if wrong:
         held, wanted = source.unet.get(wrong[0]), base.get(wrong[0])
-        raise PeerFileError(
-            f"The UNet in {source.path / 'unet.pt'} is not that of this base model ({len(wrong)} tensors differ in name or"
-            f" shape, the first is {wrong[0]}: {'missing' if held is None else tuple(held.shape)} in place of"
-            f" {'none' if wanted is None else tuple(wanted.shape)}): load the base model {source.config.base!r}."
+        raise FILE.fault(
+            source.path / "unet.pt",
+            f"is not the UNet of this base model ({len(wrong)} tensors differ, the first is {wrong[0]}:"
+            f" {'missing' if held is None else tuple(held.shape)} in place of"
+            f" {'none' if wanted is None else tuple(wanted.shape)})",
+            f"load the base model {shown(source.config.base)}",
         )
 
 

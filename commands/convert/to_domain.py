@@ -1,4 +1,4 @@
-"""From the peer's directory to our domain."""
+"""From mkshing's files to our domain."""
 
 from __future__ import annotations
 
@@ -6,18 +6,24 @@ from dataclasses import dataclass
 
 import torch
 
+from e4t_core.files.checked_file import FileError, shown, shown_name
 from e4t_core.methods.e4t.clip_backbone import build_vision_tower
-from e4t_core.methods.e4t.domain import BackboneInfo, Domain, DomainInfo
-from e4t_core.methods.e4t.domain_info import PATCH_TOKENS
+from e4t_core.methods.e4t.domain import Domain
+from e4t_core.methods.e4t.domain_info import PATCH_TOKENS, BackboneInfo, DomainInfo
 from e4t_core.presets import PRESETS
+from e4t_core.templates import NEUTRAL, STYLE, templates_of
 
-from .peer_directory import PeerDirectory, context_width
-from .peer_tensors import PeerFileError
+from .mkshing_config import MkshingConfig
+from .mkshing_directory import DIRECTORY, MkshingDirectory, context_width
+from .mkshing_tensors import FILE
 
 BACKBONES = ("auto", "stock", "inside")
 SD2_WIDTH = 1024
 # The one architecture whose shapes are known where encoder.pt brings no backbone: (blocks, image size, width, tokens).
 VIT_H = ("ViT-H-14", (32, 224, 1280, 129))
+PLACEHOLDER = "{placeholder_token}"
+SETS = {"normal": NEUTRAL, "face": NEUTRAL, "art": STYLE}
+"""mkshing's names for sets of templates -> ours."""
 
 
 @dataclass(frozen=True)
@@ -27,31 +33,32 @@ class Options:
     Attributes:
         name: the domain's name; else the directory's.
         word: the domain word.
-        templates: our template set, "neutral" or "style".
+        templates: prompts with "{}" where the word stands, or the name of a set, "neutral" or "style".
         preset: of tuning, one of ``presets.PRESETS``.
         prediction: "epsilon" or "v", the base's.
         architecture: the backbone's, an open_clip name or JSON.
         backbone: "stock", "inside", or "auto" (inside only if it was trained).
         half: store everything in float16.
-        licence: of weights and data.
+        license: of weights and data.
     """
 
     name: str = ""
     word: str = ""
-    templates: str = ""
+    templates: tuple[str, ...] = ()
     preset: str = ""
     prediction: str = ""
     architecture: str = ""
     backbone: str = "auto"
     half: bool = False
-    licence: str = ""
+    license: str = ""
 
 
-def to_domain(source: PeerDirectory, options: Options = Options()) -> tuple[Domain, tuple[str, ...]]:
+def to_domain(source: MkshingDirectory, options: Options = Options()) -> tuple[Domain, tuple[str, ...]]:
     """The domain, and sentences on what was assumed.
 
     Raises:
-        PeerFileError: the backbone should be inside, but the directory has none, or its shapes are unknown.
+        MkshingFileError: the backbone should be inside, but the directory has none, or its shapes are unknown; or a
+            value of directory or options is out of a domain's range.
         BackboneError: open_clip is missing or cannot build the backbone that should be inside.
         ValueError: an option has a value that does not exist.
     """
@@ -59,10 +66,8 @@ def to_domain(source: PeerDirectory, options: Options = Options()) -> tuple[Doma
     context = context_width(source.offsets)
     family = "sd2" if context == SD2_WIDTH else "sd1"
     word = options.word or config.word
-    templates = options.templates or ("style" if config.template == "art" or word == "art" else "neutral")
-    if not options.templates:
-        notes.append(f"Its prompt template {config.template!r} becomes our set {templates!r}.")
-    preset = options.preset or (word if word in ("face", "cat", "art") else "art" if templates == "style" else "face")
+    templates = templates_of(options.templates) if options.templates else _templates(config, notes)
+    preset = options.preset or (word if word in ("face", "cat", "art") else "art" if templates == STYLE else "face")
     if preset not in PRESETS:
         raise ValueError(f"Preset {preset!r} is unknown: it must be one of {', '.join(sorted(PRESETS))}.")
     prediction = options.prediction or ("v" if family == "sd2" and not config.base.endswith("-base") else "epsilon")
@@ -70,32 +75,49 @@ def to_domain(source: PeerDirectory, options: Options = Options()) -> tuple[Doma
         notes.append(
             f"The base {config.base!r} is taken to predict {prediction!r}, by its name; else give --prediction."
         )
-    backbone = _backbone(source, options, notes)
-    info = DomainInfo(
-        name=options.name or source.path.resolve().name,
-        word=word,
-        base_family=family,
-        prediction=prediction,
-        context_width=context,
-        feature_width=source.encoder.network.feature_width,
-        projections=source.offsets.shapes,
-        backbone=backbone,
-        scale=config.scale,
-        templates=templates,
-        preset=PRESETS[preset],
-        image_size=config.resolution,
-        v_size=source.offsets.v_size,
-        training={
-            "converted_from": "mkshing/e4t-diffusion",
-            "tuned_to_one_photo": config.tuned,
-            "base_model": config.base,
-            "placeholder_token": config.placeholder,
-            "prompt_template": config.template,
-            **config.training,
-        },
-        licence=options.licence,
-        step=_steps(source),
+    notes.append(
+        f"It was trained on the base model {config.base!r}: wire that one for the best likeness; the domain file names it."
     )
+    notes.append(
+        "It was pre-trained without masks, so find_subject tells less well where the subject of a photo ends: wire a mask"
+        " where the background must not be learned; the domain file says so too."
+    )
+    try:
+        backbone = _backbone(source, options, notes)
+        info = DomainInfo(
+            name=options.name or source.path.resolve().name,
+            word=word,
+            base_family=family,
+            prediction=prediction,
+            context_width=context,
+            feature_width=source.encoder.network.feature_width,
+            projections=source.offsets.shapes,
+            backbone=backbone,
+            scale=config.scale,
+            templates=templates,
+            preset=PRESETS[preset],
+            image_size=config.resolution,
+            v_size=source.offsets.v_size,
+            training={
+                "converted_from": "mkshing/e4t-diffusion",
+                "tuned_to_one_photo": config.tuned,
+                "placeholder_token": config.placeholder,
+                "prompt_template": config.template,
+                **config.training,
+            },
+            license=options.license,
+            step=_steps(source),
+            base_name=config.base,
+            trained_with_masks=False,
+        )
+    except FileError:
+        raise
+    except ValueError as error:
+        raise DIRECTORY.fault(
+            source.path,
+            f"cannot become a domain: {str(error).rstrip('.')}",
+            "correct config.json, or give another value (see --help)",
+        ) from error
     state = None
     if backbone.weights_inside and source.encoder.tower is not None:
         dtype = torch.float16 if options.half else torch.float32
@@ -103,12 +125,23 @@ def to_domain(source: PeerDirectory, options: Options = Options()) -> tuple[Doma
     return Domain(source.encoder.network, source.offsets, info, state), tuple(notes)
 
 
-def _steps(source: PeerDirectory) -> int:
+def _templates(config: MkshingConfig, notes: list[str]) -> tuple[str, ...]:
+    """The prompts it was tuned with: its own sentence as it is, its sets as ours of the same kind."""
+    sentence = config.template.replace(PLACEHOLDER, "{}", 1)
+    try:
+        return templates_of([sentence]) if sentence != config.template else SETS[config.template]
+    except (ValueError, KeyError):
+        name = "style" if config.word == "art" else "neutral"
+        notes.append(f"Its prompt template {config.template!r} has no {PLACEHOLDER}: our set {name!r} is taken.")
+        return templates_of([name])
+
+
+def _steps(source: MkshingDirectory) -> int:
     steps = source.config.training.get("max_train_steps", 0)
     return steps if isinstance(steps, int) and steps > 0 else 0
 
 
-def _backbone(source: PeerDirectory, options: Options, notes: list[str]) -> BackboneInfo:
+def _backbone(source: MkshingDirectory, options: Options, notes: list[str]) -> BackboneInfo:
     config, encoder = source.config, source.encoder
     architecture = options.architecture or config.architecture
     if options.backbone not in BACKBONES:
@@ -117,9 +150,10 @@ def _backbone(source: PeerDirectory, options: Options, notes: list[str]) -> Back
     inside = options.backbone == "inside" or (options.backbone == "auto" and config.tower_trained)
     if inside and encoder.tower is None:
         if options.backbone == "inside":
-            raise PeerFileError(
-                f"File {file} holds no image backbone (clip_vision.*) that could be put inside: convert with --backbone"
-                " stock."
+            raise FILE.fault(
+                file,
+                "holds no image backbone (clip_vision.*) that could be put inside",
+                "convert with --backbone stock",
             )
         notes.append(
             "Its image backbone was trained, but is not in encoder.pt: like its own loader, the stock one is read."
@@ -147,22 +181,22 @@ def _backbone(source: PeerDirectory, options: Options, notes: list[str]) -> Back
     return info
 
 
-def _shapes(source: PeerDirectory, architecture: str) -> tuple[int, int, int, int]:
+def _shapes(source: MkshingDirectory, architecture: str) -> tuple[int, int, int, int]:
     """Blocks, image size, width and tokens of the backbone."""
     tower, network = source.encoder.tower, source.encoder.network
     if tower is not None:
         return tower.blocks, tower.image_size, tower.width, tower.tokens
     name, shapes = VIT_H
     if architecture != name or (network.clip_width, network.layers) != shapes[2:]:
-        raise PeerFileError(
-            f"File {source.path / 'encoder.pt'} holds no image backbone, and {network.layers} tokens of width"
-            f" {network.clip_width} are not those of {name}: the shapes of {architecture!r} are not known, so name a"
-            " directory whose encoder.pt has clip_vision.*."
+        raise FILE.fault(
+            source.path / "encoder.pt",
+            f"holds no image backbone, and {network.layers} tokens of width {network.clip_width} are not those of {name}",
+            "name a directory whose encoder.pt has clip_vision.*",
         )
     return shapes
 
 
-def _check_architecture(source: PeerDirectory, info: BackboneInfo) -> None:
+def _check_architecture(source: MkshingDirectory, info: BackboneInfo) -> None:
     """That the named architecture has the shapes of the weights that go inside."""
     assert source.encoder.tower is not None
     with torch.device("meta"):
@@ -172,8 +206,9 @@ def _check_architecture(source: PeerDirectory, info: BackboneInfo) -> None:
     held = {key: tuple(value.shape) for key, value in source.encoder.tower.state.items()}
     wrong = sorted(key for key in built.keys() | held.keys() if built.get(key) != held.get(key))
     if wrong:
-        raise PeerFileError(
-            f"The image backbone in {source.path / 'encoder.pt'} is not {info.architecture} ({wrong[0]} is"
-            f" {held.get(wrong[0], 'missing')} in place of {built.get(wrong[0], 'missing')}): name its architecture with"
-            " --architecture."
+        raise FILE.fault(
+            source.path / "encoder.pt",
+            f"holds an image backbone that is not {shown(info.architecture, 30)} ({shown_name(wrong[0])} is"
+            f" {held.get(wrong[0], 'missing')} in place of {built.get(wrong[0], 'missing')})",
+            "name its architecture with --architecture",
         )

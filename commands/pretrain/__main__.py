@@ -17,8 +17,8 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError
 
+from e4t_core.files.domain_file import DomainFileError
 from e4t_core.methods.e4t.clip_backbone import BackboneError
-from e4t_core.methods.e4t.domain import DomainFileError
 from e4t_core.unet import WordError
 
 from .checkpoints import CheckpointError

@@ -14,7 +14,8 @@ from typing import Any
 from e4t_core.methods.e4t.domain_info import BASE_FAMILIES
 from e4t_core.methods.e4t.weight_offsets import FORMS, HYPERNETWORK, NETWORK
 from e4t_core.noise_schedule import PREDICTIONS
-from e4t_core.presets import PRESETS, TEMPLATES
+from e4t_core.presets import PRESETS
+from e4t_core.templates import NEUTRAL, templates_of
 
 SOURCE_KINDS = ("folder", "shards", "parquet", "python")
 BASE_KINDS = ("diffusers", "checkpoint", "python")
@@ -78,7 +79,7 @@ class DomainSettings:
     Attributes:
         name: of the domain file.
         word: the coarse descriptor, one token of the base's text encoder ("face").
-        templates: set of prompt templates ("neutral", "style", "mini").
+        templates: prompts, each with "{}" once where the word stands; or the name of a set of them, "neutral" or "style".
         scale: s in ``e_c = e_d + s·E``; above 0. SD 1.x: 0.1; else 0.26 times the length of the word's embedding.
         preset: settings of one-shot tuning that the domain file recommends.
         image_size: side of the training pictures in pixels, a multiple of 8.
@@ -89,7 +90,7 @@ class DomainSettings:
 
     name: str = _text()
     word: str = _text()
-    templates: str = _choice(tuple(TEMPLATES), "neutral")
+    templates: tuple[str, ...] = NEUTRAL
     scale: float = _number(0.1, above=0)
     preset: str = _choice(tuple(PRESETS), "face")
     image_size: int = _number(512, least=64, most=4096)
@@ -99,6 +100,10 @@ class DomainSettings:
 
     def __post_init__(self) -> None:
         check("domain", self)
+        try:
+            object.__setattr__(self, "templates", templates_of(self.templates))
+        except ValueError as error:
+            raise ConfigError(f"domain.templates: {error}") from error
         if self.image_size % 8:
             raise ConfigError(f"domain.image_size = {self.image_size} must be a multiple of 8, the autoencoder's step.")
 

@@ -130,9 +130,11 @@ def _typed(hint: Any, value: Any, name: str) -> Any:
             raise ConfigError(f"{name} = {value!r} must be a section.")
         return _build(origin, value, f"{name}.")
     if origin is tuple:
+        element = typing.get_args(hint)[0]
+        if element is str and isinstance(value, str):
+            value = [value]
         if not isinstance(value, list):
             raise ConfigError(f"{name} = {value!r} must be a list.")
-        element = typing.get_args(hint)[0]
         return tuple(_typed(element, part, name) for part in value)
     if origin is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)

@@ -8,8 +8,9 @@ from typing import Any
 
 import torch
 
+from e4t_core.files.domain_file import save_domain
 from e4t_core.methods.e4t.concept_encoder import ConceptEncoder
-from e4t_core.methods.e4t.domain import Domain, save_domain
+from e4t_core.methods.e4t.domain import Domain
 from e4t_core.methods.e4t.domain_info import BackboneInfo, DomainInfo
 from e4t_core.methods.e4t.weight_offsets import Offsets
 from e4t_core.presets import PRESETS
@@ -87,7 +88,6 @@ def domain_info(
         v_size=offsets.v_size,
         offset_form=offsets.form,
         training={
-            "base": base_name,
             "data": [Path(s.path).name or s.factory for s in config.data.sources],
             "batch": training.batch,
             "learning_rate": training.learning_rate,
@@ -95,6 +95,8 @@ def domain_info(
             "regularization": training.regularization,
             "seed": training.seed,
         },
-        licence=domain.licence,
+        license=domain.licence,
         step=step,
+        base_name=base_name,
+        trained_with_masks=training.use_mask,
     )

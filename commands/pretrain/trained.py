@@ -13,7 +13,6 @@ from e4t_core.methods.e4t.concept_encoder import ConceptEncoder
 from e4t_core.methods.e4t.offset_forms import make_offsets
 from e4t_core.methods.e4t.weight_offsets import HYPERNETWORK
 from e4t_core.objective import diffusion_losses, draw_samples
-from e4t_core.presets import templates_of
 
 from .config import Config
 from .networks import Base
@@ -69,7 +68,7 @@ class Trained(nn.Module):
         self._frozen = (base, unet.parameters())
         self._held: ExitStack | None = None
         self._settings, self._scale = training, config.domain.scale
-        self._templates = templates_of(config.domain.templates)
+        self._templates = config.domain.templates
         self._word = text.word(config.domain.word).detach().float().to(device)
         with torch.no_grad():
             self._empty = text.empty().to(device)

@@ -23,8 +23,9 @@ from e4t_pack.nodes.settings import Settings
 from safetensors.torch import load_file, save_file
 from world import QUICK, make_base, make_domain, make_state, photo, text_options
 
+from e4t_core.files.domain_file import DomainFileError, save_domain
 from e4t_core.methods.e4t.clip_backbone import BackboneError
-from e4t_core.methods.e4t.domain import DomainFileError, DomainMismatchError, save_domain
+from e4t_core.methods.e4t.domain_info import DomainMismatchError
 from e4t_core.unet import WordError
 
 INSTANT = dataclasses.replace(QUICK, steps=0)
@@ -348,18 +349,6 @@ def test_a_missing_domain_names_its_folder_and_three_ways_to_one(folder, name):
     with pytest.raises(ModelFileError):
         LoadDomain.execute(name)
     LoadDomain.fingerprint_inputs(name)
-
-
-def test_a_full_disk_leaves_no_file(domain, folder, monkeypatch):
-    import e4t_core.methods.e4t.domain as module
-
-    def full(*_arguments, **_options):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(module, "save_file", full)
-    with pytest.raises(DomainFileError, match="No space left on device"):
-        save_domain(folder / "faces.safetensors", domain)
-    assert list(folder.iterdir()) == []
 
 
 def test_registering_twice_keeps_yaml_folders_and_only_safetensors(tmp_path, monkeypatch):

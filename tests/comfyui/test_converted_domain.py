@@ -25,37 +25,37 @@ import nodes
 from e4t_core.concept import Concept
 
 sys.path.append(str(Path(__file__).parents[1] / "commands"))
-import peer
+import mkshing
 
 from commands.convert.__main__ import main
-from commands.convert.peer_directory import read_directory
+from commands.convert.mkshing_directory import read_directory
 from commands.convert.to_concept import to_concept
 from commands.convert.to_domain import Options, to_domain
 from e4t_core.tuning import ConceptPhotos
 
 TOKENS, WIDTH = 9, 32
-ARCHITECTURE = peer.architecture(grid=4, patch=8, layers=2, width=WIDTH)
+ARCHITECTURE = mkshing.architecture(grid=4, patch=8, layers=2, width=WIDTH)
 SOME = {"domain_embed_scale": 0.1, "resolution": 64}
 
 
 @pytest.fixture(scope="module")
 def files(base):
-    """The peer's state dicts for the tests' base model: encoder, offsets, and a tuned UNet."""
+    """mkshing's state dicts for the tests' base model: encoder, offsets, and a tuned UNet."""
     unet = ComfyUNet(base[0])
-    tower = peer.make_tower(ARCHITECTURE)
+    tower = mkshing.make_tower(ARCHITECTURE)
     shapes = unet.attention_projections()
-    offsets = {key: value * (0.3 if "row" in key else 1) for key, value in peer.offset_state(shapes).items()}
+    offsets = {key: value * (0.3 if "row" in key else 1) for key, value in mkshing.offset_state(shapes).items()}
     draw = torch.Generator().manual_seed(12)
     tuned = {k: v + 0.01 * v.std() * torch.randn(v.shape, generator=draw) for k, v in unet.parameters().items()}
-    encoder = peer.encoder_state(tower, TOKENS, unet.feature_width, 768)
+    encoder = mkshing.encoder_state(tower, TOKENS, unet.feature_width, 768)
     return {"encoder": encoder, "offsets": offsets, "tuned": tuned, "tower": tower}
 
 
 def convert(files, folder, *arguments):
     """Converted by the command and loaded by the node."""
     with torch.inference_mode(False):
-        source = peer.write(
-            folder.parent / "people", peer.CONFIG | SOME, encoder=files["encoder"], weight_offsets=files["offsets"]
+        source = mkshing.write(
+            folder.parent / "people", mkshing.CONFIG | SOME, encoder=files["encoder"], weight_offsets=files["offsets"]
         )
         assert main([str(source), "-o", str(folder), "--architecture", ARCHITECTURE, *arguments]) == 0
     assert LoadDomain.validate_inputs("people.safetensors") is True
@@ -77,9 +77,9 @@ def noisy():
 
 
 def naive_word(files, features, image, word):
-    """e_c ``(B, 768)`` by the naive peer; image ``(1, H, W, 3)`` in [0, 1]."""
+    """e_c ``(B, 768)`` by the naive implementation; image ``(1, H, W, 3)`` in [0, 1]."""
     picture = 2 * image[0].movedim(-1, 0).double() - 1
-    return word.double() + 0.1 * peer.encode(files["encoder"], files["tower"], picture, features)
+    return word.double() + 0.1 * mkshing.encode(files["encoder"], files["tower"], picture, features)
 
 
 def test_a_converted_domain_is_loaded_tuned_and_refined_like_any_other(base, files, folder):
@@ -99,21 +99,21 @@ def test_a_converted_domain_is_loaded_tuned_and_refined_like_any_other(base, fil
     assert len(calls) == 2, "the word was not predicted anew at both steps"
 
 
-def test_without_tuning_word_and_denoise_in_the_node_are_the_peers(base, files, folder):
+def test_without_tuning_word_and_denoise_in_the_node_are_mkshings(base, files, folder):
     loaded = convert(files, folder, "--backbone", "inside")
     settings = dataclasses.replace(QUICK, steps=0)
     _, _, parts, _ = Personalize.execute(*base, loaded, photo(), "*s", 1, None, settings).args
-    check_is_the_peer(base, files, parts.concept, parts.domain_offset, ComfyUNet(base[0]).parameters(), square(photo()))
+    check_is_mkshings(base, files, parts.concept, parts.domain_offset, ComfyUNet(base[0]).parameters(), square(photo()))
 
 
-def test_the_concept_of_a_tuned_directory_is_held_by_a_model_and_is_the_peers(base, files, folder):
+def test_the_concept_of_a_tuned_directory_is_held_by_a_model_and_is_mkshings(base, files, folder):
     image = square(photo(seed=3))
     unet, text = ComfyUNet(base[0]), ComfyTextEncoder(base[1])
     with torch.inference_mode(False):
         source = read_directory(
-            peer.write(
+            mkshing.write(
                 folder.parent / "tuned",
-                peer.tuned_config() | {"pretrained_args": peer.CONFIG | SOME},
+                mkshing.tuned_config() | {"pretrained_args": mkshing.CONFIG | SOME},
                 encoder=files["encoder"],
                 unet=files["tuned"] | files["offsets"],
             )
@@ -122,7 +122,7 @@ def test_the_concept_of_a_tuned_directory_is_held_by_a_model_and_is_the_peers(ba
         vectors = image_features(domain, None, image.clone())
         concept = to_concept(source, domain, unet, text, ConceptPhotos(torch.randn(1, 4, LATENT, LATENT), vectors))
         offset = patched_model.domain_offset(unet.parameters(), concept.domain_factors)
-    check_is_the_peer(base, files, concept, offset, files["tuned"], image)
+    check_is_mkshings(base, files, concept, offset, files["tuned"], image)
     parts = patched_model.ConceptParts(concept, text.empty(), offset)
     clip = concept_clip.with_concept(base[1], "*s", concept.fingerprint, concept.static_embedding, STORE.prompts)
     model = patched_model.with_concept(base[0], parts, STORE.prompts)
@@ -137,14 +137,14 @@ def square(images):
     return images[:, top : top + 64]
 
 
-def check_is_the_peer(base, files, concept, domain_offset, weights, image):
-    """A concept as a MODEL holds it against the naive peer with the UNet weights W: features, word, one denoise."""
+def check_is_mkshings(base, files, concept, domain_offset, weights, image):
+    """A concept as a MODEL holds it against the naive implementation with the UNet weights W: features, word, one denoise."""
     unet, text = ComfyUNet(base[0]), ComfyTextEncoder(base[1])
     z, t, context = noisy()
     held = dict(unet.parameters())
     for extra in (domain_offset, concept.weight_differences):
         held |= {name: held[name] + value for name, value in extra.items()}
-    used = {name: weight.float() for name, weight in peer.used_weights(weights, files["offsets"]).items()}
+    used = {name: weight.float() for name, weight in mkshing.used_weights(weights, files["offsets"]).items()}
     results = []
     for lent in (held, used):
         with unet.using(lent):

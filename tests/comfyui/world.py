@@ -25,9 +25,11 @@ from e4t_pack.nodes.host.sampling import patched_model
 from e4t_core.concept import Concept
 from e4t_core.methods.e4t.clip_backbone import build_vision_tower
 from e4t_core.methods.e4t.concept_encoder import ConceptEncoder
-from e4t_core.methods.e4t.domain import BackboneInfo, Domain, DomainInfo
+from e4t_core.methods.e4t.domain import Domain
+from e4t_core.methods.e4t.domain_info import BackboneInfo, DomainInfo
 from e4t_core.methods.e4t.offset_forms import make_offsets
 from e4t_core.presets import TuningSettings
+from e4t_core.templates import NEUTRAL
 
 ROOT = Path(__file__).resolve().parents[2]
 LATENT = 8  # side of a latent in the tests
@@ -121,7 +123,7 @@ def make_domain(unet: ComfyUNet, name: str = "faces", seed: int = 0, **changes) 
         projections=shapes,
         backbone=backbone_info(),
         scale=0.1,
-        templates="neutral",
+        templates=NEUTRAL,
         preset=QUICK,
         image_size=64,
     )

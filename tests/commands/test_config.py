@@ -6,6 +6,7 @@ import pytest
 
 from commands.pretrain.config import ConfigError
 from commands.pretrain.config_file import CONFIGS, known_keys, load_config
+from e4t_core.templates import NEUTRAL, STYLE
 
 SHIPPED = sorted(CONFIGS.glob("*.toml"))
 
@@ -18,9 +19,9 @@ def test_a_shipped_config_is_valid_and_named_after_its_domain(path: Path) -> Non
 
 
 @pytest.mark.parametrize(
-    ("name", "steps", "templates"), [("face", 30000, "neutral"), ("cat", 60000, "neutral"), ("art", 100000, "style")]
+    ("name", "steps", "templates"), [("face", 30000, NEUTRAL), ("cat", 60000, NEUTRAL), ("art", 100000, STYLE)]
 )
-def test_the_full_size_configs_hold_the_papers_numbers(name: str, steps: int, templates: str) -> None:
+def test_the_full_size_configs_hold_the_papers_numbers(name: str, steps: int, templates: tuple[str, ...]) -> None:
     config = load_config(Path(name))
     assert config.domain.word == name
     assert config.domain.templates == templates
@@ -77,6 +78,8 @@ def test_the_rate_rises_over_the_warm_up_and_falls_at_the_end() -> None:
         ("training.train_encoder=1", "must be true or false"),
         ("domain.word=", "domain.word is empty"),
         ("domain.templates=neutrall", "must be one of"),
+        ('domain.templates=["a photo of {} {}"]', "{} once"),
+        ("domain.templates=[]", "1 to 64"),
         ("domain.image_size=500", "multiple of 8"),
         ("domain.scale=0", "greater than 0"),
         ("base.kind=python", "must be written as 'package.module:function'"),

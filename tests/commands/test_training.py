@@ -19,8 +19,8 @@ from commands.pretrain.__main__ import main
 from commands.pretrain.config import ConfigError
 from commands.pretrain.pictures import DataError
 from commands.pretrain.training import Training
+from e4t_core.files.domain_file import load_domain
 from e4t_core.fingerprint import fingerprint
-from e4t_core.methods.e4t.domain import load_domain
 
 pytestmark = pytest.mark.usefixtures("fresh_accelerate")
 

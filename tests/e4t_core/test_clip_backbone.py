@@ -82,13 +82,9 @@ def test_named_architectures_are_open_clips() -> None:
     "changes, told",
     [
         ({"architecture": "ViT-Z-99"}, "'ViT-Z-99' is unknown"),
-        ({"architecture": "{broken"}, "no JSON"),
         ({"architecture": json.dumps({"embed_dim": 4})}, "vision_cfg"),
         ({"architecture": json.dumps({"embed_dim": 4, "vision_cfg": {"colour": 1}})}, "colour"),
-        (
-            {"architecture": json.dumps({"embed_dim": 4, "vision_cfg": VISION | {"layers": [1, 1, 1, 1]}})},
-            "plain vision",
-        ),
+        ({"architecture": "RN50"}, "plain vision"),
         ({"layers": (1, 4)}, "Block 4 .* only 3"),
         ({"width": 16}, "width 8, but width 16"),
     ],
@@ -137,7 +133,7 @@ def test_weights_are_read_from_a_tower_file_or_a_whole_models_file(tmp_path: Pat
     for name in ("tower", "model"):
         assert read_backbone_weights(tmp_path / f"{name}.safetensors").keys() == {"conv1.weight"}
     (tmp_path / "text.safetensors").write_text("no model")
-    with pytest.raises(BackboneError, match="could not be read"):
+    with pytest.raises(BackboneError, match="is not a safetensors file"):
         read_backbone_weights(tmp_path / "text.safetensors")
     with pytest.raises(BackboneError, match=r"none\.safetensors was not found"):
         read_backbone_weights(tmp_path / "none.safetensors")

@@ -12,7 +12,8 @@ from tiny import TinyText, TinyUNet, tiny_domain, tiny_photos
 from torch import Tensor
 
 from e4t_core.concept import Concept
-from e4t_core.methods.e4t.domain import Domain, DomainFileError, load_domain, save_domain
+from e4t_core.files.domain_file import DomainFileError, load_domain, save_domain
+from e4t_core.methods.e4t.domain import Domain
 from e4t_core.methods.e4t.offset_forms import DirectOffsets, HyperOffsets, make_offsets
 from e4t_core.methods.e4t.weight_offsets import Offsets, WeightOffsets
 from e4t_core.presets import TuningSettings

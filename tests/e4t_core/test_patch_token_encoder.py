@@ -4,8 +4,8 @@ import torch.nn.functional as F
 from tiny import TinyText, TinyUNet, tiny_info
 
 from e4t_core.methods.e4t.clip_backbone import normalise, read_vectors
-from e4t_core.methods.e4t.domain import BackboneInfo, Domain, new_encoder
-from e4t_core.methods.e4t.domain_info import PATCH_TOKENS
+from e4t_core.methods.e4t.domain import Domain, new_encoder
+from e4t_core.methods.e4t.domain_info import PATCH_TOKENS, BackboneInfo
 from e4t_core.methods.e4t.patch_token_encoder import PatchTokenEncoder
 from e4t_core.methods.e4t.weight_offsets import WeightOffsets
 from e4t_core.presets import TuningSettings
@@ -65,7 +65,7 @@ def test_tuning_trains_a_copy_of_it() -> None:
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
-        ({"reading": "all"}, "reading 'all'"),
+        ({"reading": "all"}, "reading = 'all'"),
         ({"reading": PATCH_TOKENS}, "at least 1 token"),
         ({"reading": PATCH_TOKENS, "tokens": 3, "layers": (1, 2)}, "one layer"),
         ({"tokens": 3}, "must be 0"),

@@ -7,16 +7,15 @@ import pytest
 import torch
 from tiny import TinyText, TinyUNet, tiny_domain, tiny_photos
 
-from e4t_core.methods.e4t.domain import load_domain, save_domain
+from e4t_core.files.domain_file import load_domain, save_domain
 from e4t_core.methods.e4t.photo_fit import LEVELS, RANGE, photo_gains, unusual
 from e4t_core.objective import draw_samples, predict_offset
-from e4t_core.presets import templates_of
 
 
 def by_hand(unet: TinyUNet, text: TinyText, domain, photos, photo: int) -> float:
     """The formula, level by level."""
     first, end = (round(share * 1000) for share in RANGE)
-    templates = templates_of(domain.info.templates)
+    templates = domain.info.templates
     shares = []
     for level in range(LEVELS):
         sample = draw_samples(

@@ -1,6 +1,6 @@
 import pytest
 
-from e4t_core.presets import PRESETS, TEMPLATES, TuningSettings, templates_of
+from e4t_core.presets import PRESETS, TuningSettings
 
 
 def test_the_papers_presets() -> None:
@@ -44,14 +44,3 @@ def test_training_nothing_is_refused_unless_there_are_no_steps() -> None:
     with pytest.raises(ValueError, match="train nothing"):
         TuningSettings(steps=1, **nothing)
     TuningSettings(steps=0, learning_rate=0.0, **nothing)
-
-
-def test_every_template_holds_the_word_once() -> None:
-    assert {"neutral", "style"} <= TEMPLATES.keys()
-    for templates in TEMPLATES.values():
-        assert templates and all(template.count("{}") == 1 for template in templates)
-
-
-def test_an_unknown_template_set_is_named_with_those_there_are() -> None:
-    with pytest.raises(ValueError, match=r"'poems'.*neutral"):
-        templates_of("poems")

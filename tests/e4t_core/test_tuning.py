@@ -10,7 +10,8 @@ from e4t_core.methods.e4t.concept_encoder import ConceptEncoder
 from e4t_core.methods.e4t.domain import Domain
 from e4t_core.methods.e4t.weight_offsets import WeightOffsets
 from e4t_core.objective import draw_samples
-from e4t_core.presets import TEMPLATES, TuningSettings
+from e4t_core.presets import TuningSettings
+from e4t_core.templates import NEUTRAL
 from e4t_core.tuning import ConceptPhotos, StepReport, tune
 
 
@@ -38,7 +39,7 @@ def test_a_written_out_training_loop_gives_the_same_concept() -> None:
 
     losses = []
     for step in range(2):
-        shape, names = (4, 8, 8), TEMPLATES["neutral"]
+        shape, names = (4, 8, 8), NEUTRAL
         sample = draw_samples(
             7, range(step * 8, step * 8 + 8), latent_shape=shape, batch=8, photos=2, templates=len(names)
         )

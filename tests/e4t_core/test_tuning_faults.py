@@ -9,7 +9,8 @@ from torch import Tensor
 from tuned import SMOOTH, run
 
 from e4t_core import tuning as tuning_module
-from e4t_core.methods.e4t.domain import Domain, DomainMismatchError
+from e4t_core.methods.e4t.domain import Domain
+from e4t_core.methods.e4t.domain_info import DomainMismatchError
 from e4t_core.presets import TuningSettings
 from e4t_core.tuning import ConceptPhotos, StepReport, TuningError, tune
 from e4t_core.unet import WordError

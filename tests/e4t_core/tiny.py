@@ -11,10 +11,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from e4t_core.methods.e4t.concept_encoder import ConceptEncoder
-from e4t_core.methods.e4t.domain import BackboneInfo, Domain, DomainInfo
+from e4t_core.methods.e4t.domain import Domain
+from e4t_core.methods.e4t.domain_info import BackboneInfo, DomainInfo
 from e4t_core.methods.e4t.weight_offsets import WeightOffsets
 from e4t_core.noise_schedule import NoiseSchedule, Prediction
 from e4t_core.presets import TuningSettings
+from e4t_core.templates import NEUTRAL
 from e4t_core.tuning import ConceptPhotos
 from e4t_core.unet import WordError
 
@@ -176,11 +178,11 @@ def tiny_info(unet: TinyUNet, **changes: object) -> DomainInfo:
         "projections": unet.attention_projections(),
         "backbone": BackboneInfo("open_clip", "ViT-tiny", tuple(range(1, LAYERS + 1)), CLIP_WIDTH, 32),
         "scale": 0.5,
-        "templates": "neutral",
+        "templates": NEUTRAL,
         "preset": TuningSettings(),
         "image_size": 64,
         "training": {"data": "drawn", "steps": 3},
-        "licence": "Apache-2.0",
+        "license": "Apache-2.0",
     }
     return DomainInfo(**(values | changes))  # type: ignore[arg-type]
 

@@ -9,7 +9,6 @@ import torch
 import torch.nn.functional as F
 
 from e4t_core.methods.e4t.subject import find_subject
-from e4t_core.presets import TEMPLATES
 from miniworld.concept_photos import subject_masks
 from miniworld.domains import load_backbone, load_mini_domain
 from miniworld.heldout import concept_photo, held_out
@@ -48,7 +47,7 @@ def test_a_domain_finds_its_subject_and_leaves_out_background_and_accessory(weig
     with unet.using({name: offsets.apply(name, parameters[name]) for name in domain.offsets.names}):
         found = find_subject(
             unet, base.text, domain.encoder, latents=base.vae.encode(photos), clip_features=load_backbone().cls_features(photos),
-            templates=TEMPLATES["mini"], domain_word_embedding=base.text.word(word), scale=domain.info.scale,
+            templates=domain.info.templates, domain_word_embedding=base.text.word(word), scale=domain.info.scale,
             empty=base.text.empty(), seed=0, on_pass=lambda: None,
         )  # fmt: skip
     without = render(identities, [replace(scene, accessory=0) for scene in scenes])

@@ -23,9 +23,10 @@ from devtools.comfyui_source import find_or_fetch
 from devtools.miniworld_setup import CHECKPOINT, DOMAIN, PHOTO
 from devtools.places import WORKFLOWS
 from e4t_core.canonical_names import canonical_names
+from e4t_core.files.domain_file import save_domain
 from e4t_core.methods.e4t.clip_backbone import build_vision_tower
 from e4t_core.methods.e4t.concept_encoder import ConceptEncoder
-from e4t_core.methods.e4t.domain import Domain, save_domain
+from e4t_core.methods.e4t.domain import Domain
 from e4t_core.methods.e4t.domain_info import BackboneInfo, DomainInfo
 from e4t_core.methods.e4t.weight_offsets import WeightOffsets
 from e4t_core.presets import TuningSettings
@@ -69,7 +70,7 @@ def write_random_domain(path: Path, checkpoint: Path) -> None:
         projections=projections,
         backbone=backbone,
         scale=0.1,
-        templates="mini",
+        templates=("a photo of {}",),
         preset=TuningSettings(steps=STEPS, learning_rate=1e-4, regularization=0.01, batch=2, micro_batch=1),
         image_size=128,
     )

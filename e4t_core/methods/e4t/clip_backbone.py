@@ -16,10 +16,9 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from ...files.checked_file import FileError, FileKind, read_header, read_tensors, shortened, shown
 from .domain_info import PATCH_TOKENS, BackboneInfo
 
 TRANSFORMERS_ROWS = "vision_model.embeddings.position_embedding.weight"
@@ -44,8 +43,11 @@ SOURCES = {("ViT-H-14", "laion2b_s32b_b79k"): "laion/CLIP-ViT-H-14-laion2B-s32B-
 """(architecture, pretrained) -> repository, for where open_clip is not installed."""
 
 
-class BackboneError(ValueError):
+class BackboneError(FileError):
     """An image backbone that cannot be built or loaded; the message says why and what to do."""
+
+
+BACKBONE = FileKind("Image backbone file", "download or convert it again", BackboneError)
 
 
 def build_vision_tower(info: BackboneInfo) -> nn.Module:
@@ -75,20 +77,21 @@ def build_vision_tower(info: BackboneInfo) -> nn.Module:
     try:
         vision = dict(config["vision_cfg"])
         tower = _build_vision_tower(int(config["embed_dim"]), CLIPVisionCfg(**vision), config.get("quick_gelu", False))
-    except (KeyError, TypeError, ValueError) as error:
+    except Exception as error:
+        # Each of open_clip's layers refuses what it cannot use in its own way.
         raise BackboneError(
-            f"The image backbone {info.architecture!r} could not be built ({type(error).__name__}: {error}): its"
+            f"The image backbone {shown(info.architecture)} could not be built ({shortened(repr(error), 80)}): its"
             " description must hold 'embed_dim' and 'vision_cfg' as open_clip knows them."
         ) from error
     blocks = _blocks(tower, info)
     if info.layers[-1] > len(blocks):
         raise BackboneError(
-            f"Block {info.layers[-1]} of the image backbone {info.architecture!r} is to be read, but it has only"
+            f"Block {info.layers[-1]} of the image backbone {shown(info.architecture)} is to be read, but it has only"
             f" {len(blocks)}: correct the layers in the domain's description."
         )
     if tower.conv1.out_channels != info.width:
         raise BackboneError(
-            f"The image backbone {info.architecture!r} has width {tower.conv1.out_channels}, but width {info.width} is"
+            f"The image backbone {shown(info.architecture)} has width {tower.conv1.out_channels}, but width {info.width} is"
             " expected: correct the domain's description."
         )
     return tower
@@ -96,17 +99,12 @@ def build_vision_tower(info: BackboneInfo) -> nn.Module:
 
 def _config(architecture: str, known: Any) -> dict[str, Any]:
     if architecture.lstrip().startswith("{"):
-        try:
-            return json.loads(architecture)
-        except ValueError as error:
-            raise BackboneError(
-                f"The description of the image backbone is no JSON ({error}): make the domain file again."
-            ) from error
+        return json.loads(architecture)
     # With a scheme ("hf-hub:", "local-dir:") open_clip would go where a domain file sends it.
     config = None if ":" in architecture else known(architecture)
     if config is None:
         raise BackboneError(
-            f"The image backbone {architecture!r} is unknown to the installed open_clip: update open_clip_torch."
+            f"The image backbone {shown(architecture)} is unknown to the installed open_clip: update open_clip_torch."
         )
     return config
 
@@ -120,7 +118,7 @@ def _blocks(tower: nn.Module, info: BackboneInfo) -> nn.ModuleList:
 
 def _not_plain(info: BackboneInfo) -> str:
     return (
-        f"The image backbone {info.architecture!r} is no plain vision transformer, so it has no [CLS] vector per block:"
+        f"The image backbone {shown(info.architecture)} is no plain vision transformer, so it has no [CLS] vector per block:"
         " choose a ViT of open_clip."
     )
 
@@ -136,17 +134,12 @@ def read_backbone_weights(path: str | os.PathLike[str], info: BackboneInfo | Non
         info: what it should be; names where a missing file can be had.
 
     Raises:
-        BackboneError: the file is missing or no safetensors file.
+        BackboneError: the file is missing, no safetensors file, or cut.
     """
     path = Path(path)
-    if not path.is_file():
+    if not os.path.lexists(path):
         raise BackboneError(missing_backbone(path, info))
-    try:
-        tensors = load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise BackboneError(
-            f"Image backbone file {path} could not be read as safetensors ({error}): download or convert it again."
-        ) from error
+    tensors = read_tensors(path, read_header(path, BACKBONE).tensors, BACKBONE)
     if TRANSFORMERS_ROWS in tensors:
         return from_transformers(tensors)
     visual = {key.removeprefix("visual."): value for key, value in tensors.items() if key.startswith("visual.")}
@@ -231,7 +224,7 @@ class ClipBackbone:
             tower.load_state_dict({key: value.to(device, dtype) for key, value in state.items()}, assign=True)
         except RuntimeError as error:
             raise BackboneError(
-                f"The weights given for the image backbone {info.architecture!r} do not fit it"
+                f"The weights given for the image backbone {shown(info.architecture)} do not fit it"
                 f" ({' '.join(str(error).split())[:300]}): use the file this domain names."
             ) from error
         self.tower = tower.eval()

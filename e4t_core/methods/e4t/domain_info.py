@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from ...canonical_names import ATTENTION_PROJECTION
+from ...files.checked_file import shown
+from ...files.description import check_fields, check_free, choice, number, part, read_json, switch, table, text
 from ...noise_schedule import PREDICTIONS
-from ...presets import TuningSettings, templates_of
+from ...presets import TuningSettings
+from ...templates import TEMPLATE_LIMIT, TEMPLATES_LIMIT, check_templates
 from .weight_offsets import FORMS, NETWORK
 
 BACKBONE_KINDS = ("open_clip", "comfy")
@@ -18,6 +23,8 @@ READINGS = (CLS_LAYERS, PATCH_TOKENS)
 BASE_FAMILIES = ("sd1", "sd2")
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+# The largest that are read: some times what published models have.
+WIDTH, FEATURES, SIDE, BLOCKS, TOKENS, PROJECTIONS = 16_384, 1_000_000, 4096, 256, 4097, 1000
 
 
 class DomainMismatchError(ValueError):
@@ -48,18 +55,18 @@ class BackboneInfo:
         ValueError: a value is out of range.
     """
 
-    kind: str
-    architecture: str
-    layers: tuple[int, ...]
-    width: int
-    image_size: int
-    pretrained: str = ""
-    mean: tuple[float, float, float] = CLIP_MEAN
-    std: tuple[float, float, float] = CLIP_STD
-    weights_inside: bool = False
-    sha256: str = ""
-    reading: str = CLS_LAYERS
-    tokens: int = 0
+    kind: str = choice(BACKBONE_KINDS)
+    architecture: str = text(10_000, least=1)
+    layers: tuple[int, ...] = number(1, BLOCKS, count=(1, BLOCKS))
+    width: int = number(1, WIDTH)
+    image_size: int = number(1, SIDE)
+    pretrained: str = text(200, default="")
+    mean: tuple[float, float, float] = number(-100, 100, default=CLIP_MEAN, count=(3, 3))
+    std: tuple[float, float, float] = number(0, 100, above=0, default=CLIP_STD, count=(3, 3))
+    weights_inside: bool = switch(False)
+    sha256: str = text(64, default="")
+    reading: str = choice(READINGS, CLS_LAYERS)
+    tokens: int = number(0, TOKENS, default=0)
 
     @property
     def vectors(self) -> int:
@@ -67,24 +74,41 @@ class BackboneInfo:
         return self.tokens if self.reading == PATCH_TOKENS else len(self.layers)
 
     def __post_init__(self) -> None:
-        if self.reading not in READINGS:
-            raise ValueError(f"Backbone reading {self.reading!r} must be one of {', '.join(READINGS)}.")
+        check_fields(self, "Backbone")
+        if list(self.layers) != sorted(set(self.layers)):
+            raise ValueError(f"Backbone layers {shown(self.layers)} must be block numbers from 1 on, rising.")
         if self.reading == PATCH_TOKENS and (self.tokens < 1 or len(self.layers) != 1):
             raise ValueError(
                 f"Backbone reading {PATCH_TOKENS!r} needs one layer and at least 1 token, but layers are"
-                f" {self.layers!r} and tokens = {self.tokens!r}."
+                f" {shown(self.layers)} and tokens = {self.tokens!r}."
             )
         if self.reading == CLS_LAYERS and self.tokens != 0:
             raise ValueError(f"Backbone tokens = {self.tokens!r} must be 0 for reading {CLS_LAYERS!r}.")
-        if self.kind not in BACKBONE_KINDS:
-            raise ValueError(f"Backbone kind {self.kind!r} must be one of {', '.join(BACKBONE_KINDS)}.")
-        if not self.layers or list(self.layers) != sorted(set(self.layers)) or self.layers[0] < 1:
-            raise ValueError(f"Backbone layers {self.layers!r} must be block numbers from 1 on, rising.")
-        for name in ("width", "image_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"Backbone {name} = {getattr(self, name)!r} must be at least 1.")
-        if len(self.mean) != 3 or len(self.std) != 3 or not all(s > 0 for s in self.std):
-            raise ValueError(f"Backbone mean {self.mean!r} and std {self.std!r} must be three numbers, std above 0.")
+        if self.architecture.lstrip().startswith("{"):
+            _check_architecture(self.architecture)
+
+
+def _check_architecture(described: str) -> None:
+    """Check a network's description before it is built: its sizes are bounded as those of a domain are."""
+    try:
+        data = read_json(described)
+    except ValueError as error:
+        raise ValueError(f"Backbone architecture {shown(described)} cannot be read ({error}).") from error
+    check_free("Backbone architecture", data)
+    vision = data.get("vision_cfg")
+    for place, name, most in (
+        (data, "embed_dim", WIDTH),
+        (vision, "layers", BLOCKS),
+        (vision, "width", WIDTH),
+        (vision, "head_width", WIDTH),
+        (vision, "patch_size", SIDE),
+        (vision, "image_size", SIDE),
+        (vision, "mlp_ratio", 64),
+    ):
+        value = place.get(name, 1) if isinstance(place, dict) else 1
+        whole = isinstance(value, int) or (name == "mlp_ratio" and isinstance(value, float))
+        if not whole or isinstance(value, bool) or not 0 < value <= most:
+            raise ValueError(f"Backbone architecture's {name} = {shown(value)} must be above 0 and at most {most}.")
 
 
 @dataclass(frozen=True)
@@ -101,16 +125,18 @@ class DomainInfo:
         projections: canonical names of the offset matrices -> (M out, N in).
         backbone: the image backbone.
         scale: s in ``e_c = e_d + s·E``.
-        templates: name of the prompt template set.
+        templates: prompts of tuning, each with "{}" once where the word stands.
         preset: settings of tuning that suit this domain.
         image_size: side of the square photo in pixels that is learned from.
         crop_margin: room around a mask's box, as a share of the box's longer side.
         v_size: length of the offsets' learned constant.
         offset_form: "network" (the paper's), "direct" or "hypernetwork", see ``offset_forms``.
         training: how it was trained (data, rates …), for people to read.
-        licence: of its weights and data.
+        license: of its weights and data.
         step: training steps it has seen.
-        trained_with_masks: its loss counted on the subject only. ``find_subject`` leans on that.
+        base_name: of the base model it was trained on ("CompVis/stable-diffusion-v1-4"); empty if unknown.
+        trained_with_masks: its loss counted on the subject only, by exact masks. ``find_subject`` leans on that: a domain
+            that was rewarded for the background, too, tells less well where its subject ends.
         fit_threshold: the least gain (``photo_fit``) that is usual for photos of this domain; none: not measured, so that no
             photo is called unusual.
 
@@ -118,49 +144,47 @@ class DomainInfo:
         ValueError: a value is out of range.
     """
 
-    name: str
-    word: str
-    base_family: str
-    prediction: str
-    context_width: int
-    feature_width: int
-    projections: Mapping[str, tuple[int, int]]
-    backbone: BackboneInfo
-    scale: float
-    templates: str
-    preset: TuningSettings
-    image_size: int
-    crop_margin: float = 0.25
-    v_size: int = 1
+    name: str = text(100, least=1)
+    word: str = text(60, least=1, pattern=r"\S+", hint="one word without spaces")
+    base_family: str = choice(BASE_FAMILIES)
+    prediction: str = choice(PREDICTIONS)
+    context_width: int = number(1, WIDTH)
+    feature_width: int = number(1, FEATURES)
+    projections: Mapping[str, tuple[int, int]] = table(PROJECTIONS)
+    backbone: BackboneInfo = part(BackboneInfo)  # noqa: RUF009 - it makes a field
+    scale: float = number(0, 1000, above=0)
+    templates: tuple[str, ...] = text(TEMPLATE_LIMIT, least=2, count=(1, TEMPLATES_LIMIT))
+    preset: TuningSettings = part(TuningSettings)  # noqa: RUF009 - it makes a field
+    image_size: int = number(32, SIDE)
+    crop_margin: float = number(0, 10, default=0.25)
+    v_size: int = number(1, WIDTH, default=1)
     training: Mapping[str, Any] = field(default_factory=dict)
-    licence: str = ""
-    step: int = 0
-    offset_form: str = NETWORK
-    trained_with_masks: bool = False
+    license: str = text(2000, lines=True, default="")
+    step: int = number(0, 10**12, default=0)
+    offset_form: str = choice(FORMS, NETWORK)
+    base_name: str = text(300, default="")
+    trained_with_masks: bool = switch(False)
     fit_threshold: float | None = None
 
     def __post_init__(self) -> None:
-        if not self.name or not self.word:
-            raise ValueError(f"A domain needs a name and a word: name {self.name!r}, word {self.word!r}.")
-        if self.base_family not in BASE_FAMILIES:
-            raise ValueError(f"Base family {self.base_family!r} must be one of {', '.join(BASE_FAMILIES)}.")
-        if self.prediction not in PREDICTIONS:
-            raise ValueError(f"Prediction type {self.prediction!r} must be one of {', '.join(PREDICTIONS)}.")
-        for name in ("context_width", "feature_width", "image_size", "v_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"Domain {name} = {getattr(self, name)!r} must be at least 1.")
-        if not (math.isfinite(self.scale) and self.scale > 0):
-            raise ValueError(f"Domain scale s = {self.scale!r} must be a finite number above 0.")
-        if not (math.isfinite(self.crop_margin) and self.crop_margin >= 0):
-            raise ValueError(f"Domain crop_margin = {self.crop_margin!r} must be a finite number of at least 0.")
-        if self.step < 0:
-            raise ValueError(f"Domain step = {self.step!r} must be at least 0.")
-        if self.offset_form not in FORMS:
-            raise ValueError(f"Domain offset_form = {self.offset_form!r} must be one of {', '.join(FORMS)}.")
-        templates_of(self.templates)
+        check_fields(self, "Domain")
+        check_templates(self.templates)
         fit = self.fit_threshold
         if fit is not None and not (type(fit) in (int, float) and math.isfinite(fit) and fit <= 1):
-            raise ValueError(f"Domain fit_threshold = {fit!r} must be a finite number of at most 1.")
+            raise ValueError(f"Domain fit_threshold = {shown(fit)} must be a finite number of at most 1.")
+        if not isinstance(self.training, Mapping):
+            raise ValueError(f"Domain training = {shown(self.training)} must be a table.")
+        check_free("Domain training", self.training)
+        _check_projections(self.projections)
+
+
+def _check_projections(projections: Mapping[str, tuple[int, int]]) -> None:
+    for name, shape in projections.items():
+        if not isinstance(name, str) or not re.fullmatch(ATTENTION_PROJECTION, name):
+            raise ValueError(f"Domain projection {shown(name)} must have the name of an attention projection's weight.")
+        fits = isinstance(shape, tuple) and len(shape) == 2 and all(type(side) is int for side in shape)
+        if not fits or not all(1 <= side <= WIDTH for side in shape):
+            raise ValueError(f"Domain projection {name} = {shown(shape)} must be two widths from 1 to {WIDTH}.")
 
 
 def check_base(
@@ -209,3 +233,33 @@ def check_base(
             f"Domain {info.name!r} reads UNet features of width {info.feature_width}, but this base model gives"
             f" {feature_width}: {advice}."
         )
+
+
+def base_note(info: DomainInfo, wired: str = "") -> str:
+    """A note on the base model that a domain was trained on, or "" where there is nothing to say.
+
+    A domain fits every base of its family, but it was trained on one, and predicts best there. Which one is wired cannot be
+    known from its weights.
+
+    Args:
+        info: the domain's.
+        wired: what is known of the wired base: a name or a file name ("v1-5-pruned-emaonly.safetensors"); may be empty.
+    """
+    if not info.base_name or info.base_name == wired:
+        return ""
+    trained, found = base_version(info.base_name), base_version(wired)
+    if trained and trained == found:
+        return ""
+    name = f"Stable Diffusion {trained} ({info.base_name})" if trained else info.base_name
+    if trained and found:
+        return (
+            f"Domain {info.name!r} was trained on {name}, and {wired} is called {found}: the person may come out less"
+            " alike."
+        )
+    return f"Domain {info.name!r} was trained on {name}: with another base model the person may come out less alike."
+
+
+def base_version(name: str) -> str:
+    """The version of Stable Diffusion that a base model's name or file name says ("1.4"), or "" if it says none."""
+    match = re.search(r"(?<![\d.])(?:(1)[-_.]([1-5])|(2)[-_.]([01]))(?!\d)", re.split(r"[/\\]", name)[-1])
+    return "" if match is None else f"{match[1] or match[3]}.{match[2] or match[4]}"

@@ -20,7 +20,6 @@ import torch
 from torch import Tensor
 
 from ...objective import draw_samples, predict_offset
-from ...presets import templates_of
 from ...tuning import ConceptPhotos
 from ...unet import TextEncoder, UNet
 from .concept_encoder import OffsetEncoder
@@ -64,7 +63,7 @@ def photo_gains(
     encoder, offsets = _on(device, domain.encoder), _on(device, domain.offsets)
     fixed = offsets.fixed(clip_features.mean(dim=0, keepdim=True))
     domain_word, empty = text.word(domain.info.word).to(device, torch.float32), text.empty().to(device)
-    templates = templates_of(domain.info.templates)
+    templates = domain.info.templates
     lowest, end = (round(share * unet.schedule.timesteps) for share in RANGE)
 
     def gain(photo: int, levels: range) -> Tensor:

@@ -21,10 +21,11 @@ def about_fit(info: DomainInfo, gains: Sequence[float]) -> list[str]:
     if len(found) > 1:
         which = f"photos {', '.join(str(number + 1) for number in found)} do"
     scores = ", ".join(f"{gains[number]:.2f}" for number in found)
-    return [
+    warning = (
         f"To the domain {info.name!r} {which} not look like {info.word!r} (score {scores}, usual {info.fit_threshold:.2f}"
         " or more): the result may not look like it. Crop closer with a mask, or load a domain that was made for it."
-    ]
+    )
+    return [warning]
 
 
 def about_subject(info: DomainInfo) -> list[str]:

@@ -16,7 +16,8 @@ from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
 from ....e4t_core.concept import Concept
-from ....e4t_core.methods.e4t.domain import Domain, check_base
+from ....e4t_core.methods.e4t.domain import Domain
+from ....e4t_core.methods.e4t.domain_info import check_base
 from ....e4t_core.methods.e4t.photo_fit import photo_gains
 from ....e4t_core.presets import TuningSettings
 from ....e4t_core.tuning import ConceptPhotos, tune

@@ -21,7 +21,8 @@ def about_trigger(clip: comfy.sd.CLIP, trigger: str) -> list[str]:
     number = tokenizer.tokenizer.get_vocab().get(trigger.lower() + WORD_END)
     if number is None or number >= COMMON:
         return []
-    return [
+    note = (
         f"{trigger!r} is an everyday word: from now on it stands for the photo wherever it is written just so (capitals"
         " count) in a prompt of this CLIP. Choose a word such as S* or ohwx if that is not meant."
-    ]
+    )
+    return [note]

@@ -1,4 +1,4 @@
-"""The peer's checkpoints, written from their specification at any width, and what it computes, spelled out slowly.
+"""mkshing's checkpoints, written from their specification at any width, and what it computes, spelled out slowly.
 
 Nothing of the conversion or of the core is used here but open_clip's transformer blocks: everything else is a second, naive
 implementation in float64.
@@ -40,7 +40,7 @@ def architecture(grid: int = 4, patch: int = 56, layers: int = 2, width: int = 8
 
 
 def make_tower(described: str, seed: int = 0) -> nn.Module:
-    """open_clip's tower with random weights; its projection is removed, as in the peer's files."""
+    """open_clip's tower with random weights; its projection is removed, as in mkshing's files."""
     from open_clip.model import CLIPVisionCfg, _build_vision_tower
 
     config = json.loads(described)
@@ -54,7 +54,7 @@ def make_tower(described: str, seed: int = 0) -> nn.Module:
 
 
 def encoder_state(tower: nn.Module, tokens: int, features: int, words: int, seed: int = 1) -> dict[str, Tensor]:
-    """``encoder.pt``: the tower and the peer's own layers."""
+    """``encoder.pt``: the tower and mkshing's own layers."""
     draw = torch.Generator().manual_seed(seed)
     width = tower.state_dict()["class_embedding"].shape[0]
     layers = {
@@ -168,7 +168,7 @@ CONFIG = {
 
 
 def write(folder: Path, config: Mapping[str, Any] | None = None, **files: Mapping[str, Any]) -> Path:
-    """A directory of the peer's: ``config.json`` and one ``.pt`` file per keyword."""
+    """A directory as mkshing writes it: ``config.json`` and one ``.pt`` file per keyword."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(CONFIG if config is None else config))
     for name, state in files.items():

@@ -1,4 +1,4 @@
-"""A whole directory of the peer's, read and checked."""
+"""A whole directory as mkshing/e4t-diffusion writes it, read and checked."""
 
 from __future__ import annotations
 
@@ -8,22 +8,30 @@ from pathlib import Path
 
 from torch import Tensor
 
+from e4t_core.files.checked_file import FileKind, check_is_file, check_is_folder
 from e4t_core.methods.e4t.weight_offsets import WeightOffsets
 
-from .peer_config import PeerConfig, read_config
-from .peer_encoder import PeerEncoder, read_encoder
-from .peer_offsets import STOCK_MATRICES, check_unet, is_offset, read_offsets
-from .peer_tensors import ADVICE, PeerFileError, check_finite, read_tensors
+from .mkshing_config import MkshingConfig, read_config
+from .mkshing_encoder import MkshingEncoder, read_encoder
+from .mkshing_offsets import STOCK_MATRICES, check_unet, is_offset, read_offsets
+from .mkshing_tensors import FILE, MkshingFileError, check_numbers, read_tensors
 
 logger = logging.getLogger(__name__)
+
+DIRECTORY = FileKind(
+    "Directory",
+    "download or copy it again",
+    MkshingFileError,
+    "name one with config.json, encoder.pt and weight_offsets.pt",
+)
 
 # What the encoder reads of a whole SD 1.x or 2.x UNet.
 STOCK_FEATURES = 10880
 
 
 @dataclass(frozen=True, eq=False)
-class PeerDirectory:
-    """A directory of the peer's.
+class MkshingDirectory:
+    """A directory of mkshing's files.
 
     Attributes:
         path: where it is.
@@ -36,23 +44,20 @@ class PeerDirectory:
     """
 
     path: Path
-    config: PeerConfig
-    encoder: PeerEncoder
+    config: MkshingConfig
+    encoder: MkshingEncoder
     offsets: WeightOffsets
     unet: dict[str, Tensor]
     text_encoder: dict[str, Tensor] | None
 
 
-def read_directory(path: Path) -> PeerDirectory:
+def read_directory(path: Path) -> MkshingDirectory:
     """Read and check a pre-trained or tuned directory.
 
     Raises:
-        PeerFileError: a file is missing, holds more than tensors, or keys, shapes or counts are off.
+        MkshingFileError: a file is missing, holds more than tensors, or keys, shapes or counts are off.
     """
-    if not path.is_dir():
-        raise PeerFileError(
-            f"Directory {path} was not found: name one with config.json, encoder.pt and weight_offsets.pt."
-        )
+    check_is_folder(path, DIRECTORY)
     config = read_config(path / "config.json")
     logger.info("Reading %s.", path / "encoder.pt")
     encoder = read_encoder(path / "encoder.pt")
@@ -68,9 +73,9 @@ def read_directory(path: Path) -> PeerDirectory:
         check_unet(source, unet, offsets)
     _check_belongs_together(path, source, encoder, offsets)
     text_encoder = None
-    if config.tuned and (path / "text_encoder.pt").is_file():
+    if config.tuned and (path / "text_encoder.pt").exists():
         text_encoder = _read_text_encoder(path / "text_encoder.pt")
-    return PeerDirectory(path, config, encoder, offsets, unet, text_encoder)
+    return MkshingDirectory(path, config, encoder, offsets, unet, text_encoder)
 
 
 def context_width(offsets: WeightOffsets) -> int:
@@ -78,29 +83,32 @@ def context_width(offsets: WeightOffsets) -> int:
     return next(shape[1] for name, shape in offsets.shapes.items() if name.endswith("attn2.to_k.weight"))
 
 
-def _offsets_file(path: Path, config: PeerConfig) -> Path:
+def _offsets_file(path: Path, config: MkshingConfig) -> Path:
     """``unet.pt`` of a tuned directory, which early ones lack; ``weight_offsets.pt`` of a pre-trained one."""
     order = ("unet.pt", "weight_offsets.pt") if config.tuned else ("weight_offsets.pt", "unet.pt")
     for name in order:
-        if (path / name).is_file():
+        if (path / name).exists():
+            check_is_file(path / name, FILE)
             return path / name
-    raise PeerFileError(
-        f"Directory {path} has no weight offsets, neither {order[0]} nor {order[1]}: put the file there, or name another"
-        " directory."
+    raise DIRECTORY.fault(
+        path,
+        f"has no weight offsets, neither {order[0]} nor {order[1]}",
+        "put the file there, or name another directory",
     )
 
 
-def _check_belongs_together(path: Path, source: Path, encoder: PeerEncoder, offsets: WeightOffsets) -> None:
+def _check_belongs_together(path: Path, source: Path, encoder: MkshingEncoder, offsets: WeightOffsets) -> None:
     width, words = context_width(offsets), encoder.network.word_width
     if words != width:
-        raise PeerFileError(
-            f"The encoder in {path / 'encoder.pt'} gives words of width {words}, but the offsets in {source.name} are for"
-            f" a text encoder of width {width}: take both files from one checkpoint."
+        raise FILE.fault(
+            path / "encoder.pt",
+            f"gives words of width {words}, but the offsets in {source.name} are for a text encoder of width {width}",
+            "take both files from one checkpoint",
         )
     if encoder.network.feature_width == STOCK_FEATURES and len(offsets.names) != STOCK_MATRICES:
-        raise PeerFileError(
-            f"File {source} holds offsets of {len(offsets.names)} attention matrices, {9 * len(offsets.names)} tensors,"
-            f" but the UNet that the encoder reads has {STOCK_MATRICES}, {9 * STOCK_MATRICES} tensors: {ADVICE}."
+        raise FILE.fault(
+            source,
+            f"holds offsets of {len(offsets.names)} attention matrices, but the encoder's UNet has {STOCK_MATRICES}",
         )
 
 
@@ -110,6 +118,6 @@ def _read_text_encoder(path: Path) -> dict[str, Tensor]:
     tensors.pop("text_model.embeddings.position_ids", None)
     rows = tensors.get("text_model.embeddings.token_embedding.weight")
     if rows is None or rows.ndim != 2 or not all(key.startswith("text_model.") for key in tensors):
-        raise PeerFileError(f"File {path} is no text encoder of Stable Diffusion: {ADVICE}.")
-    check_finite(path, tensors)
+        raise FILE.fault(path, "is no text encoder of Stable Diffusion")
+    check_numbers(path, tensors)
     return tensors

@@ -1,4 +1,4 @@
-"""The peer's ``encoder.pt``: its encoder's own layers, and the image backbone's weights (``clip_vision.*``)."""
+"""mkshing's ``encoder.pt``: its encoder's own layers, and the image backbone's weights (``clip_vision.*``)."""
 
 from __future__ import annotations
 
@@ -10,9 +10,11 @@ from pathlib import Path
 
 from torch import Tensor
 
+from e4t_core.files.checked_file import check_keys
+from e4t_core.methods.e4t.domain_info import BLOCKS, TOKENS
 from e4t_core.methods.e4t.patch_token_encoder import PatchTokenEncoder
 
-from .peer_tensors import ADVICE, PeerFileError, Shape, check_keys, check_tensors, read_tensors, size
+from .mkshing_tensors import FILE, Shape, check_tensors, counted, read_tensors, size
 
 TOWER = "clip_vision."
 OURS = {
@@ -21,12 +23,12 @@ OURS = {
     "feature_linear": "feature",
     "final_linear": "final",
 }
-FIRST = re.compile(r"first_linears\.(\d+)\.(weight|bias)")
-BLOCK = re.compile(r"transformer\.resblocks\.(\d+)\..+")
+FIRST = re.compile(r"first_linears\.([0-9]+)\.(?:weight|bias)")
+BLOCK = re.compile(r"transformer\.resblocks\.([0-9]+)\..+")
 
 
 @dataclass(frozen=True, eq=False)
-class PeerTower:
+class MkshingTower:
     """An open_clip vision transformer without projection, as it stands in ``encoder.pt``.
 
     Attributes:
@@ -42,40 +44,42 @@ class PeerTower:
 
 
 @dataclass(frozen=True, eq=False)
-class PeerEncoder:
+class MkshingEncoder:
     """``encoder.pt``, checked. ``tower`` is none where the file was saved without it (its first versions did so)."""
 
     network: PatchTokenEncoder
-    tower: PeerTower | None
+    tower: MkshingTower | None
 
 
-def read_encoder(path: Path) -> PeerEncoder:
+def read_encoder(path: Path) -> MkshingEncoder:
     """Read ``encoder.pt``; ViT-H/14 and SD 1.x: 657 tensors, 266 without the backbone.
 
     Raises:
-        PeerFileError: tensors are missing or unknown, or shapes or counts do not belong together.
+        MkshingFileError: tensors are missing or unknown, or shapes or counts do not belong together.
     """
     tensors = read_tensors(path)
     state = {key.removeprefix(TOWER): value for key, value in tensors.items() if key.startswith(TOWER)}
     tower = _tower(path, state) if state else None
     network = _network(path, {key: value for key, value in tensors.items() if not key.startswith(TOWER)})
     if tower and (tower.tokens, tower.width) != (network.layers, network.clip_width):
-        raise PeerFileError(
-            f"File {path} holds {network.layers} first_linears of width {network.clip_width}, but its backbone gives"
-            f" {tower.tokens} tokens ([CLS] and every second patch) of width {tower.width}: {ADVICE}."
+        raise FILE.fault(
+            path,
+            f"holds {network.layers} first_linears of width {network.clip_width}, but its backbone gives {tower.tokens}"
+            f" tokens of width {tower.width}",
         )
-    return PeerEncoder(network, tower)
+    return MkshingEncoder(network, tower)
 
 
 def _network(path: Path, head: Mapping[str, Tensor]) -> PatchTokenEncoder:
-    count = 1 + max((int(match[1]) for key in head if (match := FIRST.fullmatch(key))), default=-1)
+    count = counted(path, head, FIRST, TOKENS)
     if count == 0:
-        raise PeerFileError(
-            f"File {path} holds no first_linears, so it is another kind of encoder than the one that can be converted:"
-            " name the directory of a checkpoint that reads open_clip's ViT-H-14."
+        raise FILE.fault(
+            path,
+            "holds no first_linears, so it is an encoder of another kind",
+            "name the directory of a checkpoint that reads open_clip's ViT-H-14",
         )
     layers = [*OURS, *(f"first_linears.{index}" for index in range(count))]
-    check_keys(path, head, {f"{layer}.{part}" for layer in layers for part in ("weight", "bias")})
+    check_keys(path, FILE, head, {f"{layer}.{part}" for layer in layers for part in ("weight", "bias")})
     features = size(path, head, "unet_feature_embedder.0.weight", axis=1, axes=2)
     width, word = size(path, head, "feature_linear.bias"), size(path, head, "final_linear.bias")
     network = PatchTokenEncoder(count, width, features, word, device="meta")
@@ -88,12 +92,13 @@ def _network(path: Path, head: Mapping[str, Tensor]) -> PatchTokenEncoder:
     return network
 
 
-def _tower(path: Path, state: dict[str, Tensor]) -> PeerTower:
-    blocks = 1 + max((int(match[1]) for key in state if (match := BLOCK.fullmatch(key))), default=0)
+def _tower(path: Path, state: dict[str, Tensor]) -> MkshingTower:
+    blocks = max(counted(path, state, BLOCK, BLOCKS), 1)
     named = {f"{TOWER}{key}": value for key, value in state.items()}
     needed = ("conv1.weight", "positional_embedding", "transformer.resblocks.0.mlp.c_fc.bias")
     check_keys(
         path,
+        FILE,
         {key: named[key] for key in named if key.removeprefix(TOWER) in needed},
         {f"{TOWER}{key}" for key in needed},
     )
@@ -105,11 +110,10 @@ def _tower(path: Path, state: dict[str, Tensor]) -> PeerTower:
     check_tensors(path, named, {f"{TOWER}{key}": shape for key, shape in shapes.items()})
     side = math.isqrt(positions - 1)
     if side < 1 or side * side != positions - 1:
-        raise PeerFileError(
-            f"Tensor {TOWER}positional_embedding of {path} has {positions} rows, which is not [CLS] and a square of"
-            f" patches: {ADVICE}."
+        raise FILE.fault(
+            path, f"holds {TOWER}positional_embedding of {positions} rows, which is not [CLS] and a square of patches"
         )
-    return PeerTower(state, width, blocks, side * patch, 1 + (positions - 1) // 2)
+    return MkshingTower(state, width, blocks, side * patch, 1 + (positions - 1) // 2)
 
 
 def _tower_shapes(width: int, patch: int, positions: int, blocks: int, hidden: int) -> dict[str, Shape]:
