@@ -22,7 +22,7 @@ from torch import Tensor
 
 from commands.progress import Progress
 from e4t_core.methods.e4t.domain import Domain
-from e4t_core.methods.e4t.photo_fit import photo_gains
+from e4t_core.methods.e4t.photo_fit import least_usual, photo_gains
 from e4t_core.tuning import ConceptPhotos
 from miniworld.attributes import Identity, Scene, random_scene
 from miniworld.concept_photos import subject_masks
@@ -35,7 +35,6 @@ from miniworld.renderer import SIZE, render
 from .arms import WEIGHTS
 from .report import table
 
-WARNED = 0.01  # of the domain's own photos, at most
 TILES = 4  # per side, of a shuffled photo
 
 
@@ -110,11 +109,6 @@ def photographs(folder: Path, number: int) -> Tensor:
     left, top = (int(rng.integers(length - side + 1)) for length in picture.size)
     square = picture.crop((left, top, left + side, top + side)).resize((SIZE, SIZE), Image.Resampling.BICUBIC)
     return torch.from_numpy(np.array(square)).movedim(-1, 0).float() / 255
-
-
-def least_usual(gains: list[float]) -> float:
-    """The gain below which at most ``WARNED`` of these lie, down to two decimals."""
-    return math.floor(100 * sorted(gains)[int(WARNED * len(gains))]) / 100
 
 
 def kinds(word: str, options: argparse.Namespace) -> dict[str, tuple[int, Callable[[int], Tensor]]]:

@@ -7,6 +7,7 @@ import torch
 from e4t_pack.nodes.host.learning import masks as meaning
 from e4t_pack.nodes.host.learning.masks import AUTO, LEARN_HERE, LEAVE_OUT, marks_surroundings
 from e4t_pack.nodes.host.learning.photos import NEUTRAL, PhotoError, prepare_photos
+from PIL import Image
 from world import photo
 
 HEIGHT, WIDTH = 120, 160
@@ -179,6 +180,24 @@ def test_of_several_photos_each_has_its_own_mask_and_the_note_says_which():
 def test_a_mask_with_nothing_painted_is_no_mask_and_nothing_is_said(means):
     made = prepared(image_of(RGB), torch.zeros((1, 64, 64)), means)
     assert made.masks is None and not made.notes
+
+
+@pytest.mark.parametrize("hidden", ["black", "the background"])
+def test_a_cut_out_file_through_load_image_is_learned_the_right_way_round(tmp_path, monkeypatch, hidden):
+    import folder_paths
+
+    import nodes
+
+    alpha = bust(0.2, 0.6) if hidden == "black" else SUBJECTS["a wide bust"]
+    colors = RGB * alpha if hidden == "black" else RGB
+    pixels = (torch.cat([colors, alpha[None]]).movedim(0, -1) * 255).round().byte().numpy()
+    Image.fromarray(pixels, "RGBA").save(tmp_path / "cut_out.png")
+    monkeypatch.setattr(folder_paths, "input_directory", str(tmp_path))
+    image, mask = nodes.LoadImage().load_image("cut_out.png")
+    made = prepared(image, mask)
+    expected = prepared(image_of(torch.cat([RGB, alpha[None]])))
+    assert torch.equal(made.masks, expected.masks) and torch.allclose(made.images, expected.images, atol=0.02)
+    assert "what it spares is learned" in made.notes[0]
 
 
 # On the node ---------------------------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ import torch
 from tiny import TinyText, TinyUNet, tiny_domain, tiny_photos
 
 from e4t_core.files.domain_file import load_domain, save_domain
-from e4t_core.methods.e4t.photo_fit import LEVELS, RANGE, photo_gains, unusual
+from e4t_core.methods.e4t.photo_fit import LEVELS, RANGE, least_usual, photo_gains, unusual
 from e4t_core.objective import draw_samples, predict_offset
 
 
@@ -59,6 +59,13 @@ def test_only_photos_below_the_threshold_are_unusual_and_none_without_one() -> N
     gains = (0.2, -0.1, 0.05, math.nan)
     assert unusual(gains, 0.05) == (1,)
     assert unusual(gains, None) == () and unusual((), 0.5) == ()
+
+
+@pytest.mark.parametrize(("count", "below"), [(1, 0), (99, 0), (100, 1), (250, 2)])
+def test_at_most_one_in_a_hundred_photos_is_called_unusual(count: int, below: int) -> None:
+    gains = [0.0101 * (number + 1) - 0.5 for number in range(count)]
+    threshold = least_usual(list(reversed(gains)))
+    assert len(unusual(gains, threshold)) <= below and len(unusual(gains, threshold + 0.02)) > below
 
 
 def test_what_is_usual_travels_in_the_domain_file_and_does_not_make_it_another_domain(tmp_path) -> None:

@@ -13,6 +13,7 @@ gain over the domain word alone tell less: ``python -m benchmarks.photo_fit`` me
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
@@ -32,6 +33,7 @@ Module = TypeVar("Module", OffsetEncoder, Offsets)
 # show, a word explains little of any photo.
 LEVELS = 16
 RANGE = (0.4, 1.0)
+RARE = 0.01  # of a domain's own photos are called unusual, at most
 # Not the tuning's: what is said of a photo does not depend on that.
 SEED = 0
 
@@ -105,6 +107,15 @@ def _on(device: torch.device, module: Module) -> Module:
     copy = module.blank().to_empty(device=device)
     copy.load_state_dict(module.state_dict())
     return copy.eval()
+
+
+def least_usual(gains: Sequence[float]) -> float:
+    """The gain below which at most ``RARE`` of a domain's own photos lie, down to two decimals: its ``fit_threshold``.
+
+    Args:
+        gains: of 100 photos or more that the domain was NOT trained on; those it was trained on gain more.
+    """
+    return math.floor(100 * sorted(gains)[int(RARE * len(gains))]) / 100
 
 
 def unusual(gains: Sequence[float], threshold: float | None) -> tuple[int, ...]:
