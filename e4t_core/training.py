@@ -117,6 +117,7 @@ class StepReport:
         total: micro-batches of the whole run.
         losses: losses of the finished steps.
         masks: ``(n, 1, h, w)``, by how much each latent cell of the photos is learned; none: all alike, or not known yet.
+        notes: what a person should know already, each one sentence.
     """
 
     phase: Phase
@@ -128,6 +129,7 @@ class StepReport:
     total: int
     losses: tuple[float, ...]
     masks: Tensor | None = None
+    notes: tuple[str, ...] = ()
 
 
 OnStep = Callable[[StepReport], object]
@@ -142,18 +144,19 @@ class Run(Protocol):
         photos: on the UNet's device, as :meth:`Photos.for_training` gives them; :meth:`prepare` may add masks.
         templates: prompts, each with "{}" once where the word stands.
         seed: of noise, timesteps and templates.
-        passes: how many passes :meth:`prepare` ("subject") and :meth:`concept` ("word") make.
+        notes: what a person should know already, each one sentence.
     """
 
     base: BaseModel
     photos: Photos
     templates: Sequence[str]
     seed: int
+    notes: tuple[str, ...]
 
     def passes(self, plan: MemoryPlan) -> Mapping[Phase, int]:
         """How many passes :meth:`prepare` ("subject") and :meth:`concept` ("word") make; left out: none."""
 
-    def prepare(self, on_pass: OnPass) -> None:
+    def prepare(self, plan: MemoryPlan, on_pass: OnPass) -> None:
         """What has to be known before the first step; ``on_pass`` is called after every pass."""
 
     def groups(self) -> list[dict[str, Any]]:
@@ -231,7 +234,7 @@ class _Loop:
         self.notes: list[str] = []
 
     def go(self) -> Concept:
-        self.run.prepare(self._counted("subject"))
+        self.run.prepare(self.plan, self._counted("subject"))
         if self.settings.steps > 0:
             self._train()
         with torch.no_grad():
@@ -340,10 +343,9 @@ class _Loop:
     def _report(self, phase: Phase, step: int, micro: int, micros: int) -> None:
         self.done += 1
         if self.on_step is not None:
-            losses, masks = tuple(self.losses), self.run.photos.masks
-            self.on_step(
-                StepReport(phase, step, self.settings.steps, micro, micros, self.done, self.total, losses, masks)
-            )
+            losses, masks, notes = tuple(self.losses), self.run.photos.masks, (*self.run.notes, *self.notes)
+            steps = self.settings.steps
+            self.on_step(StepReport(phase, step, steps, micro, micros, self.done, self.total, losses, masks, notes))
 
 
 def chunks(count: int, size: int) -> Iterator[range]:

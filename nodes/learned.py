@@ -6,6 +6,7 @@ from typing import Any
 
 from comfy_api.latest import io
 
+from .host.learning.masks import AUTO, LEARN_HERE, LEAVE_OUT, MASK_MEANINGS
 from .host.learning.result_store import ResultStore
 from .host.prompt import concept_clip
 from .host.sampling import patched_model
@@ -26,11 +27,16 @@ def photo_inputs() -> list[io.Input]:
         io.Model.Input("model", tooltip="A Stable Diffusion 1.x or 2.x base model, also with LoRAs."),
         io.Clip.Input("clip", tooltip="Its text encoder."),
         io.Vae.Input("vae", tooltip="Its VAE."),
-        io.Image.Input("image", tooltip="The photo. A batch is several photos of ONE person or thing."),
+        io.Image.Input(
+            "image",
+            tooltip="The photo. A batch (Batch Images) is several photos of ONE person or thing; a LIST of photos runs this node"
+            " once for each, and gives a concept of its own for each. Where a picture is transparent nothing is learned.",
+        ),
         io.Mask.Input(
             "mask",
             optional=True,
-            tooltip="1 = learn here; the crop follows it. Paint over the subject in Load Image's mask editor.",
+            tooltip="1 = learn here; the crop follows it. Paint over the subject in Load Image's mask editor. A cut-out picture's"
+            " mask marks the background: that is recognized, and said on the node.",
         ),
     ]
 
@@ -41,7 +47,7 @@ def trigger_and_seed_inputs() -> list[io.Input]:
         io.String.Input(
             "trigger",
             default="S*",
-            tooltip="What stands for the photo in prompts. embedding:e4t/ and the trigger works as well.",
+            tooltip="What stands for the photo in prompts; capitals count. embedding:e4t/ and the trigger works as well.",
         ),
         io.Int.Input(
             "seed",
@@ -53,6 +59,19 @@ def trigger_and_seed_inputs() -> list[io.Input]:
             tooltip="Of the learning. The same inputs and seed give the same concept.",
         ),
     ]
+
+
+def mask_input() -> io.Input:
+    """What the mask marks; for those whose mask is taken for something else."""
+    return io.Combo.Input(
+        "mask_means",
+        options=list(MASK_MEANINGS),
+        default=AUTO,
+        optional=True,
+        advanced=True,
+        tooltip=f"What the mask marks. '{AUTO}': where to learn, unless it covers the border and spares the middle."
+        f" '{LEARN_HERE}': always where to learn. '{LEAVE_OUT}': what to leave out.",
+    )
 
 
 def validate_trigger(trigger: str | None) -> bool | str:

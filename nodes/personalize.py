@@ -8,10 +8,18 @@ from comfy_api.latest import io
 
 from ..e4t_core.methods.e4t.method import E4T
 from .host.learning.learn import learn
+from .host.learning.masks import AUTO
 from .host.learning.request import LoadedDomain, Request
 from .host.learning.result_store import STORE
 from .host.learning.settings_choice import SettingsChoice
-from .learned import LEARNED_OUTPUTS, learned_output, photo_inputs, trigger_and_seed_inputs, validate_trigger
+from .learned import (
+    LEARNED_OUTPUTS,
+    learned_output,
+    mask_input,
+    photo_inputs,
+    trigger_and_seed_inputs,
+    validate_trigger,
+)
 from .sockets import DomainIO, SettingsIO
 
 
@@ -34,6 +42,7 @@ class Personalize(io.ComfyNode):
                 *photo_inputs()[3:],
                 SettingsIO.Input("settings", optional=True, tooltip="Unconnected: the domain's preset."),
                 *trigger_and_seed_inputs(),
+                mask_input(),
             ],
             outputs=LEARNED_OUTPUTS,
         )
@@ -54,6 +63,7 @@ class Personalize(io.ComfyNode):
         seed: int = 0,
         mask: Any = None,
         settings: SettingsChoice | None = None,
+        mask_means: str = AUTO,
     ) -> io.NodeOutput:
         choice, info = settings or SettingsChoice(), domain.domain.info
         request = Request(
@@ -72,5 +82,6 @@ class Personalize(io.ComfyNode):
             loaded=domain,
             sampling=choice.sampling,
             notes=choice.notes(info.preset),
+            mask_means=mask_means,
         )
         return learned_output(model, clip, learn(request, STORE), STORE)

@@ -8,9 +8,17 @@ from comfy_api.latest import io
 
 from ..e4t_core.methods.textual_inversion import TextualInversion, TextualInversionSettings
 from .host.learning.learn import learn
+from .host.learning.masks import AUTO
 from .host.learning.request import Request
 from .host.learning.result_store import STORE
-from .learned import LEARNED_OUTPUTS, learned_output, photo_inputs, trigger_and_seed_inputs, validate_trigger
+from .learned import (
+    LEARNED_OUTPUTS,
+    learned_output,
+    mask_input,
+    photo_inputs,
+    trigger_and_seed_inputs,
+    validate_trigger,
+)
 from .widgets import inputs_of
 
 CROP_MARGIN = 0.25
@@ -47,6 +55,7 @@ class LearnTextualInversion(io.ComfyNode):
                     " 768 for SD 2.1-v).",
                 ),
                 *inputs_of(TextualInversionSettings),
+                mask_input(),
             ],
             outputs=LEARNED_OUTPUTS,
         )
@@ -67,6 +76,7 @@ class LearnTextualInversion(io.ComfyNode):
         class_word: str = "face",
         size: int = 512,
         mask: Any = None,
+        mask_means: str = AUTO,
         **values: Any,
     ) -> io.NodeOutput:
         word = class_word.strip()
@@ -83,5 +93,6 @@ class LearnTextualInversion(io.ComfyNode):
             size,
             CROP_MARGIN,
             decides=(word,),
+            mask_means=mask_means,
         )
         return learned_output(model, clip, learn(request, STORE), STORE)

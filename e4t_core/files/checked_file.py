@@ -24,7 +24,7 @@ from torch import Tensor
 
 MESSAGE_LIMIT = 300  # characters
 # Room for what is wrong, however long the path is.
-FAULT_ROOM = 150
+FAULT_ROOM = 90
 # Bytes. A whole Stable Diffusion XL checkpoint has 0.3 MB; trainers store some megabytes of statistics.
 HEADER_LIMIT = 16 * 2**20
 NAME_LIMIT = 200  # characters; a network with longer names would take minutes to build
@@ -346,8 +346,9 @@ def check_shapes(
         if tuple(found[name].shape) != tuple(shape):
             raise kind.fault(
                 path,
-                f"holds {shown_name(name)} in the shape {shown(tuple(found[name].shape), 40)} in place of"
-                f" {shown(tuple(shape), 40)}",
+                # The name is the longest part, and the first to be cut.
+                f"holds the shape {shown(tuple(found[name].shape), 40)} in place of {shown(tuple(shape), 40)} as"
+                f" {shown_name(name)}",
             )
 
 

@@ -93,13 +93,14 @@ class TextualInversionRun:
         device = next(iter(self.effective.values())).device
         self.photos = photos.for_training(settings, device)
         self.templates = method.templates
+        self.notes: tuple[str, ...] = ()
         start = base.text.word(method.class_word).detach().to(device, torch.float32)
         self.embedding = nn.Parameter(start.expand(settings.vectors, -1).clone())
 
     def passes(self, plan: MemoryPlan) -> Mapping[Phase, int]:
         return {}
 
-    def prepare(self, on_pass: OnPass) -> None:
+    def prepare(self, plan: MemoryPlan, on_pass: OnPass) -> None:
         """Nothing has to be known before."""
 
     def groups(self) -> list[dict[str, Any]]:

@@ -113,12 +113,14 @@ def run(base, domain, monkeypatch):
         seed=1,
         mask=None,
         of=domain,
+        mask_means="auto",
         **sampling,
     ):
         image = photo() if image is None else image
         if sampling or isinstance(settings, TuningSettings):
             settings = chosen(settings or of.info.preset, **sampling)
-        return Personalize.execute(model, clip, vae, LoadedDomain(of), image, word, seed, mask, settings).args
+        loaded = LoadedDomain(of)
+        return Personalize.execute(model, clip, vae, loaded, image, word, seed, mask, settings, mask_means).args
 
     execute.tunings = 0
     monkeypatch.setattr(learn, "train", counted)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import logging
 import re
 
 import comfy.sd
@@ -86,15 +85,6 @@ def test_another_number_of_masks_than_photos_is_refused(base, domain):
 def test_odd_photos_simply_work(base, domain, image, mask):
     _, _, parts, _ = personalize(base, domain, image, mask)
     assert torch.isfinite(parts.concept.embedding[0]).all()
-
-
-def test_an_all_zero_mask_is_no_mask_with_a_note(base, domain, caplog):
-    with caplog.at_level(logging.INFO):
-        _, _, with_zero, _ = personalize(base, domain, mask=torch.zeros((1, 64, 64)))
-    assert "mask is all zero" in caplog.text
-    STORE.clear()
-    _, _, without, _ = personalize(base, domain)
-    assert torch.equal(with_zero.concept.embedding[0], without.concept.embedding[0])
 
 
 def test_a_ten_thousand_pixel_photo_is_scaled_down():

@@ -16,7 +16,7 @@ from ...fingerprint import fingerprint
 from ...memory_plan import MemoryPlan
 from ...training import BaseModel, OnPass, Phase, Photos, TuningError, chunks
 from ...weight_changes import Full, Scaled
-from . import subject
+from . import photo_fit, subject
 from .domain import Domain
 from .domain_info import check_base
 from .settings import TuningSettings
@@ -73,6 +73,8 @@ class E4TRun:
         device = next(iter(self.effective.values())).device
         self.photos = photos.for_training(settings, device)
         self.finds_subject = settings.use_mask and settings.find_subject and photos.masks is None and settings.steps > 0
+        self.asks_domain = domain.info.fit_threshold is not None and settings.steps > 0
+        self.notes: tuple[str, ...] = ()
         info = domain.info
         encoder = _filled(domain.encoder.blank(), domain.encoder, device, settings.train_encoder)
         offsets = _filled(domain.offsets.blank(), domain.offsets, device, settings.train_offsets)
@@ -97,16 +99,27 @@ class E4TRun:
         return len(self.photos) * math.ceil(STATIC_LEVELS / len(self.photos))
 
     def passes(self, plan: MemoryPlan) -> Mapping[Phase, int]:
-        looks = len(self.photos) * subject.PASSES if self.finds_subject else 0
-        return {"subject": looks, "word": math.ceil(self._static_levels() / plan.micro_batch)}
+        looks = subject.PASSES if self.finds_subject else 0
+        looks += math.ceil(photo_fit.LEVELS / plan.micro_batch) if self.asks_domain else 0
+        return {
+            "subject": looks * len(self.photos),
+            "word": math.ceil(self._static_levels() / plan.micro_batch),
+        }
 
     @torch.no_grad()
-    def prepare(self, on_pass: OnPass) -> None:
-        """Look for the subject in photos that have no mask, by the untuned domain."""
+    def prepare(self, plan: MemoryPlan, on_pass: OnPass) -> None:
+        """Ask the untuned domain whether it knows what the photos show, and where the subject is if nobody painted a mask."""
+        if self.asks_domain:
+            self.notes = photo_fit.about_fit(self.domain.info, self.gains(plan, on_pass))
         if self.finds_subject:
             with self.base.unet.using(self.tuned.effective()):
                 masks = subject.find_subject(self.words, self.photos.latents, self.clip_features, self.seed, on_pass)
             self.photos = Photos(self.photos.latents, self.clip_features, masks)
+
+    def gains(self, plan: MemoryPlan, on_pass: OnPass = lambda: None) -> tuple[float, ...]:
+        """How well the domain's word explains each photo, see ``photo_fit``."""
+        with torch.no_grad(), self.base.unet.using(self.tuned.effective()):
+            return photo_fit.photo_gains(self.words, self.photos, plan.micro_batch, on_pass)
 
     def groups(self) -> list[dict[str, Any]]:
         groups: list[dict[str, Any]] = [{"params": list(self.tuned.parameters)}] if self.tuned.parameters else []
@@ -157,6 +170,7 @@ class E4TRun:
             predictor=predictor,
             domain_name=info.name,
             domain_fingerprint=self.domain.fingerprint,
+            notes=self.notes,
         )
 
     def _fingerprint(self, static: Tensor, base_fingerprint: str) -> str:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ....e4t_core.concept import Concept
 from ....e4t_core.memory_plan import MemoryPlan
-from ....e4t_core.training import BaseModel, Photos, train
+from ....e4t_core.training import BaseModel, Photos, StepReport, train
 from ..networks.backbone import image_features
 from ..networks.base_model import ComfyUNet
 from ..networks.cpu_products import bfloat16_products
@@ -18,11 +18,11 @@ from ..networks.text_encoder import ComfyTextEncoder, unload
 from ..sampling.held_concept import HeldConcept
 from .content_key import base_fingerprint, content_key, weights_key
 from .in_memory import run_in_memory
+from .notes import about_request, what_was_made
 from .photos import PreparedPhotos, prepare_photos
 from .progress import Progress, check_cancelled, show_text
 from .request import Request, check
 from .result_store import ResultStore
-from .told import about_request
 
 logger = logging.getLogger(__name__)
 
@@ -36,34 +36,37 @@ def learn(request: Request, store: ResultStore) -> HeldConcept:
         torch.OutOfMemoryError: the smallest memory plan did not fit; a note says what to lower.
     """
     check(request)
-    photos = prepare_photos(request.images, request.masks, request.image_size, request.crop_margin)
+    photos = prepare_photos(request.images, request.masks, request.image_size, request.crop_margin, request.mask_means)
     notes = about_request(request, photos)
     progress = Progress(photos.images)
     progress.show_photos()
     show_text("\n".join([f"Learning {request.trigger} ...", *notes]))
-    key = _key(request)
+    key = _key(request, photos)
     held = store.get(key)
     if held is None:
         started = time.perf_counter()
-        held = _learn(request, photos, progress)
+        held = _learn(request, photos, progress, notes)
         store.put(key, held)
         seconds = time.perf_counter() - started
         megabytes = held.size() / 2**20
         logger.info("E4T: %s learned in %.1f s (%.0f MB).", request.trigger, seconds, megabytes)
-        told = f"learned in {seconds:.1f} s."
+        told = what_was_made(request.trigger, request.settings.steps, seconds)
     else:
-        told = "was learned before from the same inputs: that concept is used."
-        logger.info("E4T: %s %s", request.trigger, told)
+        told = f"{request.trigger} was learned before from the same inputs: that concept is used."
+        logger.info("E4T: %s", told)
     # The browser keeps a node's text until another one comes.
-    show_text("\n".join([f"{request.trigger} {told}", *held.concept.notes, *notes]))
+    for note in held.concept.notes:
+        logger.warning("E4T: %s", note)
+    show_text("\n".join([told, *held.concept.notes, *notes]))
     return held.called(request.trigger, request.sampling)
 
 
-def _key(request: Request) -> str:
+def _key(request: Request, photos: PreparedPhotos) -> str:
     sampling = request.model.get_model_object("model_sampling")
     return content_key(
-        request.images,
-        request.masks,
+        # Not what is wired in: an all-zero mask is none, and what the crop leaves out is not learned.
+        photos.images,
+        photos.masks,
         request.method.name,
         request.decides,
         weights_key(request.model),
@@ -77,7 +80,16 @@ def _key(request: Request) -> str:
     )
 
 
-def _learn(request: Request, photos: PreparedPhotos, progress: Progress) -> HeldConcept:
+def _learn(request: Request, photos: PreparedPhotos, progress: Progress, notes: list[str]) -> HeldConcept:
+    told: set[str] = set()
+
+    def on_step(report: StepReport) -> None:
+        # Said before the first step, so that a person can cancel.
+        if not told.issuperset(report.notes):
+            told.update(report.notes)
+            show_text("\n".join([f"Learning {request.trigger} ...", *report.notes, *notes]))
+        progress.step(report)
+
     given = _encode(request, photos)
     # Their full memory is better spent on tuning, which holds its own copies; the sampler loads them again.
     unload(request.model, request.clip.patcher)
@@ -94,7 +106,7 @@ def _learn(request: Request, photos: PreparedPhotos, progress: Progress) -> Held
                     request.settings,
                     request.seed,
                     request.trigger,
-                    progress.step,
+                    on_step,
                     plan,
                 )
 

@@ -17,6 +17,7 @@ from ..networks.base_model import check_supported
 from ..prompt import concept_clip
 from ..sampling import patched_model
 from .content_key import weights_key
+from .masks import AUTO
 
 LATENT_CHANNELS, PIXELS_PER_LATENT = 4, 8
 
@@ -44,7 +45,7 @@ class Request:
     Attributes:
         model, clip, vae: as wired in; none of them is changed.
         images: IMAGE ``(n, H, W, C)`` in [0, 1], photos of ONE concept.
-        masks: MASK, 1 = learn here; or none.
+        masks: MASK, or none.
         trigger: what the concept is called in prompts.
         method: how it is learned.
         settings: of the method.
@@ -55,6 +56,7 @@ class Request:
         loaded: the domain, for methods that have one.
         sampling: how the concept is drawn.
         notes: what the node itself has to say, each in a sentence.
+        mask_means: what a mask's 1 means, see ``masks.py``.
     """
 
     model: ModelPatcher
@@ -72,6 +74,7 @@ class Request:
     loaded: LoadedDomain | None = None
     sampling: SamplingSettings = field(default_factory=SamplingSettings)
     notes: tuple[str, ...] = ()
+    mask_means: str = AUTO
 
 
 def check(request: Request) -> None:
