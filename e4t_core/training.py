@@ -224,10 +224,11 @@ class _Loop:
     """The state of one run's loop."""
 
     def __init__(self, run: Run, settings: LoopSettings, plan: MemoryPlan, on_step: OnStep | None) -> None:
-        self.run, self.settings, self.plan, self.on_step = run, settings, plan, on_step
+        self.run, self.settings, self.on_step = run, settings, on_step
         self.micro_batch = min(plan.micro_batch, settings.batch)
+        self.plan = dataclasses.replace(plan, micro_batch=self.micro_batch)
         self.micros = math.ceil(settings.batch / self.micro_batch)
-        self.passes = run.passes(plan)
+        self.passes = run.passes(self.plan)
         self.total = settings.steps * self.micros + sum(self.passes.values())
         self.done = 0
         self.losses: list[float] = []

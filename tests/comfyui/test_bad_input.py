@@ -136,15 +136,11 @@ def test_what_a_checkpoint_does_not_hold_is_named(base, domain, missing, words):
     assert words in one_sentence(error)
 
 
-def test_a_batch_below_the_micro_batch_lowers_that(domain):
-    values = {f: getattr(QUICK, f) for f in ("steps", "learning_rate", "regularization", "train_encoder")}
-    made = Settings.execute(**values, batch=2, micro_batch=4).args[0]
-    assert (made.batch, made.micro_batch) == (2, 2)
-
-
 def test_a_word_in_use_is_refused_before_any_work(base, domain, monkeypatch):
     _, clip, _, _ = personalize(base, domain)
-    monkeypatch.setattr("e4t_pack.nodes.personalize.personalise", lambda *_: pytest.fail("worked before it checked"))
+    monkeypatch.setattr(
+        "e4t_pack.nodes.host.learning.learn.prepare_photos", lambda *_: pytest.fail("worked before it checked")
+    )
     with pytest.raises(ValueError, match="already stands for another concept"):
         personalize((base[0], clip, base[2]), domain)
 

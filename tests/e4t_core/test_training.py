@@ -104,6 +104,11 @@ def test_micro_batches_of_any_size_give_the_same_concept_up_to_accumulation_orde
     assert not close(reference, run(dataclasses.replace(SMOOTH, batch=15, micro_batch=15)), atol=1e-6)
 
 
+def test_a_batch_below_the_micro_batch_is_computed_at_once() -> None:
+    small = dataclasses.replace(SMOOTH, batch=3, micro_batch=3)
+    assert identical(run(small), run(dataclasses.replace(small, micro_batch=8)))
+
+
 def test_equal_inputs_and_seed_give_the_same_concept_bit_for_bit() -> None:
     one = run()
     torch.rand(3)
@@ -286,3 +291,38 @@ def test_a_larger_offset_constant_survives_the_copy() -> None:
     info = tiny_info(unet, v_size=3)
     domain = Domain(ConceptEncoder(2, 5, 32, 6), WeightOffsets(info.projections, 3), info)
     assert differences(tune(unet, TinyText(), domain, tiny_photos(), SMOOTH, 1))
+
+
+def test_a_loss_that_runs_away_is_told_and_the_last_good_step_is_kept() -> None:
+    """The first two steps are sound; the third is thrown by a photo that changes under the run's feet."""
+    good = run(dataclasses.replace(SMOOTH, steps=2, rate_decay=False))
+
+    class Thrown(TinyUNet):
+        def denoise(self, z: Tensor, t: Tensor, context: Tensor) -> Tensor:
+            lost = (
+                self.calls.count("denoise") >= 4 + 4
+            )  # two passes to find the subject times two, two steps of two micro-batches
+            return super().denoise(z, t, context) * (1e3 if lost else 1.0)
+
+    reports: list[StepReport] = []
+    unet = Thrown()
+    settings = dataclasses.replace(SMOOTH, steps=6)
+    concept = tune(unet, TinyText(), tiny_domain(unet), tiny_photos(), settings, 1, on_step=reports.append)
+    assert len(concept.losses) == 1 and concept.losses == good.losses[:1]
+    assert "ran away in step 2 of 6" in concept.notes[0] and "the result of step 1 is kept" in concept.notes[0]
+    assert "lower the learning rate (0.01)" in concept.notes[0]
+    one = run(dataclasses.replace(SMOOTH, steps=1))
+    # The step is taken back by AdamW's formula, up to rounding.
+    for name, value in differences(one).items():
+        assert torch.allclose(differences(concept)[name], value, atol=1e-6), name
+
+
+def test_a_rate_that_destroys_everything_in_the_last_step_is_told() -> None:
+    concept = run(dataclasses.replace(SMOOTH, steps=1, learning_rate=1.0, eps=1e-8))
+    assert concept.losses == () and "nothing was learned" in concept.notes[0]
+    untuned = run(dataclasses.replace(SMOOTH, steps=0, find_subject=False))
+    assert torch.allclose(concept.embedding, untuned.embedding, atol=1e-3)
+
+
+def test_an_ordinary_run_has_no_notes() -> None:
+    assert run().notes == ()

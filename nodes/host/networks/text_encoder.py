@@ -102,10 +102,22 @@ class ComfyTextEncoder:
         # ComfyUI's layers add in place to tensors that autograd has saved: it gets copies of those, not of the weights.
         weights = {weight.data_ptr() for weight in self._weights.values()}
         copies = torch.autograd.graph.saved_tensors_hooks(
-            lambda tensor: tensor if tensor.data_ptr() in weights else tensor.clone(), lambda tensor: tensor
+            lambda tensor: tensor if tensor.data_ptr() in weights else copy_with_strides(tensor), lambda tensor: tensor
         )
         with _reparametrize_module(self._network, self._weights), left_out(self._network, self._idle), copies:
             return self._network.encode(rows)[0]
+
+
+def copy_with_strides(tensor: Tensor) -> Tensor:
+    """A copy that lies in memory as the tensor does.
+
+    A plain clone packs its rows. But PyTorch pads a mask's rows to the alignment that its attention kernels on graphics cards
+    ask for, and the backward pass relies on that.
+    """
+    memory = tensor.untyped_storage().clone()
+    return torch.empty(0, dtype=tensor.dtype, device=tensor.device).set_(
+        memory, tensor.storage_offset(), tensor.size(), tensor.stride()
+    )
 
 
 def unload(*patchers: object) -> None:
