@@ -179,11 +179,10 @@ def check_free(name: str, value: Any, depth: int = FREE_DEPTH) -> None:
             raise ValueError(
                 f"{name} = {shown(value)} is too large: at most {FREE_ENTRIES} entries, {FREE_DEPTH} deep."
             )
-        pairs = value.items() if isinstance(value, Mapping) else ((name, part) for part in value)
-        for key, part in pairs:
-            if not isinstance(key, str) or len(key) > FREE_TEXT or not is_plain(key):
+        for key, part in value.items() if isinstance(value, Mapping) else enumerate(value):
+            if isinstance(value, Mapping) and (not isinstance(key, str) or len(key) > FREE_TEXT or not is_plain(key)):
                 raise ValueError(f"{name} has an entry {shown(key)}: names must be readable text.")
-            check_free(key, part, depth - 1)
+            check_free(f"{name}.{key}"[:120], part, depth - 1)
     elif isinstance(value, str):
         if len(value) > FREE_TEXT or not is_plain(value, lines=True):
             raise ValueError(f"{name} = {shown(value)} must be readable text of at most {FREE_TEXT} characters.")
@@ -240,6 +239,8 @@ def _value(hint: Any, value: Any) -> Any:
     if typing.get_origin(hint) is tuple and isinstance(value, list):
         element = typing.get_args(hint)[0]
         return tuple(_value(element, part) for part in value)
+    if isinstance(value, int) and abs(value) > FREE_NUMBER:
+        raise ValueError(f"{shown(value)} is larger than any number of a description")
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     return value
