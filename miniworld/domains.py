@@ -7,14 +7,15 @@ makes the result fit the 320-channel base, exactly but for that base's tie-break
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from commands.pretrain.config import Config
-from commands.pretrain.config_file import load_config
-from commands.pretrain.domain_file import domain_info
+from commands.pretrain.config.config_file import load_config
+from commands.pretrain.config.sections import Config
+from commands.pretrain.run.domain_file import domain_info
 from e4t_core.methods.e4t.clip_backbone import ClipBackbone
 from e4t_core.methods.e4t.concept_encoder import ConceptEncoder
 from e4t_core.methods.e4t.domain import Domain
@@ -22,12 +23,15 @@ from e4t_core.methods.e4t.offset_forms import make_offsets
 from e4t_core.methods.e4t.weight_offsets import Offsets, WeightOffsets
 
 from .models import read
+from .presets import PRESETS
 from .train_backbone import INFO as BACKBONE
 from .unet import STOCK_WIDTH
 from .widen import double
 
 CONFIGS = {"faces": "mini_face", "cats": "mini_cat"}
 """Shipped weights -> the config that they are trained by."""
+FIT_THRESHOLDS = {"faces": 0.0, "cats": 0.0}
+"""Shipped weights -> the least gain that is usual for their photos, as ``python -m benchmarks.photo_fit`` prints it."""
 
 
 def config_of(weights: str, *overrides: str) -> Config:
@@ -52,6 +56,22 @@ def load_mini_domain(weights: str = "faces") -> Domain:
 
 def build_domain(weights: str, state: Mapping[str, Tensor], backbone: Mapping[str, Tensor], step: int) -> Domain:
     """The domain for the 320-channel base, from narrow weights (``encoder.*``, ``offsets.*``)."""
+    wide = widen_domain(*narrow_networks(state))
+    info = domain_info(
+        config_of(weights),
+        *wide,
+        base_name="miniworld",
+        base_family="sd1",
+        prediction="epsilon",
+        backbone=BACKBONE,
+        step=step,
+    )
+    info = replace(info, preset=PRESETS[weights], fit_threshold=FIT_THRESHOLDS[weights])
+    return Domain(*wide, info, {k: v.half() for k, v in backbone.items()})
+
+
+def narrow_networks(state: Mapping[str, Tensor]) -> tuple[ConceptEncoder, WeightOffsets]:
+    """Encoder and offsets for the 160-channel base, as they are trained and shipped (``encoder.*``, ``offsets.*``)."""
     encoder_state = {k.removeprefix("encoder."): v for k, v in state.items() if k.startswith("encoder.")}
     offset_state = {k.removeprefix("offsets."): v for k, v in state.items() if k.startswith("offsets.")}
     word_width, inputs = encoder_state["final.weight"].shape
@@ -67,17 +87,7 @@ def build_domain(weights: str, state: Mapping[str, Tensor], backbone: Mapping[st
     }
     offsets = WeightOffsets(shapes)
     offsets.load_state_dict(offset_state)
-    wide = widen_domain(encoder, offsets)
-    info = domain_info(
-        config_of(weights),
-        *wide,
-        base_name="miniworld",
-        base_family="sd1",
-        prediction="epsilon",
-        backbone=BACKBONE,
-        step=step,
-    )
-    return Domain(*wide, info, {k: v.half() for k, v in backbone.items()})
+    return encoder.eval(), offsets.eval()
 
 
 def widen_domain(encoder: ConceptEncoder, offsets: Offsets) -> tuple[ConceptEncoder, Offsets]:

@@ -75,12 +75,13 @@ class TrainingText:
         return self.model.embed(torch.tensor([tokens], device=self._device))[0, 0].detach()
 
     def encode(self, templates: Sequence[str], words: Tensor) -> Tensor:
-        slots = [1 + len(tokenize(template[: template.index("{}")])) for template in templates]
-        tokens = pad_tokens([template.format(PLACEHOLDER) for template in templates])
+        lent = words[:, None] if words.ndim == 2 else words
+        vectors = lent.shape[1]
+        starts = torch.tensor([1 + len(tokenize(template[: template.index("{}")])) for template in templates])
+        tokens = pad_tokens([template.format(" ".join([PLACEHOLDER] * vectors)) for template in templates])
         rows = self.model.embed(tokens.to(words.device))
-        chosen = torch.zeros(rows.shape[:2], dtype=torch.bool, device=words.device)
-        chosen[torch.arange(len(slots)), torch.tensor(slots)] = True
-        return self.model.transform(torch.where(chosen[..., None], words[:, None].to(rows.dtype), rows))
+        places = (starts[:, None] + torch.arange(vectors)).to(rows.device)[..., None].expand(-1, -1, rows.shape[-1])
+        return self.model.transform(rows.scatter(1, places, lent.to(rows)))
 
     def empty(self) -> Tensor:
         with torch.no_grad():

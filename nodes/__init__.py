@@ -1,4 +1,4 @@
-"""The nodes an artist sees, one file per step: load a domain, personalise, settings."""
+"""The nodes an artist sees, one file each."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ check_comfyui()
 from .load_domain import LoadDomain
 from .personalize import Personalize
 from .settings import Settings
+from .textual_inversion import LearnTextualInversion
 
 
 class E4TExtension(ComfyExtension):
@@ -27,7 +28,7 @@ class E4TExtension(ComfyExtension):
         make_folder()
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        return [LoadDomain, Personalize, Settings]
+        return [LoadDomain, Personalize, Settings, LearnTextualInversion]
 
 
 async def comfy_entrypoint() -> E4TExtension:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from e4t_core.files.checked_file import FileError, FileKind, shortened, write_tensors
 from e4t_core.files.domain_file import save_domain
-from e4t_core.presets import PRESETS
+from e4t_core.methods.e4t.settings import PRESETS
 
 from .mkshing_directory import MkshingDirectory, read_directory
 from .mkshing_tensors import MkshingFileError

@@ -17,18 +17,19 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError
 
+from commands.base.factories import FactoryError
+from commands.base.header import HeaderError
+from commands.base.setting_rules import ConfigError
+from commands.base.single_file import BaseModelError
 from e4t_core.files.domain_file import DomainFileError
 from e4t_core.methods.e4t.clip_backbone import BackboneError
 from e4t_core.unet import WordError
 
-from .checkpoints import CheckpointError
-from .config import ConfigError
-from .config_file import load_config
-from .errors import Stopped, TrainingError
-from .header import HeaderError
-from .pictures import DataError
-from .single_file import BaseModelError
-from .training import Training
+from .config.config_file import load_config
+from .data.pictures import DataError
+from .run.checkpoints import CheckpointError
+from .run.errors import Stopped, TrainingError
+from .run.training import Training
 from .validate import validate
 
 log = logging.getLogger(__name__)
@@ -40,6 +41,7 @@ FAULTS = (
     ConfigError,
     DataError,
     DomainFileError,
+    FactoryError,
     HeaderError,
     SafetensorError,
     TrainingError,

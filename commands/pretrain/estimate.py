@@ -13,12 +13,11 @@ from dataclasses import dataclass
 
 import torch
 
+from commands.base.model_files import BackboneCounts, BaseCounts
+from commands.pretrain.config.sections import Config
 from e4t_core.methods.e4t.concept_encoder import ConceptEncoder
 from e4t_core.methods.e4t.offset_forms import make_offsets
 from e4t_core.methods.e4t.weight_offsets import HYPERNETWORK
-
-from .config import Config
-from .model_files import BackboneCounts, BaseCounts
 
 REACHED = 0.5
 """Share of a large matrix product's speed that training is taken to reach."""

@@ -16,19 +16,21 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from commands.base.counts import PROMPT_LENGTH
+from commands.base.factories import FactoryError, from_factory
+from commands.base.header import HeaderError
+from commands.base.model_files import BackboneCounts, BaseCounts, check_backbone, check_base
+from commands.base.setting_rules import ConfigError
+from commands.pretrain.data.configured_sources import open_data
+from commands.progress import Progress
 from e4t_core.methods.e4t.clip_backbone import BackboneError
 from e4t_core.unet import WordError
 
-from ..progress import Progress
-from .config import Config, ConfigError
-from .config_file import load_config
-from .counts import PROMPT_LENGTH
-from .data import TrainingData, open_data
+from .config.config_file import load_config
+from .config.sections import Config
+from .data.pictures import CorruptSample, DataError
+from .data.training_data import TrainingData
 from .estimate import Estimate, estimate, measured_speed
-from .header import HeaderError
-from .model_files import BackboneCounts, BaseCounts, check_backbone, check_base
-from .pictures import CorruptSample, DataError
-from .sources import from_factory
 
 log = logging.getLogger(__name__)
 PROBES = 32
@@ -63,15 +65,15 @@ def validate(config: Config, processes: int = 1) -> Findings:
         data = open_data(config)
         rows = data.rows
         _check_data(config, data, findings)
-    except (DataError, OSError) as error:
+    except (DataError, FactoryError, OSError) as error:
         findings.problems.append(str(error))
     try:
         findings.base = check_base(config.base, config.domain.image_size)
-    except (HeaderError, DataError, OSError) as error:
+    except (HeaderError, FactoryError, OSError) as error:
         findings.problems.append(str(error))
     try:
         findings.backbone = check_backbone(config.backbone)
-    except (BackboneError, HeaderError, DataError, OSError) as error:
+    except (BackboneError, HeaderError, FactoryError, OSError) as error:
         findings.problems.append(str(error))
     if findings.base:
         try:
@@ -133,7 +135,7 @@ def _check_word(config: Config) -> None:
         return
     from transformers import CLIPTokenizer
 
-    from .clip_text import bundled_tokenizer, check_length, only_token
+    from commands.base.clip_text import bundled_tokenizer, check_length, only_token
 
     own = Path(base.path) / "tokenizer"
     tokenizer = CLIPTokenizer.from_pretrained(own) if own.is_dir() else bundled_tokenizer(base.family)

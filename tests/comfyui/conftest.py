@@ -90,26 +90,40 @@ def folder(tmp_path, monkeypatch):
 @pytest.fixture
 def run(base, domain, monkeypatch):
     """Runs the node "E4T Personalize"; ``run.tunings`` counts how often it really tuned."""
-    from e4t_pack.nodes.host.learning import personalisation
+    from e4t_pack.nodes.host.learning import learn
+    from e4t_pack.nodes.host.learning.request import LoadedDomain
     from e4t_pack.nodes.personalize import Personalize
-    from world import photo
+    from world import chosen, photo
 
-    original = personalisation.tune
+    from e4t_core.methods.e4t.settings import TuningSettings
+
+    original = learn.train
 
     def counted(*arguments, **options):
         execute.tunings += 1
         return original(*arguments, **options)
 
     def execute(
-        model=base[0], clip=base[1], vae=base[2], image=None, settings=None, word="S*", seed=1, mask=None, of=domain
+        model=base[0],
+        clip=base[1],
+        vae=base[2],
+        image=None,
+        settings=None,
+        word="S*",
+        seed=1,
+        mask=None,
+        of=domain,
+        mask_means="auto",
+        **sampling,
     ):
         image = photo() if image is None else image
-        return Personalize.execute(
-            model, clip, vae, personalisation.LoadedDomain(of), image, word, seed, mask, settings
-        ).args
+        if sampling or isinstance(settings, TuningSettings):
+            settings = chosen(settings or of.info.preset, **sampling)
+        loaded = LoadedDomain(of)
+        return Personalize.execute(model, clip, vae, loaded, image, word, seed, mask, settings, mask_means).args
 
     execute.tunings = 0
-    monkeypatch.setattr(personalisation, "tune", counted)
+    monkeypatch.setattr(learn, "train", counted)
     return execute
 
 

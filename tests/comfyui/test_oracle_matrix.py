@@ -18,7 +18,7 @@ from e4t_pack.nodes.host.prompt import concept_clip
 from e4t_pack.nodes.host.sampling import patched_model
 from oracle import ROWS, Row
 from safetensors.torch import save_file
-from world import ComfyTextEncoder, ComfyUNet, make_concept
+from world import held, make_concept
 
 import nodes
 
@@ -30,10 +30,8 @@ TOLERANCE = 1e-4
 @pytest.fixture(scope="module")
 def parts(base, domain):
     """Two concepts of one domain as a MODEL holds them, by placeholder."""
-    unet, empty = ComfyUNet(base[0]), ComfyTextEncoder(base[1]).empty()
-    offset = patched_model.domain_offset(unet.parameters(), domain.offsets.collapse())
     concepts = {"S": make_concept(domain, 1, "S*"), "T": make_concept(domain, 2, "T*")}
-    return {name: patched_model.ConceptParts(concept, empty, offset) for name, concept in concepts.items()}
+    return {name: held(base, concept) for name, concept in concepts.items()}
 
 
 def with_encoder(parts, change, static=None):
@@ -41,9 +39,10 @@ def with_encoder(parts, change, static=None):
     new = {}
     for name, part in parts.items():
         with torch.inference_mode(False), torch.no_grad():
-            encoder = copy.deepcopy(part.concept.encoder)
+            encoder = copy.deepcopy(part.concept.predictor.encoder)
             change(encoder.final, name)
-        concept = dataclasses.replace(part.concept, encoder=encoder, static_embedding=static(part.concept))
+        predictor = dataclasses.replace(part.concept.predictor, encoder=encoder)
+        concept = dataclasses.replace(part.concept, predictor=predictor, embedding=static(part.concept)[None])
         new[name] = dataclasses.replace(part, concept=concept)
     return new
 
@@ -57,7 +56,7 @@ class World:
         for part in parts.values():
             concept = part.concept
             clip = concept_clip.with_concept(
-                clip, concept.word, concept.fingerprint, concept.static_embedding, STORE.prompts
+                clip, concept.trigger, concept.fingerprint, concept.embedding, STORE.prompts
             )
             model = patched_model.with_concept(model, part, STORE.prompts)
         self.clip, self.stock_clip = row.clip(clip), row.clip(base[1])
@@ -67,7 +66,7 @@ class World:
         self.stock_model = row.model(plain)
 
     def encode(self, text: str) -> list:
-        return self._encode(self.clip, text, {name: part.concept.word for name, part in self.parts.items()})
+        return self._encode(self.clip, text, {name: part.concept.trigger for name, part in self.parts.items()})
 
     def stock_encode(self, text: str) -> list:
         return self._encode(self.stock_clip, text, {name: f"embedding:{file}" for name, file in FILES.items()})
@@ -115,7 +114,7 @@ def constant(layer, name):
 
 
 def domain_word(concept):
-    return concept.domain_word_embedding
+    return concept.predictor.domain_word_embedding
 
 
 by_name = pytest.mark.parametrize("row", ROWS, ids=[row.name for row in ROWS])
@@ -124,7 +123,7 @@ by_name = pytest.mark.parametrize("row", ROWS, ids=[row.name for row in ROWS])
 @by_name
 def test_a_zero_encoder_equals_stock_bit_for_bit(row, base, parts, embeddings, calls):
     world = World(base, with_encoder(parts, nothing, domain_word), row, embeddings)
-    vectors = {name: part.concept.domain_word_embedding for name, part in parts.items()}
+    vectors = {name: part.concept.predictor.domain_word_embedding for name, part in parts.items()}
     ours = world.ours()
     assert calls, "refinement did not run"
     assert torch.equal(ours, world.stock(vectors))
@@ -134,11 +133,11 @@ def test_a_zero_encoder_equals_stock_bit_for_bit(row, base, parts, embeddings, c
 def test_a_constant_encoder_equals_stock_with_that_vector_bit_for_bit(row, base, parts, embeddings):
     changed = with_encoder(parts, constant, domain_word)
     world = World(base, changed, row, embeddings)
-    features = torch.zeros((1, next(iter(parts.values())).concept.encoder.feature_width))
-    vectors = {name: part.concept.word_embedding(features)[0] for name, part in changed.items()}
+    features = torch.zeros((1, next(iter(parts.values())).concept.predictor.encoder.feature_width))
+    vectors = {name: part.concept.predictor.word(features)[0] for name, part in changed.items()}
     ours = world.ours()
     assert torch.equal(ours, world.stock(vectors))
-    plain = {name: part.concept.domain_word_embedding for name, part in parts.items()}
+    plain = {name: part.concept.predictor.domain_word_embedding for name, part in parts.items()}
     assert not torch.equal(ours, world.stock(plain)), "the word made no difference, so the row proves nothing"
 
 
@@ -151,7 +150,7 @@ def test_a_real_encoder_equals_encoding_everything_anew_at_every_evaluation(row,
     assert len(calls) == reference.calls
     scale = expected.abs().max()
     assert (ours - expected).abs().max() <= TOLERANCE * scale
-    statics = {name: part.concept.static_embedding for name, part in parts.items()}
+    statics = {name: part.concept.embedding[0] for name, part in parts.items()}
     assert (ours - world.stock(statics)).abs().max() > 10 * TOLERANCE * scale, "the encoder made no difference"
 
 
@@ -160,7 +159,7 @@ class Reference:
 
     def __init__(self, world: World) -> None:
         self.world, self.seen, self.calls = world, [], 0
-        self.statics = self._tensors({name: part.concept.static_embedding for name, part in world.parts.items()})
+        self.statics = self._tensors({name: part.concept.embedding[0] for name, part in world.parts.items()})
         other = {name: torch.ones(768) for name in world.parts}
         self.word_rows = [
             index
@@ -176,7 +175,7 @@ class Reference:
     def sample(self):
         model = self.world.stock_model.clone()
         model.add_wrapper(WrappersMP.CALC_COND_BATCH, self)
-        self.world.write_inversions({name: part.concept.static_embedding for name, part in self.world.parts.items()})
+        self.world.write_inversions({name: part.concept.embedding[0] for name, part in self.world.parts.items()})
         return self.world.row.sample(model, self.world.row.conds(self.world.stock_encode))
 
     def __call__(self, executor, model, conds, x, sigma, model_options):
@@ -185,7 +184,7 @@ class Reference:
         rows = []
         for row in range(x.shape[0]):
             words = {
-                name: part.concept.word_embedding(features[row : row + 1])[0] for name, part in self.world.parts.items()
+                name: part.concept.predictor.word(features[row : row + 1])[0] for name, part in self.world.parts.items()
             }
             rows.append(self._tensors(words))
         fresh = [torch.cat(tensors) for tensors in zip(*rows, strict=True)]

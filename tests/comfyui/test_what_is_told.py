@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import re
 
 import numpy as np
 import pytest
@@ -14,6 +15,8 @@ from e4t_pack.nodes.host.learning import progress
 from oracle import ksample, latent
 from personalized import draw, encode
 from world import QUICK, photo
+
+from e4t_core.methods.e4t import photo_fit
 
 
 def test_the_first_preview_is_the_crop_and_the_bar_reaches_its_end(run, monkeypatch):
@@ -52,35 +55,113 @@ def test_a_word_averaged_with_another_clip_s_prompt_is_told_as_not_refined(run, 
 
 
 def test_the_node_says_what_became_of_the_photo_and_forgets_old_notes(run, monkeypatch):
-    from e4t_pack.nodes.host.learning import personalisation
+    from e4t_pack.nodes.host.learning import learn
 
     shown = []
-    monkeypatch.setattr(personalisation, "show_text", shown.append)
+    monkeypatch.setattr(learn, "show_text", shown.append)
+    frame = 1 - F.pad(torch.ones((1, 40, 40)), (12,) * 4)
+    run(mask=frame)
+    assert "marks what is around the subject" in shown[-1] and "S* learned in" in shown[-1]
     run(mask=torch.zeros((1, 64, 64)))
-    assert "mask is all zero" in shown[-1] and "S* learned in" in shown[-1]
-    run()
-    assert "all zero" not in shown[-1] and "S* learned in" in shown[-1]
+    assert "mask is" not in shown[-1] and "S* learned in" in shown[-1]
     run()
     assert "S* was learned before" in shown[-1]
 
 
-def test_the_node_says_which_settings_are_not_the_preset_s(run, monkeypatch):
-    from e4t_pack.nodes.host.learning import personalisation
+def test_at_no_steps_nothing_is_called_learned(run, monkeypatch):
+    from e4t_pack.nodes.host.learning import learn
 
     shown = []
-    monkeypatch.setattr(personalisation, "show_text", shown.append)
+    monkeypatch.setattr(learn, "show_text", shown.append)
+    run(settings=dataclasses.replace(QUICK, steps=0))
+    assert "S* is the encoder's first answer (0 steps: nothing is tuned)" in shown[-1] and "learned" not in shown[-1]
+
+
+def test_a_photo_that_the_domain_does_not_know_is_learned_with_a_warning(run, domain, monkeypatch, caplog):
+    from e4t_pack.nodes.host.learning import learn
+
+    shown = []
+    monkeypatch.setattr(learn, "show_text", shown.append)
+
+    def knows(threshold):
+        # As loaded from a file: another object of the same content.
+        return dataclasses.replace(domain, info=dataclasses.replace(domain.info, fit_threshold=threshold))
+
+    with caplog.at_level(logging.WARNING):
+        parts = run(image=photo(2), of=knows(1.0))[2]
+    told = "photos 1, 2 do not look like 'face' (score"
+    # Said before the tuning, so that it can be cancelled, and after it.
+    assert told not in shown[0] and told in shown[1] and told in shown[-1] and "learned in" in shown[-1]
+    gains = [float(score) for score in re.search(r"score ([-\d.]+), ([-\d.]+),", shown[-1]).groups()]
+    assert max(gains) < 1 and gains[0] != gains[1]
+    assert told in caplog.text
+    run(image=photo(2), of=knows(1.0))
+    assert "was learned before" in shown[-1] and told in shown[-1]
+    between = knows(sum(gains) / 2)
+    run(image=photo(2), of=between)
+    one = 1 + gains.index(min(gains))
+    assert f"photo {one} does not look like 'face'" in shown[-1]
+    for threshold in (-1e6, None):
+        run(image=photo(2, seed=1), of=knows(threshold), seed=2 if threshold else 3)
+        assert "look like" not in shown[-1]
+
+
+def test_a_domain_without_a_threshold_spends_no_pass_on_the_question(run, monkeypatch):
+    asked = []
+    monkeypatch.setattr(photo_fit, "photo_gains", lambda *arguments: asked.append(arguments) or ())
+    assert run()[2].concept.notes == () and not asked
+
+
+def test_the_node_says_when_the_domain_that_finds_the_subject_was_trained_without_masks(run, domain, monkeypatch):
+    from e4t_pack.nodes.host.learning import learn
+
+    shown = []
+    monkeypatch.setattr(learn, "show_text", shown.append)
+    run()
+    assert "was not trained with masks" in shown[-1]
+    run(mask=torch.ones((1, 64, 64)))
+    assert "trained with masks" not in shown[-1]
+    run(of=dataclasses.replace(domain, info=dataclasses.replace(domain.info, trained_with_masks=True)))
+    assert "The subject is found by itself" in shown[-1] and "trained with masks" not in shown[-1]
+
+
+@pytest.mark.parametrize("word", ["face", "of", "Anna", "CAT"])
+def test_an_everyday_word_as_a_trigger_is_told(run, monkeypatch, word):
+    from e4t_pack.nodes.host.learning import learn
+
+    shown = []
+    monkeypatch.setattr(learn, "show_text", shown.append)
+    run(word=word)
+    assert f"'{word}' is an everyday word" in shown[-1] and "capitals count" in shown[-1]
+
+
+@pytest.mark.parametrize("word", ["S*", "ohwx", "sks", "my-cat", "anna*"])
+def test_a_rare_trigger_is_not_talked_about(run, monkeypatch, word):
+    from e4t_pack.nodes.host.learning import learn
+
+    shown = []
+    monkeypatch.setattr(learn, "show_text", shown.append)
+    run(word=word)
+    assert "everyday" not in shown[-1]
+
+
+def test_the_node_says_which_settings_are_not_the_preset_s(run, monkeypatch):
+    from e4t_pack.nodes.host.learning import learn
+
+    shown = []
+    monkeypatch.setattr(learn, "show_text", shown.append)
     run(settings=dataclasses.replace(QUICK, steps=1, learning_rate=2e-5, train_unet=not QUICK.train_unet))
-    assert "instead of the domain's preset" in shown[-1] and "learning_rate 2e-05 (" in shown[-1]
+    assert "the domain's own preset, but" in shown[-1] and "learning_rate 2e-05 (" in shown[-1]
     assert f"train_unet {'off (on)' if QUICK.train_unet else 'on (off)'}" in shown[-1]
     run(settings=None)
-    assert "preset" not in shown[-1]
+    assert "Settings:" not in shown[-1]
 
 
 def test_the_node_says_when_a_mask_only_decides_the_crop(run, monkeypatch):
-    from e4t_pack.nodes.host.learning import personalisation
+    from e4t_pack.nodes.host.learning import learn
 
     shown = []
-    monkeypatch.setattr(personalisation, "show_text", shown.append)
+    monkeypatch.setattr(learn, "show_text", shown.append)
     mask = torch.ones((1, 64, 64))
     run(mask=mask, settings=dataclasses.replace(QUICK, use_mask=False))
     assert "mask decides the crop only" in shown[-1]
@@ -89,10 +170,10 @@ def test_the_node_says_when_a_mask_only_decides_the_crop(run, monkeypatch):
 
 
 def test_the_node_says_that_it_looks_for_the_subject_where_there_is_no_mask(run, monkeypatch):
-    from e4t_pack.nodes.host.learning import personalisation
+    from e4t_pack.nodes.host.learning import learn
 
     shown = []
-    monkeypatch.setattr(personalisation, "show_text", shown.append)
+    monkeypatch.setattr(learn, "show_text", shown.append)
     for mask in (None, torch.zeros((1, 64, 64))):
         run(mask=mask)
         assert "The subject is found by itself" in shown[-1]

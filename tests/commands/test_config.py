@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from commands.pretrain.config import ConfigError
-from commands.pretrain.config_file import CONFIGS, known_keys, load_config
+from commands.base.setting_rules import ConfigError
+from commands.pretrain.config.config_file import CONFIGS, known_keys, load_config
 from e4t_core.templates import NEUTRAL, STYLE
 
 SHIPPED = sorted(CONFIGS.glob("*.toml"))

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from commands.pretrain.counts import count_unet, count_vae_encoder, parameters
+from commands.base.counts import count_unet, count_vae_encoder, parameters
 from e4t_core.methods.e4t.weight_offsets import WeightOffsets
 
 diffusers = pytest.importorskip("diffusers")

@@ -9,11 +9,13 @@ import webdataset
 from layouts import make_folder, noise, picture
 from PIL import Image
 
-from commands.pretrain import prepare as module
-from commands.pretrain.layouts import LAYOUTS
-from commands.pretrain.pictures import DataError
-from commands.pretrain.prepare import Preparation, main, prepare
-from commands.pretrain.shards import ShardSource
+from commands.prepare import main
+from commands.pretrain.data import prepare_shards as module
+from commands.pretrain.data.dataset_layouts import LAYOUTS
+from commands.pretrain.data.pictures import DataError
+from commands.pretrain.data.preparation import Preparation
+from commands.pretrain.data.prepare_shards import prepare
+from commands.pretrain.data.shard_source import ShardSource
 
 COUNT = 25
 BESIDE = {

@@ -12,7 +12,7 @@ from torch import Tensor
 pytest.importorskip("diffusers")
 pytest.importorskip("accelerate")
 
-from commands.pretrain.single_file import BaseModelError, SingleFile
+from commands.base.single_file import BaseModelError, SingleFile
 
 CONV_IN = "model.diffusion_model.input_blocks.0.0.weight"
 KEY = "model.diffusion_model.input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight"

@@ -8,8 +8,8 @@ import pytest
 from layouts import make_folder, make_shards, picture
 from model_headers import backbone_shapes, base_shapes, write_header
 
-from commands.pretrain.config import Config
-from commands.pretrain.config_file import load_config
+from commands.pretrain.config.config_file import load_config
+from commands.pretrain.config.sections import Config
 from commands.pretrain.validate import main, validate
 
 

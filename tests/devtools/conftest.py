@@ -1,7 +1,8 @@
-"""Puts the repository root at the END of the path, where it shadows no other package."""
+"""Puts the repository root and this folder at the END of the path: neither may shadow another package."""
 
 import sys
 from pathlib import Path
 
-if str(ROOT := Path(__file__).resolve().parents[2]) not in sys.path:
-    sys.path.append(str(ROOT))
+for folder in (Path(__file__).parents[2], Path(__file__).parent):
+    if str(folder) not in sys.path:
+        sys.path.append(str(folder))

@@ -28,8 +28,8 @@ from e4t_core.methods.e4t.clip_backbone import build_vision_tower
 from e4t_core.methods.e4t.concept_encoder import ConceptEncoder
 from e4t_core.methods.e4t.domain import Domain
 from e4t_core.methods.e4t.domain_info import BackboneInfo, DomainInfo
+from e4t_core.methods.e4t.settings import TuningSettings
 from e4t_core.methods.e4t.weight_offsets import WeightOffsets
-from e4t_core.presets import TuningSettings
 from miniworld.checkpoint import write_random_checkpoint
 
 UNET_PREFIX = "model.diffusion_model."

@@ -83,9 +83,8 @@ def test_the_same_seed_gives_the_same_picture_and_another_seed_tunes_anew(
 
 def test_an_interrupt_ends_a_tuning_soon_and_the_next_run_is_sound(client: Client, workflow: MakeWorkflow) -> None:
     long = workflow(E4TPersonalize={"seed": 106, "settings": ["11", 0]})
-    values = {"steps": 1000, "learning_rate": 1e-4, "regularization": 0.01, "batch": 2, "micro_batch": 1}
-    switches = {name: True for name in ("train_encoder", "train_offsets", "train_unet", "use_mask", "refine")}
-    long["11"] = {"class_type": "E4TSettings", "inputs": {**values, **switches, "end_percent": 1.0}}
+    # Every other value is the preset's, although nothing of it is sent.
+    long["11"] = {"class_type": "E4TSettings", "inputs": {"steps": 1000}}
     cancelled: list[float] = []
 
     def cancel_at_the_first_step(node: str, value: float, maximum: float) -> None:
@@ -128,8 +127,8 @@ def test_an_interrupt_while_sampling_leaves_word_and_base_as_they_were(client: C
 @pytest.mark.parametrize(
     ("changes", "node", "sentence"),
     [
-        ({"E4TPersonalize": {"word": "S *"}}, PERSONALIZE, "S *"),
-        ({"E4TPersonalize": {"word": ""}}, PERSONALIZE, "too short"),
+        ({"E4TPersonalize": {"trigger": "S *"}}, PERSONALIZE, "S *"),
+        ({"E4TPersonalize": {"trigger": ""}}, PERSONALIZE, "too short"),
         ({"E4TLoadDomain": {"domain_name": "nobody.safetensors"}}, "3", "e4t_domains"),
     ],
 )

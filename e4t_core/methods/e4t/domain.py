@@ -41,7 +41,10 @@ class Domain:
         tensors: dict[str, Tensor] = {f"encoder.{key}": value for key, value in self.encoder.state_dict().items()}
         tensors |= {f"offsets.{key}": value for key, value in self.offsets.state_dict().items()}
         tensors |= {f"backbone.{key}": value for key, value in (self.backbone_state or {}).items()}
-        return fingerprint(tensors, json.dumps(_numbers_as_float(dataclasses.asdict(self.info)), sort_keys=True))
+        described = dataclasses.asdict(self.info)
+        # It says which photos to expect, and changes nothing that is learned.
+        del described["fit_threshold"]
+        return fingerprint(tensors, json.dumps(_numbers_as_float(described), sort_keys=True))
 
 
 def new_encoder(info: DomainInfo, device: torch.device | str | None = None) -> OffsetEncoder:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -11,8 +12,8 @@ from ...canonical_names import ATTENTION_PROJECTION
 from ...files.checked_file import shown
 from ...files.description import check_fields, check_free, choice, number, part, read_json, switch, table, text
 from ...noise_schedule import PREDICTIONS
-from ...presets import TuningSettings
 from ...templates import TEMPLATE_LIMIT, TEMPLATES_LIMIT, check_templates
+from .settings import TuningSettings
 from .weight_offsets import FORMS, NETWORK
 
 BACKBONE_KINDS = ("open_clip", "comfy")
@@ -136,6 +137,8 @@ class DomainInfo:
         base_name: of the base model it was trained on ("CompVis/stable-diffusion-v1-4"); empty if unknown.
         trained_with_masks: its loss counted on the subject only, by exact masks. ``find_subject`` leans on that: a domain
             that was rewarded for the background, too, tells less well where its subject ends.
+        fit_threshold: the least gain (``photo_fit``) that is usual for photos of this domain; none: not measured, so that no
+            photo is called unusual.
 
     Raises:
         ValueError: a value is out of range.
@@ -161,10 +164,14 @@ class DomainInfo:
     offset_form: str = choice(FORMS, NETWORK)
     base_name: str = text(300, default="")
     trained_with_masks: bool = switch(False)
+    fit_threshold: float | None = None
 
     def __post_init__(self) -> None:
         check_fields(self, "Domain")
         check_templates(self.templates)
+        fit = self.fit_threshold
+        if fit is not None and not (type(fit) in (int, float) and math.isfinite(fit) and fit <= 1):
+            raise ValueError(f"Domain fit_threshold = {shown(fit)} must be a finite number of at most 1.")
         if not isinstance(self.training, Mapping):
             raise ValueError(f"Domain training = {shown(self.training)} must be a table.")
         check_free("Domain training", self.training)

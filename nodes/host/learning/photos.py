@@ -9,10 +9,24 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from . import masks as meaning
+from .masks import AUTO, LEARN_HERE, LEAVE_OUT
+
 logger = logging.getLogger(__name__)
 
-# A smaller side holds nothing that could be recognised: probably an empty or placeholder image.
+# A smaller side holds nothing that could be recognized: probably an empty or placeholder image.
 SMALLEST_SIDE = 8
+# What stands where a picture is transparent: white, in [0, 1], as in most training pictures without a background. The mini world's
+# domains explain subjects on white as well as whole photos, and worse on gray, on black and on the subject's mean color.
+NEUTRAL = 1.0
+# Alpha that differs by less than this is opaque everywhere: rounding.
+OPAQUE = 0.01
+
+SEEN = "The picture is partly transparent: only what can be seen of it is learned{where}."
+TURNED = (
+    "The mask marks what is around the subject, as Load Image's does for a cut-out picture, so what it spares is learned"
+    "{where}. If that is wrong, set mask_means to '" + LEARN_HERE + "'."
+)
 
 
 class PhotoError(ValueError):
@@ -20,57 +34,72 @@ class PhotoError(ValueError):
 
 
 @dataclass(frozen=True, eq=False)
-class Photos:
+class PreparedPhotos:
     """Square crops of n photos of one concept.
 
     Attributes:
-        images: ``(n, S, S, 3)`` in [0, 1].
+        images: ``(n, S, S, 3)`` in [0, 1]; white where they are transparent.
         masks: ``(n, 1, S, S)`` in [0, 1], 1 = learn here; or none.
-        note: what the artist should know, or empty.
+        notes: what the artist should know, a sentence or two each.
     """
 
     images: Tensor
     masks: Tensor | None
-    note: str = ""
+    notes: tuple[str, ...] = ()
 
 
-def prepare_photos(images: Tensor, masks: Tensor | None, size: int, margin: float) -> Photos:
+def prepare_photos(
+    images: Tensor, masks: Tensor | None, size: int, margin: float, mask_means: str = AUTO
+) -> PreparedPhotos:
     """Crop and scale photos.
 
+    Without a mask, a picture's transparency is its mask. Colors under transparent pixels are never learned: they are
+    whatever a program left there, and nobody has seen them.
+
     Args:
-        images: ComfyUI IMAGE ``(n, H, W, C)`` in [0, 1] with C = 3, or 4 (alpha is dropped); any size.
-        masks: ComfyUI MASK ``(n or 1, h, w)`` or ``(h, w)``, 1 = learn here; any size. All zero: no mask.
+        images: ComfyUI IMAGE ``(n, H, W, C)`` in [0, 1] with C = 3, or 4 (alpha, 1 = opaque); any size.
+        masks: ComfyUI MASK ``(n or 1, h, w)`` or ``(h, w)``; any size. All zero: no mask.
         size: side S of the crops in pixels.
         margin: room on each side of a mask's box, as a share of its longer side.
+        mask_means: what a mask's 1 means, one of ``masks.MASK_MEANINGS``.
 
     Raises:
-        PhotoError: no image, an image too small, values that are not finite, or another number of masks.
+        PhotoError: no image, an image too small, values that are not finite, another number of masks, or a mask or an
+            alpha channel that leaves nothing to learn from.
     """
-    if images.ndim != 4 or 0 in images.shape:
-        raise PhotoError(f"The IMAGE is empty (shape {tuple(images.shape)}): wire in at least one photo.")
-    count, height, width, channels = images.shape
-    if min(height, width) < SMALLEST_SIDE:
-        raise PhotoError(
-            f"The IMAGE is {width}×{height} pixels, too small to learn from: use a photo of {size} pixels or more."
-        )
-    if channels not in (3, 4):
-        raise PhotoError(f"The IMAGE has {channels} channels: use an RGB photo.")
-    images = images[..., :3].detach().float().cpu().movedim(-1, 1)
-    if not torch.isfinite(images).all():
-        raise PhotoError("The IMAGE holds NaN or infinity: check the node that made it.")
-    masks, note = _fit_masks(masks, count, (height, width))
-    crops, mask_crops = [], []
+    images, alphas = _checked_images(images, size)
+    count, _, height, width = images.shape
+    wired = _checked_masks(masks, count, (height, width))
+    crops, mask_crops, seen, turned = [], [], [], []
     for index in range(count):
-        mask = None if masks is None else masks[index]
-        top, left, side = crop_square((height, width), mask if mask is not None and mask.any() else None, margin)
+        wanted = None if wired is None or not wired[index].any() else wired[index]
+        visible = None if alphas is None else _visible(alphas[index], _named(index, count))
+        if wanted is None and visible is not None:
+            seen.append(index)
+        if wanted is not None and _is_turned(wanted, visible, images[index], mask_means):
+            wanted = 1 - wanted / wanted.max()
+            # What a mask of transparency marks has colors as little as transparent pixels have.
+            visible = _least(wanted, visible)
+            turned.append(index)
+        mask = _least(wanted, visible)
+        if mask is not None and not mask.max() > OPAQUE:
+            raise PhotoError(
+                f"The MASK, read as mask_means = {mask_means!r}, leaves nothing to learn from in {_named(index, count)}:"
+                f" paint over what is to be learned, or set mask_means to {AUTO!r}."
+            )
+        top, left, side = crop_square((height, width), mask, margin)
         window = (slice(top, top + side), slice(left, left + side))
-        crops.append(_resize(images[index : index + 1, :, window[0], window[1]], size, "bicubic"))
-        if mask is not None:
-            crop = _resize(mask[None, None, window[0], window[1]], size, "bilinear")
-            # One photo without a mask among others with one is learned from as a whole.
-            mask_crops.append(crop if mask.any() else torch.ones_like(crop))
+        crop = images[index : index + 1, :, window[0], window[1]]
+        if visible is not None:
+            crop = NEUTRAL + visible[window] * (crop - NEUTRAL)
+        crops.append(_resize(crop, size, "bicubic"))
+        # One photo without a mask among others with one is learned from as a whole.
+        mask_crops.append(None if mask is None else _resize(mask[None, None, window[0], window[1]], size, "bilinear"))
     prepared = torch.cat(crops).movedim(1, -1).contiguous()
-    return Photos(prepared, torch.cat(mask_crops) if mask_crops else None, note)
+    notes = [_note(SEEN, seen, count), _note(TURNED, turned if mask_means == AUTO else [], count)]
+    for note in filter(None, notes):
+        logger.info("E4T: %s", note)
+    return PreparedPhotos(prepared, _stacked(mask_crops, size), tuple(filter(None, notes)))
 
 
 def crop_square(size: tuple[int, int], mask: Tensor | None, margin: float) -> tuple[int, int, int]:
@@ -99,23 +128,71 @@ def crop_square(size: tuple[int, int], mask: Tensor | None, margin: float) -> tu
     return y, x, side
 
 
-def _fit_masks(masks: Tensor | None, count: int, size: tuple[int, int]) -> tuple[Tensor | None, str]:
+def _checked_images(images: Tensor, size: int) -> tuple[Tensor, Tensor | None]:
+    """Colors ``(n, 3, H, W)``, and alpha ``(n, H, W)`` if there is one."""
+    if images.ndim != 4 or 0 in images.shape:
+        raise PhotoError(f"The IMAGE is empty (shape {tuple(images.shape)}): wire in at least one photo.")
+    _, height, width, channels = images.shape
+    if min(height, width) < SMALLEST_SIDE:
+        raise PhotoError(
+            f"The IMAGE is {width}×{height} pixels, too small to learn from: use a photo of {size} pixels or more."
+        )
+    if channels not in (3, 4):
+        raise PhotoError(f"The IMAGE has {channels} channels: use an RGB photo.")
+    images = images.detach().float().cpu().movedim(-1, 1)
+    if not torch.isfinite(images).all():
+        raise PhotoError("The IMAGE holds NaN or infinity: check the node that made it.")
+    return images[:, :3], images[:, 3].clamp(0, 1) if channels == 4 else None
+
+
+def _checked_masks(masks: Tensor | None, count: int, size: tuple[int, int]) -> Tensor | None:
+    """Masks ``(count, H, W)``; none where nothing is painted: Load Image always wires one."""
     if masks is None:
-        return None, ""
+        return None
     masks = masks.detach().float().cpu()
     masks = masks[None] if masks.ndim == 2 else masks
     if masks.ndim != 3 or 0 in masks.shape or not torch.isfinite(masks).all():
         raise PhotoError(f"The MASK cannot be used (shape {tuple(masks.shape)}): wire in one mask, or one per photo.")
     if masks.shape[0] not in (1, count):
         raise PhotoError(f"There are {masks.shape[0]} masks for {count} photos: wire in one mask, or one per photo.")
-    if not masks.any():
-        note = "The mask is all zero (nothing is painted), so it counts as no mask."
-        logger.info("E4T: %s", note)
-        return None, note
-    masks = masks.expand(count, -1, -1).clamp(0, 1)
-    if masks.shape[-2:] != size:
-        masks = F.interpolate(masks[:, None], size=size, mode="bilinear", antialias=True)[:, 0]
-    return masks, ""
+    return meaning.fit(masks, count, size) if masks.any() else None
+
+
+def _visible(alpha: Tensor, name: str) -> Tensor | None:
+    """How visible each pixel is ``(H, W)`` as a share of the most visible one's; none if all are alike."""
+    if not alpha.max() > OPAQUE:
+        raise PhotoError(f"All of {name} is transparent, so nothing of it can be learned: use one that can be seen.")
+    visible = alpha / alpha.max()
+    return visible if visible.min() < 1 - OPAQUE else None
+
+
+def _least(first: Tensor | None, second: Tensor | None) -> Tensor | None:
+    return second if first is None else first if second is None else torch.minimum(first, second)
+
+
+def _is_turned(mask: Tensor, visible: Tensor | None, picture: Tensor, mask_means: str) -> bool:
+    if mask_means != AUTO:
+        return mask_means == LEAVE_OUT
+    # A mask of nothing but transparent pixels marks what is to be left out, whatever its shape.
+    only_transparent = visible is not None and not (mask * visible).max() > 0.5 * mask.max()
+    return only_transparent or meaning.marks_surroundings(mask, picture)
+
+
+def _stacked(crops: list[Tensor | None], size: int) -> Tensor | None:
+    whole = torch.ones((1, 1, size, size))
+    return None if all(c is None for c in crops) else torch.cat([whole if c is None else c for c in crops])
+
+
+def _named(index: int, count: int) -> str:
+    return "the IMAGE" if count == 1 else f"photo {index + 1} of the IMAGE"
+
+
+def _note(text: str, indices: list[int], count: int) -> str:
+    if not indices:
+        return ""
+    numbers = ", ".join(str(index + 1) for index in indices)
+    where = "" if len(indices) == count else f" (photo {numbers})" if len(indices) == 1 else f" (photos {numbers})"
+    return text.format(where=where)
 
 
 def _resize(pictures: Tensor, size: int, mode: str) -> Tensor:

@@ -13,7 +13,7 @@ from comfy_execution.utils import get_executing_context
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from ....e4t_core.tuning import StepReport
+from ....e4t_core.training import StepReport
 
 logger = logging.getLogger(__name__)
 

@@ -12,7 +12,7 @@ from collections import OrderedDict
 import psutil
 
 from ..prompt.prompt_memory import PromptMemory
-from ..sampling.patched_model import ConceptParts
+from ..sampling.held_concept import HeldConcept
 
 logger = logging.getLogger(__name__)
 
@@ -30,7 +30,7 @@ class ResultStore:
     def __init__(self, limit: int) -> None:
         self.limit = limit
         self.prompts = PromptMemory()
-        self._results: OrderedDict[str, ConceptParts] = OrderedDict()
+        self._results: OrderedDict[str, HeldConcept] = OrderedDict()
 
     def __len__(self) -> int:
         return len(self._results)
@@ -39,13 +39,13 @@ class ResultStore:
         """Bytes held."""
         return sum(parts.size() for parts in self._results.values())
 
-    def get(self, key: str) -> ConceptParts | None:
+    def get(self, key: str) -> HeldConcept | None:
         """The result of a key, which becomes the most recently used; or None."""
         if key in self._results:
             self._results.move_to_end(key)
         return self._results.get(key)
 
-    def put(self, key: str, parts: ConceptParts) -> None:
+    def put(self, key: str, parts: HeldConcept) -> None:
         """Keep a result, dropping the least recently used ones beyond the bound."""
         self._results[key] = parts
         self._results.move_to_end(key)

@@ -65,7 +65,7 @@ class ComfyTextEncoder:
         return rows[pieces[0]].detach().clone()
 
     def encode(self, templates: Sequence[str], words: Tensor) -> Tensor:
-        """Contexts ``(B, L, D)``, differentiable in ``words`` ``(B, D)``.
+        """Contexts ``(B, L, D)``, differentiable in ``words`` ``(B, D)`` or ``(B, V, D)``.
 
         Raises:
             ValueError: a template does not hold "{}" once, or is too long.
@@ -87,7 +87,7 @@ class ComfyTextEncoder:
             raise ValueError(f"The prompt template {template!r} must hold '{{}}' once, where the word stands.")
         row: list[int | Tensor] = [self._tokenizer.start_token, *self._pieces(before)]
         if word is not None:
-            row += [word, *self._pieces(after[0])]
+            row += [*word.reshape(-1, word.shape[-1]), *self._pieces(after[0])]
         row.append(self._tokenizer.end_token)
         room = self._tokenizer.max_length - len(row)
         if room < 0:

@@ -38,12 +38,17 @@ class Word:
     Attributes:
         alias: how it is written in prompts.
         fingerprint: content hash of the concept.
-        token: static embedding ``(D,)``; this very tensor stands in token lists.
+        token: embedding ``(D,)``, or ``(V, D)`` for a word of V tokens; this very tensor stands in token lists.
     """
 
     alias: str
     fingerprint: str
     token: Tensor
+
+    def holds(self, token: Tensor) -> bool:
+        """Whether a token ``(D,)`` is one of the word's."""
+        rows = self.token.reshape(-1, self.token.shape[-1])
+        return token.shape == rows.shape[1:] and any(torch.equal(token, row) for row in rows)
 
 
 class ConceptCLIP(comfy.sd.CLIP):
@@ -122,9 +127,7 @@ class ConceptCLIP(comfy.sd.CLIP):
         known = list(self.words.values())
         same = next((word for word in known if word.token is token), None)
         # Other packs copy tokens; then the content decides.
-        return same or next(
-            (word for word in known if token.shape == word.token.shape and torch.equal(token.cpu(), word.token)), None
-        )
+        return same or next((word for word in known if word.holds(token.cpu())), None)
 
     def encode_again(
         self,
@@ -227,7 +230,7 @@ def with_concept(
         clip: stock or with concepts; not changed.
         alias: the concept's word, see :func:`~.prompt_words.check_alias`.
         fingerprint: content hash of the concept.
-        static_embedding: ``(D,)``.
+        static_embedding: ``(V, D)``, the word as V tokens.
         memory: where its encoded prompts are remembered.
 
     Raises:
@@ -239,6 +242,7 @@ def with_concept(
     other = new.words.get(alias)
     if other is not None and other.fingerprint != fingerprint:
         check_free(clip, alias)
-    new.words[alias] = Word(alias, fingerprint, static_embedding.detach().float().cpu().clone())
+    token = static_embedding.detach().float().cpu().clone()
+    new.words[alias] = Word(alias, fingerprint, token[0] if len(token) == 1 else token)
     new.tokenizer = tokenizer_with_words(new.stock_tokenizer, {name: word.token for name, word in new.words.items()})
     return new

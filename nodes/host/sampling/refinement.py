@@ -11,37 +11,22 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ....e4t_core.concept import Concept
 from ..learning.progress import show_text
-from ..networks.base_model import spatial_features
 from ..prompt.concept_clip import MARK
 from ..prompt.prompt_memory import EncodedPrompt, PromptMemory, Recipe
+from .held_concept import HeldConcept
+from .word_at_step import WordAtStep
 
 logger = logging.getLogger(__name__)
 
 Conds = list[list[dict[str, Any]] | None]
-
-
-@dataclass(frozen=True, eq=False)
-class HeldConcept:
-    """A concept as a MODEL holds it.
-
-    Attributes:
-        concept: word, encoder, features.
-        empty: context ``(1, L, D)`` of the empty prompt, by the text encoder it was tuned with.
-        domain_offset: the offset of its domain that the MODEL holds since it was added, by canonical name.
-    """
-
-    concept: Concept
-    empty: Tensor
-    domain_offset: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass
@@ -50,8 +35,7 @@ class _Run:
 
     announced: bool = False
     recipes: dict[int, tuple[Tensor, Recipe | None]] = field(default_factory=dict)
-    features: list[tuple[Tensor, Tensor, Tensor, Tensor]] = field(default_factory=list)
-    words: dict[str, Tensor] = field(default_factory=dict)
+    words: WordAtStep = field(default_factory=WordAtStep)
     contexts: dict[EncodedPrompt, tuple[dict[str, Tensor], Tensor]] = field(default_factory=dict)
 
 
@@ -92,9 +76,9 @@ class Refinement:
         fresh = {}
         for prompt in recipe.prompts():
             words = {
-                fingerprint: self._word(self._by_fingerprint[fingerprint], model, x, sigma)
+                fingerprint: self._run.words.word(self._by_fingerprint[fingerprint], model, x, sigma)
                 for fingerprint in prompt.concepts
-                if fingerprint in self._by_fingerprint and self._by_fingerprint[fingerprint].concept.settings.refine
+                if fingerprint in self._by_fingerprint and self._by_fingerprint[fingerprint].concept.refines
             }
             if words:
                 fresh[prompt] = self._context(prompt, words, model)
@@ -117,37 +101,6 @@ class Refinement:
             self._run.recipes[id(tensor)] = (tensor, recipe)
         return self._run.recipes[id(tensor)][1]
 
-    def _word(self, held: HeldConcept, model: Any, x: Tensor, sigma: Tensor) -> Tensor:
-        """e_c ``(B, D)`` of a concept at this evaluation; frozen once the schedule has passed ``end_percent``."""
-        fingerprint, settings = held.concept.fingerprint, held.concept.settings
-        end = model.model_sampling.percent_to_sigma(settings.end_percent)
-        last = self._run.words.get(fingerprint)
-        if last is not None and last.shape[0] == x.shape[0] and float(sigma[0]) < end:
-            return last
-        word = held.concept.word_embedding(self._features(held, model, x, sigma))
-        self._run.words[fingerprint] = word
-        return word
-
-    def _features(self, held: HeldConcept, model: Any, x: Tensor, sigma: Tensor) -> Tensor:
-        """F ``(B, width)`` on the encoder's device; several passes over one evaluation cost one feature pass."""
-        for empty, seen, level, features in self._run.features:
-            if torch.equal(seen, x) and torch.equal(level, sigma) and torch.equal(empty, held.empty):
-                return features
-        patcher = getattr(model, "current_patcher", None)
-        if patcher is not None and patcher.current_hooks is not None:
-            # The last prompt's hooks would still be in the weights; the word must not depend on who came last.
-            patcher.apply_hooks(None)
-        network, dtype = model.diffusion_model, model.get_dtype_inference()
-        z = model.model_sampling.calculate_input(sigma, x).to(dtype)
-        t = model.model_sampling.timestep(sigma).float()
-        context = held.empty.to(x.device, dtype).expand(x.shape[0], -1, -1)
-        features = spatial_features(network, z, t, context, {})
-        features = features.to(next(held.concept.encoder.parameters()).device)
-        kept = [entry for entry in self._run.features if torch.equal(entry[1], x) and torch.equal(entry[2], sigma)]
-        # Samplers write into x: compare with a copy.
-        self._run.features = [*kept, (held.empty, x.clone(), sigma.clone(), features)]
-        return features
-
     def _context(self, prompt: EncodedPrompt, words: dict[str, Tensor], model: Any) -> Tensor:
         """The prompt encoded with these words ``(B or 1, T, D)``; equal words are not encoded twice."""
         known = self._run.contexts.get(prompt)
@@ -168,7 +121,7 @@ class Refinement:
         self._run.announced = True
         given = [cond for group in conds if group for cond in group]
         # Concepts of this MODEL that no prompt names are told of, too.
-        names = {held.concept.fingerprint: held.concept.word for held in self.concepts}
+        names = {held.concept.fingerprint: held.concept.trigger for held in self.concepts}
         followed, fixed = Counter[str](), Counter[str]()
         for cond in given:
             recipe = self._recipe(cond)
@@ -198,7 +151,7 @@ class Refinement:
                 " CLIP output of E4T Personalize."
             )
         text = f"{word} in {followed + fixed} of {_prompts(given)}"
-        if not held.concept.settings.refine:
+        if not held.concept.refines:
             return f"{text} (refinement off)"
         if not fixed:
             return text

@@ -1,0 +1,1 @@
+"""Base model and image backbone, loaded and checked: what every trainer shares."""
