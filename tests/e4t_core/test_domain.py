@@ -171,7 +171,7 @@ def break_json(tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
         (drop_bias, "lacks 1 of 60 tensors, the first is encoder.final.bias"),
         (add_tensor, "1 unknown tensors besides its 60, the first is encoder.more"),
         (add_backbone, "unannounced"),
-        (transpose, r"encoder.final.weight in the shape \(37, 6\) in place of \(6, 37\)"),
+        (transpose, r"shape \(37, 6\) in place of \(6, 37\) for encoder.final.weight"),
         (poison, "NaN or infinity in encoder.final.bias"),
         (overflow, "NaN or infinity in .*row.bias"),
         (whole_numbers, "torch.int64"),
