@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 from PIL import Image
 
+from e4t_core.files.checked_file import replacing
 from e4t_core.files.domain_file import save_domain
 
 from .checkpoint import write_checkpoint
@@ -45,7 +46,8 @@ def save_photo(path: Path, domain: str) -> None:
     """A photo of an individual that no model was trained with; nothing is painted on it."""
     _, photo = concept_photo(held_out(domain)[0])
     pixels = (photo * 255).round().byte()
-    Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy()).save(path)
+    with replacing(path) as part:
+        Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy()).save(part, format="PNG")
 
 
 def main() -> None:

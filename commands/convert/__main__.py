@@ -169,10 +169,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--word", default="", help="the domain word, one token; else config.json's domain_class_token")
     parser.add_argument(
         "--templates",
-        default=(),
-        nargs="+",
+        default=[],
+        action="append",
         metavar="TEXT",
-        help='prompts of tuning: "neutral", "style", or sentences with {} where the word stands; else config.json\'s',
+        help='prompts of tuning: "neutral", "style", or a sentence with {} where the word stands, as often as wanted; else'
+        " config.json's",
     )
     parser.add_argument(
         "--preset", default="", choices=["", *sorted(PRESETS)], help="settings of tuning; else by the word"

@@ -347,7 +347,7 @@ def check_shapes(
             raise kind.fault(
                 path,
                 # The name is the longest part, and the first to be cut.
-                f"holds the shape {shown(tuple(found[name].shape), 40)} in place of {shown(tuple(shape), 40)} as"
+                f"has the shape {shown(tuple(found[name].shape), 40)} in place of {shown(tuple(shape), 40)} for"
                 f" {shown_name(name)}",
             )
 

@@ -336,9 +336,28 @@ def test_a_linked_file_and_a_linked_name_are_fine(domain, folder, tmp_path):
     LoadDomain.fingerprint_inputs(None)
 
 
+@pytest.mark.parametrize("name", ["people/faces.safetensors", "people\\faces.safetensors"])
+def test_a_workflow_from_windows_finds_its_domain_and_the_reverse(domain, folder, name):
+    (folder / "people").mkdir()
+    save_domain(folder / "people" / "faces.safetensors", domain)
+    assert LoadDomain.validate_inputs(name) is True
+    assert LoadDomain.execute(name).args[0].domain.fingerprint == domain.fingerprint
+    assert LoadDomain.fingerprint_inputs(name)[1:] == LoadDomain.fingerprint_inputs("people/faces.safetensors")[1:]
+
+
 @pytest.mark.parametrize(
     "name",
-    ["gone.safetensors", "", "../secrets.safetensors", "..\\up.safetensors", "a\0.safetensors", "/a.safetensors"],
+    [
+        "people\\..\\..\\up.safetensors",
+        "\\\\server\\a.safetensors",
+        "C:\\a.safetensors",
+        "gone.safetensors",
+        "",
+        "../secrets.safetensors",
+        "..\\up.safetensors",
+        "a\0.safetensors",
+        "/a.safetensors",
+    ],
 )
 def test_a_missing_domain_names_its_folder_and_three_ways_to_one(folder, name):
     (folder.parent / "secrets.safetensors").write_bytes(b"x")

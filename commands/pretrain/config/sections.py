@@ -11,6 +11,8 @@ from typing import Any
 
 from commands.base.setting_rules import ConfigError, check_place, check_ranges, choice, number, text
 from commands.base.settings import BackboneSettings, BaseSettings
+from e4t_core.files.description import check_value
+from e4t_core.methods.e4t.domain_info import DomainInfo
 from e4t_core.methods.e4t.settings import PRESETS
 from e4t_core.methods.e4t.weight_offsets import FORMS, HYPERNETWORK, NETWORK
 from e4t_core.templates import NEUTRAL, templates_of
@@ -51,6 +53,12 @@ class DomainSettings:
             object.__setattr__(self, "templates", templates_of(self.templates))
         except ValueError as error:
             raise ConfigError(f"domain.templates: {error}") from error
+        # What the domain file could not hold must not be told after the last step.
+        for name in ("name", "word", "scale", "crop_margin", "v_size", "licence"):
+            try:
+                check_value(DomainInfo, "license" if name == "licence" else name, getattr(self, name), f"domain.{name}")
+            except ValueError as error:
+                raise ConfigError(str(error)) from error
         if self.image_size % 8:
             raise ConfigError(f"domain.image_size = {self.image_size} must be a multiple of 8, the autoencoder's step.")
 
