@@ -16,6 +16,7 @@ ARROWS: dict[str, set[str]] = {
     "nodes": {"e4t_core", "nodes", "ui"},
     "nodes/host": {"e4t_core", "nodes/host", "comfyui"},
     "commands": {"e4t_core", "commands"},
+    "commands/base": {"e4t_core", "commands/base"},
     "miniworld": {"e4t_core", "commands", "miniworld"},
     # The benchmarks drive the pack inside ComfyUI, whose own "nodes" they call.
     "benchmarks": {"e4t_core", "commands", "miniworld", "devtools", "benchmarks", "comfyui", "nodes"},
