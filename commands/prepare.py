@@ -14,20 +14,24 @@ import argparse
 import logging
 from pathlib import Path
 
-from tqdm.contrib.logging import logging_redirect_tqdm
-
-from .pretrain.data.dataset_layouts import LAYOUTS
-from .pretrain.data.pictures import DataError
-from .pretrain.data.preparation import PILLOW_FORMATS, Preparation
-from .pretrain.data.prepare_shards import prepare
-from .pretrain.data.shard_source import MANIFEST
+from .interruptible import importing, interruptible
 
 log = logging.getLogger(__name__)
 WORST_SHARE = 0.01
 
 
+@interruptible
 def main(arguments: list[str] | None = None) -> int:
-    """The command; returns its exit status."""
+    """The command; returns its exit status: 0, 1 after a fault, 130 after Ctrl-C."""
+    with importing():
+        from tqdm.contrib.logging import logging_redirect_tqdm
+
+        from .pretrain.data.dataset_layouts import LAYOUTS
+        from .pretrain.data.pictures import DataError
+        from .pretrain.data.preparation import WRITTEN, Preparation
+        from .pretrain.data.prepare_shards import prepare
+        from .pretrain.data.shard_source import MANIFEST
+
     parser = argparse.ArgumentParser(
         prog="commands.prepare", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -35,7 +39,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("source", type=Path, help="folder of the unpacked data set")
     parser.add_argument("target", type=Path, help="folder of the shards")
     parser.add_argument("--side", type=int, default=512, help="shorter side in pixels; 0 stores files as they are")
-    parser.add_argument("--picture", choices=PILLOW_FORMATS, default="jpg")
+    parser.add_argument("--picture", choices=WRITTEN, default="jpg")
     parser.add_argument("--quality", type=int, default=95)
     parser.add_argument("--per-shard", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=0)
@@ -65,9 +69,6 @@ def main(arguments: list[str] | None = None) -> int:
     except OSError as error:
         log.error("Writing to %s failed (%s): mend that and repeat the command, it goes on.", options.target, error)
         return 1
-    except KeyboardInterrupt:
-        log.error("Interrupted: repeat the command, it goes on with the next shard.")
-        return 130
     log.info(
         "%d pictures in %d shards, %.2f GB, %d corrupt skipped; licence: %s; %s",
         manifest["samples"],

@@ -21,6 +21,7 @@ ARROWS: dict[str, set[str]] = {
     "nodes": {*CORE, "nodes", "nodes/host", "ui"},
     "nodes/host": {*CORE, "nodes/host", "comfyui"},
     "commands": {*CORE, "commands"},
+    "commands/base": {*CORE, "commands/base"},
     "miniworld": {*CORE, "commands", "miniworld"},
     # The benchmarks drive the pack inside ComfyUI, whose own "nodes" they call.
     "benchmarks": {*CORE, "commands", "miniworld", "devtools", "benchmarks", "comfyui", "nodes"},

@@ -8,16 +8,13 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import get_args
 
 import torch
 from torch import Tensor
 
-from e4t_core.noise_schedule import Prediction
-
 from .clip_text import ClipTextEncoder
 from .diffusers_folder import DiffusersFolder
-from .diffusers_unet import DiffusersUNet, narrowed
+from .diffusers_unet import PROJECTIONS, DiffusersUNet, narrowed
 from .latents import LatentCoder
 from .single_file import BaseModelError, SingleFile
 
@@ -51,7 +48,6 @@ class DiffusersBase:
 
 def load_base(
     path: str | os.PathLike[str],
-    prediction: Prediction | None = None,
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
     gradient_checkpointing: bool = False,
@@ -60,30 +56,21 @@ def load_base(
 
     Args:
         path: of the folder or file.
-        prediction: what its UNet predicts, where the file does not say; none: as it says or as its weights suggest.
         dtype: of UNet (but for the weights that get offsets), text encoder and VAE, float32 or a half precision; offsets and
             encoder train in float32 beside it.
-        device: where it computes.
+        device: where it computes; on "meta" its shapes alone, for which no weight is read.
         gradient_checkpointing: of the UNet, see :class:`DiffusersUNet`.
 
     Raises:
-        BaseModelError: it is missing, damaged, no safetensors, or no plain Stable Diffusion 1.x or 2.x, or it predicts
-            something else; one sentence says which.
+        BaseModelError: it is missing, damaged, no safetensors, or no plain Stable Diffusion 1.x or 2.x; one sentence
+            says which.
     """
     path = Path(path).absolute()
-    if prediction is not None and prediction not in get_args(Prediction):
-        raise BaseModelError(
-            f"Prediction type {prediction!r} for base model {path.name} is unknown: it must be 'epsilon' or 'v'."
-        )
-    parts: DiffusersFolder | SingleFile = DiffusersFolder(path) if path.is_dir() else SingleFile(path)
-    found = parts.prediction()
-    if parts.says_prediction and prediction not in (None, found):
-        raise BaseModelError(
-            f"Base model {path.name} in {path.parent} says that it predicts {found!r}, but prediction type"
-            f" {prediction!r} is asked for: leave it out, or take another base."
-        )
-    network = narrowed(parts.unet(torch.float32), dtype).to(device)
-    unet = DiffusersUNet(network, parts.schedule(), prediction or found, gradient_checkpointing)
+    shapes_only = torch.device(device).type == "meta"
+    parts = DiffusersFolder(path, shapes_only) if path.is_dir() else SingleFile(path, shapes_only)
+    # The meta device has no autocast to compute with weights of two types.
+    network = narrowed(parts.unet(torch.float32), dtype, but=() if shapes_only else PROJECTIONS).to(device)
+    unet = DiffusersUNet(network, parts.schedule(), parts.prediction(), gradient_checkpointing)
     text = ClipTextEncoder(parts.text(dtype).to(device), parts.tokenizer())
     if text.width != unet.context_width:
         raise BaseModelError(

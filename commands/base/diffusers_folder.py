@@ -8,15 +8,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import init_empty_weights
 from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
 from safetensors import SafetensorError
-from transformers import CLIPTextModel, CLIPTokenizer
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
+from e4t_core.files.checked_file import read_header
 from e4t_core.noise_schedule import NoiseSchedule, Prediction
 
 from .clip_text import bundled_tokenizer
 from .latents import LatentCoder
-from .single_file import FAMILIES, SUPPORTED, BaseModelError, one_line, schedule_of
+from .single_file import BASE_MODEL, FAMILIES, SUPPORTED, BaseModelError, one_line, schedule_of
 
 PREDICTIONS: dict[str, Prediction] = {"epsilon": "epsilon", "v_prediction": "v"}
 """diffusers' word -> the core's."""
@@ -34,23 +36,29 @@ PLAIN = {
 
 
 class DiffusersFolder:
-    """A diffusers folder: ``unet``, ``text_encoder``, ``vae``, ``scheduler`` and, if there, ``tokenizer``."""
+    """An opened folder; its parts are read one at a time.
 
-    says_prediction = True
+    Args:
+        path: of the folder.
+        shapes_only: give networks on the meta device: nothing but configurations and headers is read.
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    Raises:
+        BaseModelError: its UNet is of no plain Stable Diffusion 1.x or 2.x.
+    """
+
+    def __init__(self, path: Path, shapes_only: bool = False) -> None:
+        self.path, self._shapes_only = path, shapes_only
         config = self._config("unet", "config.json")
         for name, allowed in PLAIN.items():
             value = config.get(name, allowed[0])
             if value not in allowed:
                 raise BaseModelError(
-                    f"{SUPPORTED.capitalize()}, but the unet of base model {path.name} in {path.parent} has {name} ="
+                    f"{SUPPORTED}, but the unet of base model {path.name} in {path.parent} has {name} ="
                     f" {value!r}, as inpaint, SDXL, unCLIP and their relatives do: take the folder of SD 1.5."
                 )
         if config.get("_class_name", "UNet2DConditionModel") != "UNet2DConditionModel":
             raise BaseModelError(
-                f"{SUPPORTED.capitalize()}, but the unet of base model {path.name} in {path.parent} is a"
+                f"{SUPPORTED}, but the unet of base model {path.name} in {path.parent} is a"
                 f" {config['_class_name']}: take the folder of SD 1.5."
             )
         self.context_width = int(config.get("cross_attention_dim", 0))
@@ -83,7 +91,7 @@ class DiffusersFolder:
         config = self._config("vae", "config.json")
         if config.get("latent_channels", 4) != 4:
             raise BaseModelError(
-                f"{SUPPORTED.capitalize()}, but the vae of base model {self.path.name} in {self.path.parent} has"
+                f"{SUPPORTED}, but the vae of base model {self.path.name} in {self.path.parent} has"
                 f" {config['latent_channels']} latent channels: take the folder of SD 1.5."
             )
         network = self._load(AutoencoderKL, "vae", "diffusion_pytorch_model", dtype)
@@ -122,12 +130,15 @@ class DiffusersFolder:
                 f"Base model folder {self.path.name} in {self.path.parent} has no {part}/{stem}.safetensors: download"
                 " the .safetensors files of the same model, because .bin files can hold programs."
             )
+        variant = None if plain else "fp16"
+        if self._shapes_only:
+            return self._outline(kind, part, self._files(part, stem, variant)).to(dtype)
         try:
             network, report = kind.from_pretrained(
                 folder,
                 local_files_only=True,
                 use_safetensors=True,
-                variant=None if plain else "fp16",
+                variant=variant,
                 torch_dtype=dtype,
                 output_loading_info=True,
             )
@@ -138,6 +149,35 @@ class DiffusersFolder:
             found = [name for name in report.get(fault, ()) if "position_ids" not in str(name)]
             if found:
                 raise self._unreadable(part, ValueError(f"{fault.replace('_', ' ')}: {min(map(str, found))}"))
+        return network
+
+    def _files(self, part: str, stem: str, variant: str | None) -> list[Path]:
+        """The safetensors files of a part: one, or those that its index names."""
+        folder = self.path / part
+        index = next(iter(sorted(folder.glob(f"{stem}.safetensors.index*.json"))), None)
+        if index is None:
+            return [folder / f"{stem}{f'.{variant}' if variant else ''}.safetensors"]
+        named = self._config(part, index.name).get("weight_map")
+        if not isinstance(named, dict):
+            raise self._unreadable(f"{part}/{index.name}", ValueError("it has no weight_map"))
+        return [folder / str(name) for name in sorted(set(named.values()))]
+
+    def _outline(self, kind: Any, part: str, files: list[Path]) -> Any:
+        """The network that the configuration describes, on the meta device; the files' shapes must agree with it.
+
+        Names are not compared: libraries rename those of older files while they load.
+        """
+        config = dict(self._config(part, "config.json"))
+        try:
+            with init_empty_weights():
+                network = kind(CLIPTextConfig.from_dict(config)) if kind is CLIPTextModel else kind.from_config(config)
+        except (OSError, ValueError, RuntimeError, TypeError, KeyError, ZeroDivisionError) as error:
+            raise self._unreadable(part, error) from error
+        expected = {name: tuple(value.shape) for name, value in network.state_dict().items()}
+        for file in files:
+            for name, shape in read_header(file, BASE_MODEL).shapes.items():
+                if expected.get(name, shape) != shape:
+                    raise self._unreadable(part, ValueError(f"mismatched keys: {name}"))
         return network
 
     def _unreadable(self, part: str, error: Exception) -> BaseModelError:

@@ -121,7 +121,7 @@ class DiffusersUNet:
     def _computing(self) -> AbstractContextManager[object]:
         """Autocast to the network's type, because the weights that get offsets are wider than it."""
         weight = self.network.conv_in.weight
-        if weight.dtype == torch.float32:
+        if weight.dtype == torch.float32 or weight.is_meta:
             return nullcontext()
         return torch.autocast(weight.device.type, weight.dtype, cache_enabled=False)
 
@@ -130,14 +130,16 @@ class DiffusersUNet:
         return z.to(weight.device, weight.dtype), t.to(weight.device), context.to(weight.device, weight.dtype)
 
 
-def narrowed(network: UNet2DConditionModel, dtype: torch.dtype) -> UNet2DConditionModel:
-    """A float32 network in another type, in place, but for the weights that get offsets.
+def narrowed(
+    network: UNet2DConditionModel, dtype: torch.dtype, but: tuple[str, ...] = PROJECTIONS
+) -> UNet2DConditionModel:
+    """A float32 network in another type, in place, but for the weights whose names end so: those that get offsets.
 
     ``W0 * (1 + Δ)`` is rounded to the type that is computed in. Were ``W0`` itself of that type, the product would fall back
     on it wherever Δ is below half a step (0.2 % in bfloat16), and training would not see what its first offsets do. The
     digits that ``W0`` has beyond make the rounding go either way, and so right on average.
     """
     for name, parameter in network.named_parameters():
-        if not name.endswith(PROJECTIONS):
+        if not name.endswith(but):
             parameter.data = parameter.data.to(dtype)
     return network

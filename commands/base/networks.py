@@ -1,15 +1,27 @@
-"""The frozen networks that a config names: base model and image backbone, loaded for a run."""
+"""The frozen networks that a config names, base model and image backbone: loaded for a run, or outlined to check it.
+
+On the meta device an outline is made: networks of the files' shapes, for which no weight is read. What is wrong with a
+file or does not suit the config is found there as it would be by a run.
+"""
 
 from __future__ import annotations
 
 import hashlib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor, nn
 
-from e4t_core.methods.e4t.clip_backbone import ClipBackbone, read_backbone_weights
+from e4t_core.files.checked_file import FileError, FileKind, read_header
+from e4t_core.methods.e4t.clip_backbone import (
+    BackboneError,
+    ClipBackbone,
+    missing_backbone,
+    read_backbone_weights,
+    tower_weights,
+)
 from e4t_core.methods.e4t.domain_info import BackboneInfo
 from e4t_core.unet import TextEncoder, UNet
 
@@ -35,10 +47,20 @@ class Coder(Protocol):
         """Images ``(B, 3, 8h, 8w)`` float32 in [0, 1]."""
 
 
+class Text(TextEncoder, Protocol):
+    """The base's text encoder.
+
+    Attributes:
+        network: whose weights it has.
+    """
+
+    network: nn.Module
+
+
 class Base(Protocol):
     """What pre-training needs of a base model.
 
-    A factory of kind "python" is called as ``factory(device=…)``. Its base may also have ``finish(encoder, offsets)``, which
+    A factory of kind "python" is called as ``factory(device=…)``, to estimate a run with the device "meta". Its base may also have ``finish(encoder, offsets)``, which
     makes what was trained on it fit the base that the domain is for.
     """
 
@@ -49,7 +71,7 @@ class Base(Protocol):
     @property
     def unet(self) -> UNet: ...
     @property
-    def text(self) -> TextEncoder: ...
+    def text(self) -> Text: ...
     @property
     def vae(self) -> Coder: ...
 
@@ -58,16 +80,27 @@ def open_base(settings: BaseSettings, precision: str, gradient_checkpointing: bo
     """Load the base model.
 
     Raises:
-        BaseModelError: it cannot be used; see ``diffusers_base.load_base``.
+        BaseModelError: it cannot be used (see ``diffusers_base.load_base``), or is not what the settings say.
         FactoryError: the factory does not exist.
     """
     if settings.kind == "python":
         return cast(Base, from_factory(settings.factory)(device=device))
-    from .diffusers_base import load_base
+    from .diffusers_base import load_base  # a "python" base needs neither diffusers nor transformers
+    from .single_file import BASE_MODEL
 
-    base: Base = load_base(
-        settings.path, cast(Any, settings.prediction or None), DTYPES[precision], device, gradient_checkpointing
-    )
+    base: Base = load_base(settings.path, DTYPES[precision], device, gradient_checkpointing)
+    path = Path(settings.path)
+    if settings.family != base.family:
+        raise BASE_MODEL.fault(
+            path, f"is of the family {base.family!r}", f"set base.family to that, not {settings.family!r}"
+        )
+    # ComfyUI tells the two predictions apart in the same way, and would refuse a domain of the other kind on this base.
+    if settings.prediction not in ("", base.unet.prediction):
+        raise BASE_MODEL.fault(
+            path,
+            f"predicts {base.unet.prediction!r} by its metadata, scheduler or weights",
+            f"set base.prediction to that, not {settings.prediction!r}, or leave it empty",
+        )
     return base
 
 
@@ -75,19 +108,43 @@ def open_backbone(settings: BackboneSettings, precision: str, device: torch.devi
     """Load the image backbone, in half precision where the run is.
 
     Raises:
-        BackboneError: its file is missing or does not fit.
+        BackboneError: its file is missing, damaged, or does not fit the settings.
         FactoryError: the factory does not exist.
     """
     if settings.kind == "python":
         return cast(ClipBackbone, from_factory(settings.factory)(device=device))
-    path = Path(settings.path)
-    info = info_of(settings)
-    weights = read_backbone_weights(path, info)
-    described = BackboneInfo(**{**info.__dict__, "sha256": _sha256(path)})
-    return ClipBackbone(described, weights, device, DTYPES[precision])
+    path, info = Path(settings.path), _described(settings)
+    if device.type == "meta":
+        weights = _outlined(path, info)
+    else:
+        weights = read_backbone_weights(path, info)
+        info = replace(info, sha256=_sha256(path))
+    backbone = ClipBackbone(info, weights, device, DTYPES[precision])
+    _check_image_size(path, info, backbone.tower)
+    return backbone
 
 
-def info_of(settings: BackboneSettings) -> BackboneInfo:
+def _outlined(path: Path, info: BackboneInfo) -> dict[str, Tensor]:
+    if not path.is_file():
+        raise BackboneError(missing_backbone(path, info))
+    try:
+        tensors = read_header(path, FileKind("Image backbone file")).tensors
+    except FileError as error:
+        raise BackboneError(str(error)) from error
+    return tower_weights({n: torch.empty(i.shape, dtype=i.dtype, device="meta") for n, i in tensors.items()})
+
+
+def _check_image_size(path: Path, info: BackboneInfo, tower: Any) -> None:
+    """That pictures of the configured size have as many patches as the tower has positions."""
+    patch, positions = tower.conv1.kernel_size[0], tower.positional_embedding.shape[0]
+    if (info.image_size // patch) ** 2 + 1 != positions:
+        raise BackboneError(
+            f"backbone.image_size = {info.image_size} gives {(info.image_size // patch) ** 2} patches, but the image"
+            f" backbone {path} knows {positions - 1}: set it to {patch * round((positions - 1) ** 0.5)}."
+        )
+
+
+def _described(settings: BackboneSettings) -> BackboneInfo:
     """The open_clip backbone that a config describes; its weights' hash is not known yet."""
     return BackboneInfo(
         kind="open_clip",

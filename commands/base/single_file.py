@@ -20,10 +20,10 @@ from diffusers.loaders.single_file_utils import (
     convert_ldm_vae_checkpoint,
     convert_open_clip_checkpoint,
 )
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
+from e4t_core.files.checked_file import FileError, FileKind, read_header, read_tensors
 from e4t_core.noise_schedule import PREDICTIONS, NoiseSchedule, Prediction
 
 from .clip_text import bundled_tokenizer
@@ -31,7 +31,7 @@ from .latents import SCALING, LatentCoder
 
 FAMILIES = {768: "sd1", 1024: "sd2"}
 """Context width -> family."""
-SUPPORTED = "pre-training works with Stable Diffusion 1.x and 2.x (4 latent channels, context 768 or 1024)"
+SUPPORTED = "A domain is trained on Stable Diffusion 1.x or 2.x (4 latent channels, context 768 or 1024)"
 UNET, VAE = "model.diffusion_model.", "first_stage_model."
 CLIP_L = ("cond_stage_model.transformer.", "conditioner.embedders.0.transformer.")
 OPEN_CLIP = ("cond_stage_model.model.", "conditioner.embedders.0.model.")
@@ -42,8 +42,17 @@ SAID = "modelspec.prediction_type"
 TINY_SCALARS = ("vae_scale", "vae_shift")
 
 
-class BaseModelError(ValueError):
+class BaseModelError(FileError):
     """A base model that cannot be used; the message is one sentence: value, file, folder, what to do."""
+
+
+BASE_MODEL = FileKind(
+    "Base model",
+    error=BaseModelError,
+    missing="put a Stable Diffusion 1.x or 2.x .safetensors checkpoint or diffusers folder there, or correct the path",
+)
+PICKLES = (".ckpt", ".pt", ".pth", ".bin")
+EIGHT_BITS = (torch.float8_e4m3fn, torch.float8_e5m2)
 
 
 class SingleFile:
@@ -51,38 +60,28 @@ class SingleFile:
 
     Args:
         path: of the ``.safetensors`` file.
+        shapes_only: give networks on the meta device: nothing but the header is read.
 
     Raises:
         BaseModelError: it is missing, no safetensors file, truncated, or not a plain Stable Diffusion 1.x or 2.x.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        if not path.is_file():
-            raise BaseModelError(
-                f"Base model {path.name} was not found in {path.parent}: put a Stable Diffusion 1.x or 2.x .safetensors"
-                " checkpoint or diffusers folder there, or correct the path."
+    def __init__(self, path: Path, shapes_only: bool = False) -> None:
+        self.path, self._shapes_only = path, shapes_only
+        if path.suffix.lower() in PICKLES and path.is_file():
+            raise BASE_MODEL.fault(
+                path,
+                f"is no safetensors file, and {path.suffix} files can hold programs",
+                "take the .safetensors file of the same model",
             )
-        try:
-            self._file = safe_open(path, framework="pt")
-        except (SafetensorError, OSError) as error:
-            raise BaseModelError(
-                f"Base model {path.name} in {path.parent} could not be read as safetensors ({one_line(error)}): download"
-                " it again, or take the .safetensors file of the same model, because .ckpt files can hold programs."
-            ) from error
-        self._shapes = {name: tuple(self._file.get_slice(name).get_shape()) for name in self._file.keys()}  # noqa: SIM118
-        self._metadata = dict(self._file.metadata() or {})
+        header = read_header(path, BASE_MODEL)
+        self._tensors, self._shapes, self._metadata = header.tensors, header.shapes, header.metadata
         self.context_width = self._check()
 
     @property
     def family(self) -> str:
         """ "sd1" or "sd2"."""
         return FAMILIES[self.context_width]
-
-    @property
-    def says_prediction(self) -> bool:
-        """Whether the file itself says what the UNet predicts."""
-        return self._metadata.get(SAID) in PREDICTIONS
 
     def schedule(self) -> NoiseSchedule:
         """The noise schedule of all Stable Diffusion 1.x and 2.x: a single file does not say it."""
@@ -98,12 +97,12 @@ class SingleFile:
         SD 2.x comes as both. ComfyUI tells them apart by one bias, which spreads by more than 0.09 in those trained to
         predict v; the same is done here, so that a domain made here fits there.
         """
-        if self.says_prediction:
+        if self._metadata.get(SAID) in PREDICTIONS:
             return "v" if self._metadata[SAID] == "v" else "epsilon"
         bias = f"{UNET}output_blocks.11.1.transformer_blocks.0.norm1.bias"
         if self.family == "sd1" or bias not in self._shapes:
             return "epsilon"
-        return "v" if self._file.get_tensor(bias).float().std(correction=0) > 0.09 else "epsilon"
+        return "v" if self._read(bias)[bias].float().std(correction=0) > 0.09 else "epsilon"
 
     def unet(self, dtype: torch.dtype) -> UNet2DConditionModel:
         """The UNet.
@@ -155,8 +154,8 @@ class SingleFile:
             # diffusers has the decoder's clamp in its forward, not as layer 0.
             state[f"{part}.layers.{int(number) - (part == 'decoder')}.{rest}"] = value
         network = self._build(AutoencoderTiny, {}, "VAE")
-        numbers = [self._file.get_tensor(f"{VAE}{name}") for name in TINY_SCALARS if f"{VAE}{name}" in self._shapes]
-        scale, shift = (float(number) for number in numbers) if len(numbers) == 2 else (1.0, 0.0)
+        names = [f"{VAE}{name}" for name in TINY_SCALARS if f"{VAE}{name}" in self._shapes]
+        scale, shift = map(float, self._read(*names).values()) if len(names) == 2 else (1.0, 0.0)
         return LatentCoder(self._fill(network, state, dtype, "VAE"), SCALING / scale, SCALING * shift)
 
     def _check(self) -> int:
@@ -164,23 +163,23 @@ class SingleFile:
         first = self._shapes.get(f"{UNET}input_blocks.0.0.weight")
         if first is None:
             raise BaseModelError(
-                f"{SUPPORTED.capitalize()}, but {where} holds no such UNet (there is no"
+                f"{SUPPORTED}, but {where} holds no such UNet (there is no"
                 f" {UNET}input_blocks.0.0.weight): take a whole SD 1.5 checkpoint, not a LoRA, VAE or other model."
             )
         if first[1] != 4:
             raise BaseModelError(
-                f"{SUPPORTED.capitalize()}, but {where} reads {first[1]} channels, as inpaint and edit models do: take"
+                f"{SUPPORTED}, but {where} reads {first[1]} channels, as inpaint and edit models do: take"
                 " the plain checkpoint of the same family."
             )
         widths = {shape[1] for name, shape in self._shapes.items() if name.endswith("attn2.to_k.weight")}
         if len(widths) != 1 or not widths <= FAMILIES.keys() or f"{UNET}label_emb.0.0.weight" in self._shapes:
             found = ", ".join(map(str, sorted(widths))) or "none"
             raise BaseModelError(
-                f"{SUPPORTED.capitalize()}, but {where} has context width {found}"
+                f"{SUPPORTED}, but {where} has context width {found}"
                 f"{' and label embeddings' if f'{UNET}label_emb.0.0.weight' in self._shapes else ''} (SDXL, unCLIP and"
                 " their relatives): take an SD 1.5 checkpoint."
             )
-        small = [name for name in self._shapes if self._file.get_slice(name).get_dtype() in ("F8_E4M3", "F8_E5M2")]
+        small = [name for name, info in self._tensors.items() if info.dtype in EIGHT_BITS]
         if small:
             raise BaseModelError(
                 f"Base model {self.path.name} in {self.path.parent} is quantised ({small[0]} has 8 bits): take the same"
@@ -190,7 +189,13 @@ class SingleFile:
 
     def _part(self, *prefixes: str) -> dict[str, Tensor]:
         """The tensors under any of these prefixes, by their full names."""
-        return {name: self._file.get_tensor(name) for name in self._shapes if name.startswith(prefixes)}
+        found = {name: info for name, info in self._tensors.items() if name.startswith(prefixes)}
+        if self._shapes_only:
+            return {name: torch.empty(info.shape, dtype=info.dtype, device="meta") for name, info in found.items()}
+        return self._read(*found)
+
+    def _read(self, *names: str) -> dict[str, Tensor]:
+        return read_tensors(self.path, {name: self._tensors[name] for name in names}, BASE_MODEL)
 
     def _unet_config(self) -> dict[str, Any]:
         """diffusers' configuration, from the shapes; sampling rates and heads are those of the family."""

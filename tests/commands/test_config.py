@@ -93,6 +93,10 @@ def test_the_rate_rises_over_the_warm_up_and_falls_at_the_end() -> None:
         ("data.sources.0.kind=tar", "must be one of folder, shards, parquet, python"),
         ('output.preview_prompts=["a photo"]', 'must hold "{}" exactly once'),
         ("domain=5", "must be a section"),
+        ("domain.name=../../x", "must be a plain file name"),
+        ("domain.name=a\\b", "must be a plain file name"),
+        ("domain.name=.hidden", "must be a plain file name"),
+        (f"domain.name={'a' * 101}", "must be a plain file name"),
     ],
 )
 def test_a_mistake_is_named_in_one_sentence(override: str, says: str) -> None:

@@ -197,6 +197,7 @@ def test_the_domain_file_describes_the_run(place: Path, tmp_path: Path) -> None:
     assert (info.word, info.base_family, info.prediction, info.step) == ("face", "sd1", "epsilon", 4)
     assert info.training["learning_rate"] == pytest.approx(4e-4)
     assert info.training["data"] == ["data"]
+    assert info.training["use_mask"] is False
     assert not info.backbone.weights_inside and len(info.backbone.sha256) == 64
     assert domain.backbone_state is None
 

@@ -17,7 +17,8 @@ from safetensors.torch import load_file, save_file
 from small_base import config_of, overrides
 from training_runs import losses, start, train, wait_for_steps
 
-from commands.pretrain.__main__ import STOPPED, main
+from commands.interruptible import STOPPED
+from commands.pretrain.__main__ import main
 from commands.pretrain.data.pictures import DataError
 from commands.pretrain.run.checkpoints import CheckpointError
 from commands.pretrain.run.errors import Stopped, TrainingError
@@ -177,7 +178,7 @@ def test_a_damaged_checkpoint_is_named(place: Path, tmp_path: Path) -> None:
     train(place, tmp_path, "training.steps=2")
     path = tmp_path / "checkpoints" / "step-00000002.safetensors"
     path.write_bytes(path.read_bytes()[:1000])
-    with pytest.raises(CheckpointError, match="could not be read .* delete it"):
+    with pytest.raises(CheckpointError, match="could not be read: delete it .* is truncated"):
         Training(config_of(place, tmp_path))
 
 

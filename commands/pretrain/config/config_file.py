@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from commands.base.setting_rules import ConfigError
+from e4t_core.files.checked_file import shortened
 
 from .sections import Config
 
@@ -40,15 +41,19 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
         ConfigError: the file is missing or no TOML, a key is unknown (the nearest is named), a value has the wrong type
             or is out of its range.
     """
-    if not path.is_file() and (CONFIGS / f"{path.name}.toml").is_file() and path.parent == Path():
-        path = CONFIGS / f"{path.name}.toml"
-    if not path.is_file():
-        shipped = ", ".join(sorted(file.stem for file in CONFIGS.glob("*.toml")))
-        raise ConfigError(f"Config {path} does not exist: give a TOML file, or one of {shipped}.")
+    shipped = {file.stem: file for file in sorted(CONFIGS.glob("*.toml"))}
     try:
+        if not path.is_file():
+            path = shipped.get(str(path), path)
+        if not path.is_file():
+            raise ConfigError(f"Config {path} does not exist: give a TOML file, or one of {', '.join(shipped)}.")
         data = tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"Config {path} is no valid TOML: {error}.") from error
+    except OSError as error:
+        raise ConfigError(
+            f"Config {shortened(str(path))} cannot be read ({error.strerror}): correct the path."
+        ) from error
     for override in overrides:
         _apply(data, override)
     config: Config = _build(Config, data, "")

@@ -11,6 +11,7 @@ from typing import Any
 
 from commands.base.setting_rules import ConfigError, check_place, check_ranges, choice, number, text
 from commands.base.settings import BackboneSettings, BaseSettings
+from e4t_core.files.checked_file import shown
 from e4t_core.files.description import check_value
 from e4t_core.methods.e4t.domain_info import DomainInfo
 from e4t_core.methods.e4t.settings import PRESETS
@@ -49,6 +50,11 @@ class DomainSettings:
 
     def __post_init__(self) -> None:
         check_ranges("domain", self)
+        if not _is_file_name(self.name):
+            raise ConfigError(
+                f"domain.name = {shown(self.name)} must be a plain file name: letters, digits, spaces and . _ - + ( ), at most"
+                " 100, the first no space or dot."
+            )
         try:
             object.__setattr__(self, "templates", templates_of(self.templates))
         except ValueError as error:
@@ -238,3 +244,8 @@ class Config:
     training: TrainingSettings
     data: DataSettings
     output: OutputSettings
+
+
+def _is_file_name(text: str) -> bool:
+    """Whether a text can be a file's name on every system, and stays in its folder."""
+    return len(text) <= 100 and text[0] not in " ." and all(c.isalnum() or c in " ._-+()" for c in text)

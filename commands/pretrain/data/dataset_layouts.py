@@ -12,7 +12,7 @@ from pathlib import Path
 
 import lmdb
 
-from .folder_source import picture_files
+from .folder_source import is_folder, picture_files, read_file
 from .pictures import DataError
 
 
@@ -43,7 +43,7 @@ class Files(Layout):
     """
 
     def __init__(self, folder: Path) -> None:
-        if not folder.is_dir():
+        if not is_folder(folder):
             raise DataError(f"Folder {folder} does not exist: give the folder that the data set was unpacked to.")
         self.folder = folder
         self.names = sorted(picture_files(folder), key=_natural)
@@ -51,7 +51,7 @@ class Files(Layout):
             raise DataError(f"Folder {folder} holds no picture: give the folder that the data set was unpacked to.")
 
     def read(self, number: int) -> bytes:
-        return (self.folder / self.names[number]).read_bytes()
+        return read_file(self.folder / self.names[number])
 
 
 class Ffhq(Files):
@@ -111,6 +111,8 @@ class LsunLmdb(Layout):
     """
 
     def __init__(self, folder: Path) -> None:
+        if not is_folder(folder):
+            raise DataError(f"Folder {folder} does not exist: give the folder that the data set was unpacked to.")
         found = [folder, *(child for child in sorted(folder.glob("*")) if child.is_dir())]
         place = next((path for path in found if (path / "data.mdb").is_file()), None)
         if place is None:

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
+from e4t_core.files.checked_file import shortened
+
 from .pictures import EXTENSIONS, DataError
 from .sources import EncodedSource
 
@@ -40,6 +42,31 @@ def picture_files(folder: Path) -> Iterator[str]:
                 yield Path(place, name).relative_to(folder).as_posix()
 
 
+def is_folder(path: Path) -> bool:
+    """Whether a path leads to a folder.
+
+    Raises:
+        DataError: it may not be looked at, or no path can be like that.
+    """
+    try:
+        return path.is_dir()
+    except (OSError, ValueError) as error:
+        reason = (error.strerror if isinstance(error, OSError) else "") or str(error)
+        raise DataError(f"Folder {shortened(str(path))} cannot be looked at ({reason}): correct the path.") from error
+
+
+def read_file(path: Path) -> bytes:
+    """The bytes of an ordinary file: reading a pipe would never end.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is a pipe, device or folder, or is not there.
+    """
+    if not path.is_file():
+        raise ValueError("it is no ordinary file")
+    return path.read_bytes()
+
+
 class FolderSource(EncodedSource):
     """All pictures below a folder, sorted by path; one part, so that an epoch is mixed completely.
 
@@ -51,7 +78,7 @@ class FolderSource(EncodedSource):
     """
 
     def __init__(self, folder: Path) -> None:
-        if not folder.is_dir():
+        if not is_folder(folder):
             raise DataError(f"Data folder {folder} does not exist: correct the path, or prepare the data first.")
         names = sorted(name.encode("utf-8", "surrogateescape") for name in picture_files(folder))
         if not names:
@@ -65,4 +92,4 @@ class FolderSource(EncodedSource):
         return self._names[start : int(self._ends[row])].decode("utf-8", "surrogateescape")
 
     def encoded(self, row: int) -> bytes:
-        return (self.folder / self.label(row)).read_bytes()
+        return read_file(self.folder / self.label(row))

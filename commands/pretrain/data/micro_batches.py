@@ -22,7 +22,7 @@ class Batch:
     Attributes:
         images: ``(B, 3, S, S)`` uint8; ``pictures.to_float`` makes [0, 1] of them on the device.
         masks: ``(B, 1, S, S)`` uint8, 255 where the loss counts, or None.
-        indices: ``(B,)`` int64, global sample indices, for ``e4t_core.objective.draw_samples``.
+        indices: ``(B,)`` int64, global sample indices, for ``e4t_core.diffusion.draw_samples``.
         rows: ``(B,)`` int64, numbers of the pictures over all sources.
         corrupt: ``(row, label: reason)`` of samples that were skipped.
     """
@@ -101,6 +101,16 @@ class _Told(Dataset["Sample | DataError"]):
             return error
 
 
+class _Batches:
+    """What DataLoader takes as its batch sampler, of any iterable: a generator is none."""
+
+    def __init__(self, batches: Iterable[list[int]]) -> None:
+        self._batches = batches
+
+    def __iter__(self) -> Iterator[list[int]]:
+        return iter(self._batches)
+
+
 def make_loader(
     data: TrainingData,
     batches: Iterable[list[int]],
@@ -118,7 +128,7 @@ def make_loader(
     """
     loader: DataLoader[Any] = DataLoader(
         _Told(data),
-        batch_sampler=batches,
+        batch_sampler=_Batches(batches),
         num_workers=workers,
         collate_fn=Collect(masks),
         prefetch_factor=prefetch if workers else None,

@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from .folder_source import is_folder
 from .pictures import DataError
 from .recently_used import RecentlyUsed
 from .sources import EncodedSource
@@ -30,8 +31,8 @@ class ParquetSource(EncodedSource):
     """
 
     def __init__(self, path: Path, window: int, column: str) -> None:
-        files = sorted(path.glob("*.parquet")) if path.is_dir() else [path]
-        if not files or not files[0].is_file():
+        files = [file for file in (sorted(path.glob("*.parquet")) if is_folder(path) else [path]) if file.is_file()]
+        if not files:
             raise DataError(f"Parquet data {path} does not exist or holds no *.parquet: correct the path.")
         self.window, self.column = window, column
         groups: list[tuple[Path, int]] = []

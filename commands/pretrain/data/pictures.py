@@ -8,10 +8,12 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
+"""What Pillow may take a picture for, whatever its name: others are handed to programs like Ghostscript."""
 
 
 class DataError(ValueError):
@@ -66,23 +68,29 @@ def open_with_alpha(encoded: bytes) -> tuple[Image.Image, Image.Image | None]:
         with warnings.catch_warnings():
             # Scanned paintings are large; the error at twice that size stays.
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            image: Image.Image = Image.open(io.BytesIO(encoded))
+            image: Image.Image = Image.open(io.BytesIO(encoded), formats=FORMATS)
             image.load()
         ImageOps.exif_transpose(image, in_place=True)
         if image.mode.startswith("I"):
             image = Image.fromarray((np.asarray(image).clip(0, 65535) / 257).round().astype(np.uint8))
         alpha = image.convert("RGBA").getchannel("A") if image.has_transparency_data else None
         return image if image.mode == "RGB" else image.convert("RGB"), alpha
+    except UnidentifiedImageError as error:  # its own message names an address in memory
+        raise ValueError(f"it is no {', '.join(FORMATS)} picture") from error
     except (
         Exception
     ) as error:  # Pillow's decoders raise whatever their parsers meet: OSError, SyntaxError, struct.error …
         raise ValueError(f"{type(error).__name__}: {error}") from error
 
 
-def shorter_side(encoded: bytes) -> int:
-    """Of a picture in pixels, by its header."""
-    with Image.open(io.BytesIO(encoded)) as image:
-        return min(image.size)
+def picture_header(encoded: bytes) -> tuple[str, int]:
+    """Format, as Pillow calls it, and shorter side in pixels, without decoding.
+
+    Raises:
+        OSError: it is no picture.
+    """
+    with Image.open(io.BytesIO(encoded), formats=FORMATS) as image:
+        return image.format or "", min(image.size)
 
 
 def square(image: Image.Image, size: int) -> Image.Image:

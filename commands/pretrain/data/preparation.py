@@ -8,9 +8,12 @@ from dataclasses import dataclass
 from PIL import Image
 
 from .dataset_layouts import LAYOUTS
-from .pictures import DataError, open_rgb
+from .pictures import DataError, open_rgb, picture_header
 
-PILLOW_FORMATS = {"jpg": "JPEG", "webp": "WEBP", "png": "PNG"}
+WRITTEN = {"jpg": "JPEG", "webp": "WEBP", "png": "PNG"}
+"""File extension -> Pillow's format, of what pictures are stored as."""
+EXTENSION_OF = {"JPEG": "jpg", "MPO": "jpg", "PNG": "png", "WEBP": "webp", "BMP": "bmp"}
+"""Pillow's format -> file extension, of what pictures are that are stored as they are; MPO is a phone's JPEG."""
 
 
 @dataclass(frozen=True)
@@ -39,8 +42,8 @@ class Preparation:
     def __post_init__(self) -> None:
         if self.layout not in LAYOUTS:
             raise DataError(f"Layout {self.layout!r} is unknown: choose one of {', '.join(LAYOUTS)}.")
-        if self.picture not in PILLOW_FORMATS:
-            raise DataError(f"Picture format {self.picture!r} is unknown: choose one of {', '.join(PILLOW_FORMATS)}.")
+        if self.picture not in WRITTEN:
+            raise DataError(f"Picture format {self.picture!r} is unknown: choose one of {', '.join(WRITTEN)}.")
         for name, least, most in (("side", 0, 8192), ("quality", 1, 100), ("per_shard", 1, 1_000_000)):
             if not least <= getattr(self, name) <= most:
                 raise DataError(f"{name} = {getattr(self, name)} must lie between {least} and {most}.")
@@ -64,18 +67,12 @@ def encode(original: bytes, preparation: Preparation) -> Encoded:
     """
     image = open_rgb(original)
     if preparation.side == 0:
-        extension = _extension(original)
-        return Encoded(original, extension, *image.size)
+        return Encoded(original, EXTENSION_OF[picture_header(original)[0]], *image.size)
     shorter = min(image.size)
     if shorter > preparation.side:
         sides = [max(preparation.side, round(side * preparation.side / shorter)) for side in image.size]
         image = image.resize((sides[0], sides[1]), Image.Resampling.BICUBIC, reducing_gap=3.0)
     file = io.BytesIO()
     options = {} if preparation.picture == "png" else {"quality": preparation.quality}
-    image.save(file, PILLOW_FORMATS[preparation.picture], **options)
+    image.save(file, WRITTEN[preparation.picture], **options)
     return Encoded(file.getvalue(), preparation.picture, *image.size)
-
-
-def _extension(original: bytes) -> str:
-    with Image.open(io.BytesIO(original)) as image:
-        return {"JPEG": "jpg", "PNG": "png", "WEBP": "webp", "BMP": "bmp"}.get(image.format or "", "png")

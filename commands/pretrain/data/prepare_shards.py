@@ -17,6 +17,7 @@ from typing import Any
 from webdataset import TarWriter
 
 from commands.progress import Progress
+from e4t_core.files.checked_file import replacing
 
 from .dataset_layouts import LAYOUTS, LICENCES, Layout
 from .pictures import DataError
@@ -56,6 +57,8 @@ def prepare(
     layout = LAYOUTS[preparation.layout](source)
     target.mkdir(parents=True, exist_ok=True)
     _check_same(target, preparation, layout.names)
+    for left in target.glob(".*.tmp"):  # by a process that was killed while it wrote
+        left.unlink(missing_ok=True)
     order = permutation(len(layout.names), "prepare", preparation.seed)
     starts = range(0, len(order), preparation.per_shard)
     records: list[dict[str, Any]] = []
@@ -129,11 +132,10 @@ def _write_shard(
     workers: int,
     bar: Progress,
 ) -> dict[str, Any]:
-    part = shard.with_suffix(".part")
     corrupt: list[dict[str, str]] = []
-    samples, shortest, longest, sides = 0, sys.maxsize, 0, 0
-    with part.open("wb") as file:
-        with TarWriter(file, encoder=False, mtime=0) as writer:
+    samples, shortest, longest, picture_bytes = 0, sys.maxsize, 0, 0
+    with replacing(shard) as part:
+        with part.open("wb") as file, TarWriter(file, encoder=False, mtime=0) as writer:
             for number, result in _encoded(numbers, layout, preparation, pool, ahead=4 * workers):
                 name = layout.names[number]
                 if isinstance(result, Exception):
@@ -144,24 +146,21 @@ def _write_shard(
                     writer.write({"__key__": f"{number:08}", result.extension: result.data, "json": _json_bytes(about)})
                     samples += 1
                     shortest = min(shortest, result.width, result.height)
-                    longest, sides = max(longest, result.width, result.height), sides + len(result.data)
+                    longest, picture_bytes = max(longest, result.width, result.height), picture_bytes + len(result.data)
                 bar.update()
-        file.flush()
-        os.fsync(file.fileno())
-    record = {
-        "name": shard.name,
-        "samples": samples,
-        "bytes": part.stat().st_size,
-        "sha256": _sha256(part),
-        "picture_bytes": sides,
-        "shortest_side": shortest if samples else 0,
-        "longest_side": longest,
-        "corrupt": len(corrupt),
-        "corrupt_names": corrupt,
-    }
-    # The record goes first: a shard without one is made again, a record without its shard counts for nothing.
-    _write_json(_record_path(shard), record)
-    os.replace(part, shard)
+        record = {
+            "name": shard.name,
+            "samples": samples,
+            "bytes": part.stat().st_size,
+            "sha256": _sha256(part),
+            "picture_bytes": picture_bytes,
+            "shortest_side": shortest if samples else 0,
+            "longest_side": longest,
+            "corrupt": len(corrupt),
+            "corrupt_names": corrupt,
+        }
+        # The record goes first: a shard without one is made again, a record without its shard counts for nothing.
+        _write_json(_record_path(shard), record)
     return record
 
 
@@ -217,9 +216,8 @@ def _json_bytes(data: Mapping[str, Any]) -> bytes:
 
 
 def _write_json(path: Path, data: Mapping[str, Any]) -> None:
-    part = path.with_name(f".{path.name}.part")
-    part.write_text(json.dumps(data, indent=1, ensure_ascii=True) + "\n", encoding="utf-8")
-    os.replace(part, path)
+    with replacing(path) as part:
+        part.write_text(json.dumps(data, indent=1, ensure_ascii=True) + "\n", encoding="utf-8")
 
 
 def _sha256(path: Path) -> str:

@@ -25,6 +25,7 @@ from webdataset.tariterators import base_plus_ext
 
 from commands.progress import Progress
 
+from .folder_source import is_folder
 from .pictures import EXTENSIONS, DataError
 from .recently_used import RecentlyUsed
 from .sources import EncodedSource
@@ -125,7 +126,7 @@ class ShardSource(EncodedSource):
     """
 
     def __init__(self, folder: Path, window: int) -> None:
-        if not folder.is_dir():
+        if not is_folder(folder):
             raise DataError(f"Shard folder {folder} does not exist: correct the path, or run prepare first.")
         self.folder, self.window = folder, window
         manifest = read_manifest(folder)
@@ -155,7 +156,7 @@ class ShardSource(EncodedSource):
         return {shard["name"]: int(shard["samples"]) for shard in manifest["shards"]}
 
     def _counted(self) -> dict[str, int]:
-        paths = sorted(self.folder.glob("*.tar"))
+        paths = sorted(path for path in self.folder.glob("*.tar") if path.is_file())
         counts = {}
         for path in Progress(paths, desc=f"counting samples in {self.folder.name}", leave=False):
             index = scan_shard(path)

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 from torch.utils.data import Dataset
 
-from .pictures import CorruptSample, DataError, Picture, shorter_side
+from .pictures import CorruptSample, DataError, Picture, picture_header
 from .sample_order import EpochOrder, Mix, hash64
 from .sources import EncodedSource, Source
 
@@ -96,7 +96,7 @@ class TrainingData(Dataset[Sample]):
         source = self.sources[number]
         if not isinstance(source, EncodedSource):
             return False
-        return shorter_side(source.encoded(row - int(self._first_rows[number]))) < self.size
+        return picture_header(source.encoded(row - int(self._first_rows[number])))[1] < self.size
 
     def rows_for(self, index: int) -> Iterator[int]:
         """The row of a sample, then those that take its place where that is corrupt: ``ATTEMPTS`` in all."""

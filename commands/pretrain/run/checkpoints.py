@@ -7,22 +7,24 @@ config and what was counted. Nothing in it is a program.
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
+
+from e4t_core.files.checked_file import FileError, FileKind, read_header, read_tensors, write_tensors
 
 FORMAT = "e4t-pretraining"
 
 
-class CheckpointError(OSError):
+class CheckpointError(FileError):
     """A checkpoint that cannot be written or read; the message is one sentence."""
+
+
+CHECKPOINT = FileKind("Checkpoint", error=CheckpointError)
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,24 +67,18 @@ class Checkpoints:
             CheckpointError: it could not be written; the ones before are as they were.
         """
         path = self.path(step)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
         metadata = {"format": FORMAT, "step": str(step), "record": json.dumps(record, sort_keys=True)}
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             for left in self.folder.glob(".step-*.tmp"):  # by a process that was killed while it wrote
                 left.unlink(missing_ok=True)
-            save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, temporary, metadata)
-            with open(temporary, "rb+") as file:
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-        except (OSError, SafetensorError) as error:
+            write_tensors(path, tensors, metadata, CHECKPOINT)
+        except (OSError, CheckpointError) as error:
             before = f"the one of step {self.steps()[-1]} is intact" if self.steps() else "there is none before it"
             raise CheckpointError(
-                f"The checkpoint of step {step} could not be written to {self.folder} ({error}); {before}: make room and"
-                " start the command again."
+                f"The checkpoint of step {step} could not be written to {self.folder} ({error.__cause__ or error});"
+                f" {before}: make room and start the command again."
             ) from error
-        finally:
-            temporary.unlink(missing_ok=True)
         for old in self.steps()[: -self.keep]:
             self.path(old).unlink()
         return path
@@ -102,14 +98,13 @@ class Checkpoints:
         if step not in known:
             raise CheckpointError(f"There is no checkpoint of step {step} in {self.folder}: there are {known}.")
         try:
-            with safe_open(path, framework="pt") as file:
-                metadata = file.metadata() or {}
-                if metadata.get("format") != FORMAT:
-                    raise ValueError(f"its metadata has no format = {FORMAT!r}")
-                record = json.loads(metadata["record"])
-                tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-        except (OSError, SafetensorError, ValueError, KeyError) as error:
+            header = read_header(path, CHECKPOINT)
+            if header.metadata.get("format") != FORMAT:
+                raise ValueError(f"its metadata has no format = {FORMAT!r}")
+            record = json.loads(header.metadata["record"])
+            tensors = read_tensors(path, header.tensors, CHECKPOINT)
+        except (ValueError, KeyError) as error:
             raise CheckpointError(
-                f"Checkpoint {path} could not be read ({error}): delete it to go on from the one before."
+                f"Checkpoint {path} could not be read: delete it to go on from the one before. ({error})"
             ) from error
         return Checkpoint(step, tensors, record)

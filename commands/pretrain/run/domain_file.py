@@ -94,6 +94,7 @@ def domain_info(
             "offset_rate": training.offset_rate,
             "regularization": training.regularization,
             "seed": training.seed,
+            "use_mask": training.use_mask,
         },
         license=domain.licence,
         step=step,

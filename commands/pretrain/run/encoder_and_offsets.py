@@ -36,13 +36,15 @@ class EncoderAndOffsets(nn.Module):
         super().__init__()
         training = config.training
         unet, text = base.unet, base.text
-        self.encoder = ConceptEncoder(layers, clip_width, unet.feature_width, text.width)
+        # First weights are drawn on the CPU, wherever they train: the same on any machine.
+        drawn_on = "meta" if device.type == "meta" else None
+        self.encoder = ConceptEncoder(layers, clip_width, unet.feature_width, text.width, device=drawn_on)
         with torch.no_grad():
             self.encoder.final.weight.mul_(training.first_answer)
             if training.first_answer < 1:
                 self.encoder.final.bias.zero_()
         v_size = clip_width if training.offset_form == HYPERNETWORK else config.domain.v_size
-        self.offsets = make_offsets(training.offset_form, unet.attention_projections(), v_size)
+        self.offsets = make_offsets(training.offset_form, unet.attention_projections(), v_size, device=drawn_on)
         self.encoder.requires_grad_(training.train_encoder)
         self.offsets.requires_grad_(training.train_offsets)
         self.to(device)

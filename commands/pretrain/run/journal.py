@@ -10,6 +10,7 @@ from typing import Any
 
 from commands.pretrain.data.pictures import DataError
 from commands.progress import Progress
+from e4t_core.files.checked_file import replacing
 
 
 class Journal:
@@ -48,7 +49,8 @@ class Journal:
         lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
         kept = [line for line in lines if line.endswith("\n") and _step_of(line) <= done]
         if kept != lines:
-            path.write_text("".join(kept), encoding="utf-8")
+            with replacing(path) as part:
+                part.write_text("".join(kept), encoding="utf-8")
 
     def advance(self) -> None:
         """One step is done."""

@@ -14,6 +14,7 @@ from torch import Tensor
 from commands.pretrain.config.sections import Config
 from commands.pretrain.data.pictures import CorruptSample, to_float
 from commands.pretrain.data.training_data import TrainingData
+from e4t_core.files.checked_file import replacing
 
 from .encoder_and_offsets import EncoderAndOffsets
 from .extractor import Extractor
@@ -60,7 +61,8 @@ class Previews:
         grid = tiles.view(len(self.photos), len(rows), 3, side, side).permute(0, 3, 1, 4, 2)
         pixels = (grid.reshape(len(self.photos) * side, len(rows) * side, 3) * 255).round().byte().numpy()
         path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(np.ascontiguousarray(pixels)).save(path)
+        with replacing(path) as part:
+            Image.fromarray(np.ascontiguousarray(pixels)).save(part, "PNG")
 
     def _parts(self, networks: EncoderAndOffsets, latents: Tensor, features: Tensor) -> list[tuple[Tensor, Tensor]]:
         """What shares weights: all photos, or each alone."""

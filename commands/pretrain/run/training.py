@@ -183,9 +183,7 @@ class Training:
         if not config.data.cache_features or self.dry:
             pin = self.device.type == "cuda"
             settings = config.data
-            loader = make_loader(
-                self.data, _Batches(batches), settings.workers, settings.prefetch, pin, training.use_mask
-            )
+            loader = make_loader(self.data, batches, settings.workers, settings.prefetch, pin, training.use_mask)
             return live_inputs(loader, self.extractor)
         folder = Path(config.data.cache_folder or self.folder / "features")
         # Made by the first process, then opened by the others: none may find a file half as long.
@@ -338,13 +336,3 @@ class Training:
         if self.accelerator.is_main_process:
             log.warning("Asked to stop: finishing the step, then saving. Ask again to stop at once.")
         self._asked_to_stop = True
-
-
-class _Batches:
-    """A generator that DataLoader may take as its batch sampler."""
-
-    def __init__(self, batches: Iterator[list[int]]) -> None:
-        self._batches = batches
-
-    def __iter__(self) -> Iterator[list[int]]:
-        return self._batches
