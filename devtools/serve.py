@@ -16,13 +16,13 @@ TEMPLATE = f"?template=one_photo&source={PACK_NAME}"
 """What opens the shipped workflow when it follows ComfyUI's address. Saved workflows are the person's own."""
 
 
-def serve(comfyui: Path, port: int | None = None) -> None:
-    """Sets up and runs ComfyUI until KeyboardInterrupt; a free port without `port`.
+def serve(comfyui: Path, base: Path, log: Path, port: int | None = None) -> None:
+    """Sets up the base directory and runs ComfyUI there until KeyboardInterrupt; a free port without `port`.
 
     Raises: Failure if it cannot be started or ends by itself.
     """
-    miniworld_setup.set_up(BASE)
-    server = Server(comfyui, BASE, LOGS / "comfyui-serve.log", port, cpu=not has_gpu())
+    miniworld_setup.set_up(base)
+    server = Server(comfyui, base, log, port, cpu=not has_gpu())
     with step("starting ComfyUI on the loopback interface"):
         server.start()
     try:
@@ -30,7 +30,7 @@ def serve(comfyui: Path, port: int | None = None) -> None:
         say(
             "The mini world's domains are mini_faces and mini_cats; mini_photo.png is a face, mini_cat_photo.png a cat."
         )
-        say(f"What it says goes to {server.log}, its pictures to {BASE / 'output'}. Ctrl-C ends ComfyUI.")
+        say(f"What it says goes to {server.log}, its pictures to {base / 'output'}. Ctrl-C ends ComfyUI.")
         while server.running():
             time.sleep(0.5)
         raise Failure(f"ComfyUI ended by itself; what it said last is in {server.log}.")
@@ -42,7 +42,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="devtools.serve", description=__doc__)
     parser.add_argument("--port", type=int)
     try:
-        serve(Path(os.environ["COMFYUI_PATH"]), parser.parse_args().port)
+        port = parser.parse_args().port
+        serve(Path(os.environ["COMFYUI_PATH"]), BASE, LOGS / "comfyui-serve.log", port)
     except KeyboardInterrupt:
         # How a server is meant to be ended.
         say("\nEnded.")

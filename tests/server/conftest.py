@@ -81,7 +81,7 @@ def write_random_domain(path: Path, checkpoint: Path) -> None:
 
 
 def write_random_photo(path: Path) -> None:
-    """160×128 coloured noise."""
+    """160×128 pixels of colored noise."""
     pixels = torch.randint(0, 256, (128, 160, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     Image.fromarray(pixels.numpy()).save(path)
 

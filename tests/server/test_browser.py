@@ -14,6 +14,7 @@ import pytest
 from devtools.comfyui_client import Client
 from devtools.comfyui_server import Server
 from devtools.places import WORKFLOWS
+from devtools.serve import TEMPLATE
 
 if TYPE_CHECKING:
     from playwright.sync_api import Page
@@ -86,6 +87,14 @@ def test_the_workflow_opens_without_a_missing_node_and_says_what_its_api_twin_sa
     said = page.evaluate("async () => (await window.app.graphToPrompt()).output")
     twin = json.loads((WORKFLOWS / "api" / "one_photo.json").read_text(encoding="utf-8"))
     assert meaning(said) == meaning(twin)
+
+
+def test_the_link_that_serve_prints_opens_the_shipped_workflow(page: Page, server: Server) -> None:
+    page.goto(f"{server.client.url}/{TEMPLATE}", timeout=PATIENCE * 1000)
+    page.wait_for_function("() => window.app?.graph?.nodes.some(node => node.type === 'E4TPersonalize')")
+    assert page.evaluate("() => window.app.graph.nodes.length") == len(
+        json.loads((WORKFLOWS / "one_photo.json").read_text(encoding="utf-8"))["nodes"]
+    )
 
 
 def test_pressing_run_twice_with_nothing_touched_tunes_once(page: Page, server: Server) -> None:
