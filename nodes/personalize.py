@@ -7,6 +7,7 @@ from typing import Any
 from comfy_api.latest import io
 
 from .host.learning.personalisation import Request, personalise
+from .host.learning.progress import Progress
 from .host.learning.result_store import STORE
 from .host.prompt import concept_clip
 from .host.prompt.prompt_words import AliasError, check_alias
@@ -89,10 +90,16 @@ class Personalize(io.ComfyNode):
         mask: Any = None,
         settings: Any = None,
     ) -> io.NodeOutput:
-        concept_clip.check_free(clip, word)
-        patched_model.check_free(model, word)
-        parts = personalise(Request(model, clip, vae, domain, image, mask, word, settings, seed), STORE)
-        concept = parts.concept
-        new_clip = concept_clip.with_concept(clip, word, concept.fingerprint, concept.static_embedding, STORE.prompts)
-        new_model = patched_model.with_concept(model, parts, STORE.prompts)
-        return io.NodeOutput(new_model, new_clip, parts, {"loss": list(concept.losses)})
+        with Progress(word) as progress:
+            concept_clip.check_free(clip, word)
+            patched_model.check_free(model, word)
+            request = Request(model, clip, vae, domain, image, mask, word, settings, seed)
+            parts = personalise(request, STORE, progress)
+            concept = parts.concept
+            new_clip = concept_clip.with_concept(
+                clip, word, concept.fingerprint, concept.static_embedding, STORE.prompts
+            )
+            new_model = patched_model.with_concept(model, parts, STORE.prompts)
+        # With the text in the outputs, a script finds it in the job's history.
+        losses, said = {"loss": list(concept.losses)}, {"text": progress.said}
+        return io.NodeOutput(new_model, new_clip, parts, losses, ui=said)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-COMFYUI = {"comfy", "comfy_api", "comfy_execution", "comfy_extras", "folder_paths", "server"}
+COMFYUI = {"comfy", "comfy_api", "comfy_execution", "comfy_extras", "execution", "folder_paths", "server"}
 # Room -> what it may import of this house (a longer name's row holds for it) and of ComfyUI.
 ARROWS: dict[str, set[str]] = {
     "__init__.py": {"nodes"},

@@ -10,7 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from comfy.patcher_extension import PatcherInjection
-from e4t_pack.nodes.host.learning import progress
+from e4t_pack.nodes.host.learning import pictures, progress
 from oracle import ksample, latent
 from personalized import draw, encode
 from world import QUICK, photo
@@ -52,10 +52,8 @@ def test_a_word_averaged_with_another_clip_s_prompt_is_told_as_not_refined(run, 
 
 
 def test_the_node_says_what_became_of_the_photo_and_forgets_old_notes(run, monkeypatch):
-    from e4t_pack.nodes.host.learning import personalisation
-
     shown = []
-    monkeypatch.setattr(personalisation, "show_text", shown.append)
+    monkeypatch.setattr(progress, "show_text", shown.append)
     run(mask=torch.zeros((1, 64, 64)))
     assert "mask is all zero" in shown[-1] and "S* learned in" in shown[-1]
     run()
@@ -65,10 +63,8 @@ def test_the_node_says_what_became_of_the_photo_and_forgets_old_notes(run, monke
 
 
 def test_the_node_says_which_settings_are_not_the_preset_s(run, monkeypatch):
-    from e4t_pack.nodes.host.learning import personalisation
-
     shown = []
-    monkeypatch.setattr(personalisation, "show_text", shown.append)
+    monkeypatch.setattr(progress, "show_text", shown.append)
     run(settings=dataclasses.replace(QUICK, steps=1, learning_rate=2e-5, train_unet=not QUICK.train_unet))
     assert "instead of the domain's preset" in shown[-1] and "learning_rate 2e-05 (" in shown[-1]
     assert f"train_unet {'off (on)' if QUICK.train_unet else 'on (off)'}" in shown[-1]
@@ -77,10 +73,8 @@ def test_the_node_says_which_settings_are_not_the_preset_s(run, monkeypatch):
 
 
 def test_the_node_says_when_a_mask_only_decides_the_crop(run, monkeypatch):
-    from e4t_pack.nodes.host.learning import personalisation
-
     shown = []
-    monkeypatch.setattr(personalisation, "show_text", shown.append)
+    monkeypatch.setattr(progress, "show_text", shown.append)
     mask = torch.ones((1, 64, 64))
     run(mask=mask, settings=dataclasses.replace(QUICK, use_mask=False))
     assert "mask decides the crop only" in shown[-1]
@@ -89,10 +83,8 @@ def test_the_node_says_when_a_mask_only_decides_the_crop(run, monkeypatch):
 
 
 def test_the_node_says_that_it_looks_for_the_subject_where_there_is_no_mask(run, monkeypatch):
-    from e4t_pack.nodes.host.learning import personalisation
-
     shown = []
-    monkeypatch.setattr(personalisation, "show_text", shown.append)
+    monkeypatch.setattr(progress, "show_text", shown.append)
     for mask in (None, torch.zeros((1, 64, 64))):
         run(mask=mask)
         assert "The subject is found by itself" in shown[-1]
@@ -104,8 +96,8 @@ def test_the_node_says_that_it_looks_for_the_subject_where_there_is_no_mask(run,
 
 
 def test_the_preview_dims_what_is_not_learned(run, monkeypatch):
-    pictures, masks, original = [], [], progress.Progress.step
-    monkeypatch.setattr(progress.Progress, "_send", lambda self, value, maximum, picture: pictures.append(picture))
+    sent, masks, original = [], [], progress.Progress.step
+    monkeypatch.setattr(progress.Progress, "_send", lambda self, value, maximum, picture: sent.append(picture))
 
     def step(self, report):
         masks.append(report.masks)
@@ -113,14 +105,14 @@ def test_the_preview_dims_what_is_not_learned(run, monkeypatch):
 
     monkeypatch.setattr(progress.Progress, "step", step)
     run(mask=(torch.arange(64) < 32).float().expand(1, 64, 64))
-    first, last = (np.asarray(p).astype(float) for p in (pictures[0], [p for p in pictures if p is not None][-1]))
+    first, last = (np.asarray(p).astype(float) for p in (sent[0], [p for p in sent if p is not None][-1]))
     learned = F.interpolate(masks[-1], size=first.shape[:2], mode="nearest")
     # Its rim is blurred: by one latent cell, and by the preview's scaling.
     inside, outside = (F.max_pool2d(part, 65, 1, 32)[0, 0].numpy() == 0 for part in (1 - learned, learned))
     photo = last[:, : first.shape[1]]  # the loss curve is beside it
     assert inside.any() and outside.any()
     assert np.allclose(photo[inside], first[inside], atol=3)
-    grey = progress.DIM * first.mean(axis=-1, keepdims=True).repeat(3, axis=-1)
+    grey = pictures.DIM * first.mean(axis=-1, keepdims=True).repeat(3, axis=-1)
     # On average: the preview's scaling rings at edges, and where it is clipped depends on the brightness.
     assert np.abs(photo[outside] - grey[outside]).mean() < 2
 

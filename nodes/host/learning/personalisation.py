@@ -26,8 +26,8 @@ from ..networks.text_encoder import ComfyTextEncoder, unload
 from ..prompt.prompt_words import check_alias
 from ..sampling.patched_model import ConceptParts, domain_offset
 from . import photos as photo_preparation
-from .content_key import base_fingerprint, content_key, weights_key
-from .progress import Progress, check_cancelled, show_text
+from .content_key import WeightHashes, content_key
+from .progress import Progress, check_cancelled
 from .result_store import ResultStore
 
 logger = logging.getLogger(__name__)
@@ -74,8 +74,8 @@ class Request:
     seed: int
 
 
-def personalise(request: Request, store: ResultStore) -> ConceptParts:
-    """The concept for a request: from the store, or tuned now and put there.
+def personalise(request: Request, store: ResultStore, progress: Progress) -> ConceptParts:
+    """The concept for a request: from the store, or tuned now and put there; ``progress`` tells the person.
 
     Raises:
         ValueError: something wired in cannot be used; the message is one sentence that says what and why.
@@ -92,26 +92,27 @@ def personalise(request: Request, store: ResultStore) -> ConceptParts:
     prepared = photo_preparation.prepare_photos(
         request.images, request.masks, domain.info.image_size, domain.info.crop_margin
     )
-    progress = Progress(prepared.images)
-    progress.show_photos()
     notes = [note for note in (prepared.note, *_about_settings(settings, domain, prepared.masks)) if note]
     if request.model.injections or request.clip.patcher.injections:
         notes.append(BYPASSED)
         logger.warning("E4T: %s", BYPASSED)
-    show_text("\n".join([f"Learning {request.word} …", *notes]))
+    progress.begin(prepared.images, notes)
 
-    key = _key(request, settings)
+    key = _key(request, settings, store.hashes)
     parts = store.get(key)
     if parts is None:
         started = time.perf_counter()
-        parts = _tune(request, settings, prepared, progress)
-        store.put(key, parts)
-        told = f"learned in {time.perf_counter() - started:.1f} s."
+        parts = _tune(request, settings, prepared, progress, store.hashes)
+        store.put(key, parts, progress.sheet)
+        seconds = time.perf_counter() - started
+        told = (
+            f"learned in {seconds:.1f} s." if settings.steps else f"encoded in {seconds:.1f} s: 0 steps learn nothing."
+        )
     else:
+        progress.again(store.sheet(key), parts.concept.losses)
         told = "was learned before from the same inputs: that concept is used."
         logger.info("E4T: %s %s", request.word, told)
-    # The browser keeps a node's text until another one comes.
-    show_text("\n".join([f"{request.word} {told}", *notes]))
+    progress.done(told)
     # What is learned is stored by content: how it is called and how it is sampled are this request's.
     concept = dataclasses.replace(parts.concept, word=request.word, settings=settings)
     return dataclasses.replace(parts, concept=concept)
@@ -137,19 +138,19 @@ def _shown(value: object) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def _key(request: Request, settings: TuningSettings) -> str:
+def _key(request: Request, settings: TuningSettings, hashes: WeightHashes) -> str:
     clip_vision = request.loaded.clip_vision
     return content_key(
         request.images,
         request.masks,
         request.loaded.domain.fingerprint,
-        weights_key(request.model),
+        hashes.weights_key(request.model),
         str(type(request.model.get_model_object("model_sampling")).__mro__),
         request.model.get_model_object("model_sampling").sigmas,
-        weights_key(request.clip.patcher),
+        hashes.weights_key(request.clip.patcher),
         request.clip.layer_idx,
-        weights_key(request.vae.patcher),
-        weights_key(clip_vision.patcher) if clip_vision is not None else None,
+        hashes.weights_key(request.vae.patcher),
+        hashes.weights_key(clip_vision.patcher) if clip_vision is not None else None,
         settings.learned_with(),
         request.seed,
     )
@@ -171,7 +172,11 @@ def _check_vae(vae: comfy.sd.VAE) -> None:
 
 
 def _tune(
-    request: Request, settings: TuningSettings, prepared: photo_preparation.Photos, progress: Progress
+    request: Request,
+    settings: TuningSettings,
+    prepared: photo_preparation.Photos,
+    progress: Progress,
+    hashes: WeightHashes,
 ) -> ConceptParts:
     started = time.perf_counter()
     domain = request.loaded.domain
@@ -190,7 +195,7 @@ def _tune(
         )
         unet, text = ComfyUNet(request.model), ComfyTextEncoder(request.clip)
         check_base(domain.info, text.width, unet.prediction, unet.feature_width, unet.attention_projections())
-        base = base_fingerprint(weights_key(request.model), unet.parameters())
+        base = hashes.base_fingerprint(hashes.weights_key(request.model), unet.parameters())
 
         def run(fitting: TuningSettings) -> Concept:
             with bfloat16_products(unet.device):
