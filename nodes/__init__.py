@@ -14,6 +14,9 @@ from .host.model_folders import make_folder, register_folders
 
 check_comfyui()
 
+from .host.learning.free_memory import free_with_node_cache
+from .host.learning.result_store import STORE
+from .host.node_text import clear_at_every_new_job
 from .load_domain import LoadDomain
 from .personalize import Personalize
 from .settings import Settings
@@ -26,6 +29,8 @@ class E4TExtension(ComfyExtension):
     async def on_load(self) -> None:
         register_folders()
         make_folder()
+        free_with_node_cache(STORE)
+        clear_at_every_new_job()
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         return [LoadDomain, Personalize, Settings, LearnTextualInversion]

@@ -1,16 +1,16 @@
-"""What every node that learns a photo has in common: inputs, outputs, and the check of its trigger."""
+"""What every node that learns a photo has in common: inputs, outputs, the check of its trigger, and how it runs."""
 
 from __future__ import annotations
 
-from typing import Any
-
 from comfy_api.latest import io
 
+from .host.learning.learn import learn
 from .host.learning.masks import AUTO, LEARN_HERE, LEAVE_OUT, MASK_MEANINGS
-from .host.learning.result_store import ResultStore
+from .host.learning.progress import Progress
+from .host.learning.request import Request
+from .host.learning.result_store import STORE
 from .host.prompt import concept_clip
 from .host.sampling import patched_model
-from .host.sampling.held_concept import HeldConcept
 from .sockets import ConceptIO
 
 LEARNED_OUTPUTS = [
@@ -84,9 +84,14 @@ def validate_trigger(trigger: str | None) -> bool | str:
     return True
 
 
-def learned_output(model: Any, clip: Any, held: HeldConcept, store: ResultStore) -> io.NodeOutput:
-    """MODEL and CLIP that know a concept, the concept, and its losses."""
-    concept = held.concept
-    new_clip = concept_clip.with_concept(clip, concept.trigger, concept.fingerprint, concept.embedding, store.prompts)
-    new_model = patched_model.with_concept(model, held, store.prompts)
-    return io.NodeOutput(new_model, new_clip, held, {"loss": list(concept.losses)})
+def learned(request: Request) -> io.NodeOutput:
+    """Learns what is asked: MODEL and CLIP that know the concept, the concept, and its losses."""
+    with Progress(request.trigger) as progress:
+        held = learn(request, STORE, progress)
+        concept = held.concept
+        clip = concept_clip.with_concept(
+            request.clip, concept.trigger, concept.fingerprint, concept.embedding, STORE.prompts
+        )
+        model = patched_model.with_concept(request.model, held, STORE.prompts)
+    # With the text in the outputs, a script finds it in the job's history.
+    return io.NodeOutput(model, clip, held, {"loss": list(concept.losses)}, ui={"text": progress.said})

@@ -7,14 +7,11 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..e4t_core.methods.e4t.method import E4T
-from .host.learning.learn import learn
 from .host.learning.masks import AUTO
 from .host.learning.request import LoadedDomain, Request
-from .host.learning.result_store import STORE
 from .host.learning.settings_choice import SettingsChoice
 from .learned import (
     LEARNED_OUTPUTS,
-    learned_output,
     mask_input,
     photo_inputs,
     trigger_and_seed_inputs,
@@ -78,10 +75,9 @@ class Personalize(io.ComfyNode):
             seed,
             info.image_size,
             info.crop_margin,
-            decides=domain.decides(),
             loaded=domain,
             sampling=choice.sampling,
             notes=choice.notes(info.preset),
             mask_means=mask_means,
         )
-        return learned_output(model, clip, learn(request, STORE), STORE)
+        return learned(request)

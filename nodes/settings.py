@@ -8,8 +8,8 @@ from comfy_api.latest import io
 
 from ..e4t_core.loop_settings import SamplingSettings
 from ..e4t_core.methods.e4t.settings import PRESETS, TuningSettings
-from .host.learning.progress import show_text
 from .host.learning.settings_choice import SettingsChoice
+from .host.node_text import show_text
 from .sockets import SettingsIO
 from .widgets import inputs_of, preset_inputs_of, touched
 
@@ -49,4 +49,4 @@ class Settings(io.ComfyNode):
             "" if preset == OWN else preset, touched(TuningSettings, values), SamplingSettings(**sampling)
         )
         show_text(choice.told())
-        return io.NodeOutput(choice)
+        return io.NodeOutput(choice, ui={"text": [choice.told()]})

@@ -7,13 +7,10 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..e4t_core.methods.textual_inversion import TextualInversion, TextualInversionSettings
-from .host.learning.learn import learn
 from .host.learning.masks import AUTO
 from .host.learning.request import Request
-from .host.learning.result_store import STORE
 from .learned import (
     LEARNED_OUTPUTS,
-    learned_output,
     mask_input,
     photo_inputs,
     trigger_and_seed_inputs,
@@ -95,4 +92,4 @@ class LearnTextualInversion(io.ComfyNode):
             decides=(word,),
             mask_means=mask_means,
         )
-        return learned_output(model, clip, learn(request, STORE), STORE)
+        return learned(request)

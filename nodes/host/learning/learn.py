@@ -10,25 +10,25 @@ from torch import Tensor
 
 from ....e4t_core.concept import Concept
 from ....e4t_core.memory_plan import MemoryPlan
-from ....e4t_core.training import BaseModel, Photos, StepReport, train
+from ....e4t_core.training import BaseModel, Photos, train
 from ..networks.backbone import image_features
 from ..networks.base_model import ComfyUNet
 from ..networks.cpu_products import bfloat16_products
 from ..networks.text_encoder import ComfyTextEncoder, unload
 from ..sampling.held_concept import HeldConcept
-from .content_key import base_fingerprint, content_key, weights_key
+from .content_key import WeightHashes, content_key
 from .in_memory import run_in_memory
 from .notes import about_request, what_was_made
 from .photos import PreparedPhotos, prepare_photos
-from .progress import Progress, check_cancelled, show_text
+from .progress import Progress, check_cancelled
 from .request import Request, check
 from .result_store import ResultStore
 
 logger = logging.getLogger(__name__)
 
 
-def learn(request: Request, store: ResultStore) -> HeldConcept:
-    """The concept for a request: from the store, or learned now and put there.
+def learn(request: Request, store: ResultStore, progress: Progress) -> HeldConcept:
+    """The concept for a request: from the store, or learned now and put there; ``progress`` tells the person.
 
     Raises:
         ValueError: something wired in cannot be used; the message is one sentence that says what and why.
@@ -37,31 +37,27 @@ def learn(request: Request, store: ResultStore) -> HeldConcept:
     """
     check(request)
     photos = prepare_photos(request.images, request.masks, request.image_size, request.crop_margin, request.mask_means)
-    notes = about_request(request, photos)
-    progress = Progress(photos.images)
-    progress.show_photos()
-    show_text("\n".join([f"Learning {request.trigger} ...", *notes]))
-    key = _key(request, photos)
+    progress.begin(photos.images, about_request(request, photos))
+    key = _key(request, photos, store.hashes)
     held = store.get(key)
     if held is None:
         started = time.perf_counter()
-        held = _learn(request, photos, progress, notes)
-        store.put(key, held)
+        held = _learn(request, photos, progress, store.hashes)
+        store.put(key, held, progress.sheet)
         seconds = time.perf_counter() - started
-        megabytes = held.size() / 2**20
-        logger.info("E4T: %s learned in %.1f s (%.0f MB).", request.trigger, seconds, megabytes)
+        logger.info("E4T: %s learned in %.1f s (%.0f MB).", request.trigger, seconds, held.size() / 2**20)
         told = what_was_made(request.trigger, request.settings.steps, seconds)
     else:
+        progress.again(store.sheet(key), held.concept.losses)
         told = f"{request.trigger} was learned before from the same inputs: that concept is used."
         logger.info("E4T: %s", told)
-    # The browser keeps a node's text until another one comes.
     for note in held.concept.notes:
         logger.warning("E4T: %s", note)
-    show_text("\n".join([told, *held.concept.notes, *notes]))
+    progress.done(told, held.concept.notes)
     return held.called(request.trigger, request.sampling)
 
 
-def _key(request: Request, photos: PreparedPhotos) -> str:
+def _key(request: Request, photos: PreparedPhotos, hashes: WeightHashes) -> str:
     sampling = request.model.get_model_object("model_sampling")
     return content_key(
         # Not what is wired in: an all-zero mask is none, and what the crop leaves out is not learned.
@@ -69,33 +65,25 @@ def _key(request: Request, photos: PreparedPhotos) -> str:
         photos.masks,
         request.method.name,
         request.decides,
-        weights_key(request.model),
+        request.loaded and request.loaded.decides(hashes),
+        hashes.weights_key(request.model),
         str(type(sampling).__mro__),
         sampling.sigmas,
-        weights_key(request.clip.patcher),
+        hashes.weights_key(request.clip.patcher),
         request.clip.layer_idx,
-        weights_key(request.vae.patcher),
+        hashes.weights_key(request.vae.patcher),
         request.settings.learned_with(),
         request.seed,
     )
 
 
-def _learn(request: Request, photos: PreparedPhotos, progress: Progress, notes: list[str]) -> HeldConcept:
-    told: set[str] = set()
-
-    def on_step(report: StepReport) -> None:
-        # Said before the first step, so that a person can cancel.
-        if not told.issuperset(report.notes):
-            told.update(report.notes)
-            show_text("\n".join([f"Learning {request.trigger} ...", *report.notes, *notes]))
-        progress.step(report)
-
+def _learn(request: Request, photos: PreparedPhotos, progress: Progress, hashes: WeightHashes) -> HeldConcept:
     given = _encode(request, photos)
     # Their full memory is better spent on tuning, which holds its own copies; the sampler loads them again.
     unload(request.model, request.clip.patcher)
     with torch.inference_mode(False):
         unet, text = ComfyUNet(request.model), ComfyTextEncoder(request.clip)
-        base = BaseModel(unet, text, base_fingerprint(weights_key(request.model), unet.parameters()))
+        base = BaseModel(unet, text, hashes.base_fingerprint(hashes.weights_key(request.model), unet.parameters()))
 
         def run(plan: MemoryPlan) -> Concept:
             with bfloat16_products(unet.device):
@@ -106,7 +94,7 @@ def _learn(request: Request, photos: PreparedPhotos, progress: Progress, notes: 
                     request.settings,
                     request.seed,
                     request.trigger,
-                    on_step,
+                    progress.step,
                     plan,
                 )
 

@@ -16,7 +16,7 @@ from ....e4t_core.training import Method
 from ..networks.base_model import check_supported
 from ..prompt import concept_clip
 from ..sampling import patched_model
-from .content_key import weights_key
+from .content_key import WeightHashes
 from .masks import AUTO
 
 LATENT_CHANNELS, PIXELS_PER_LATENT = 4, 8
@@ -33,9 +33,10 @@ class LoadedDomain:
     domain: Domain
     clip_vision: comfy.clip_vision.ClipVisionModel | None = None
 
-    def decides(self) -> tuple[str, str]:
+    def decides(self, hashes: WeightHashes) -> tuple[str, str]:
         """What of it decides a concept: hashes of the domain and of the model that reads photos."""
-        return self.domain.fingerprint, weights_key(self.clip_vision.patcher) if self.clip_vision is not None else ""
+        vision = self.clip_vision
+        return self.domain.fingerprint, "" if vision is None else hashes.weights_key(vision.patcher)
 
 
 @dataclass(frozen=True, eq=False)

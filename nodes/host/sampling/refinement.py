@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..learning.progress import show_text
+from ..node_text import show_text
 from ..prompt.concept_clip import MARK
 from ..prompt.prompt_memory import EncodedPrompt, PromptMemory, Recipe
 from .held_concept import HeldConcept
