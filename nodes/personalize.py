@@ -12,6 +12,7 @@ from .host.learning.request import LoadedDomain, Request
 from .host.learning.settings_choice import SettingsChoice
 from .learned import (
     LEARNED_OUTPUTS,
+    learned,
     mask_input,
     photo_inputs,
     trigger_and_seed_inputs,

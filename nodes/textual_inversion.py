@@ -11,6 +11,7 @@ from .host.learning.masks import AUTO
 from .host.learning.request import Request
 from .learned import (
     LEARNED_OUTPUTS,
+    learned,
     mask_input,
     photo_inputs,
     trigger_and_seed_inputs,
