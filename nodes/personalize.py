@@ -9,7 +9,7 @@ from comfy_api.latest import io
 from .host.learning.personalisation import Request, personalise
 from .host.learning.result_store import STORE
 from .host.prompt import concept_clip
-from .host.prompt.prompt_words import AliasError, check_alias
+from .host.prompt.triggers import TriggerError, check_trigger
 from .host.sampling import patched_model
 from .load_domain import DomainIO
 from .settings import SettingsIO
@@ -71,8 +71,8 @@ class Personalize(io.ComfyNode):
         # A linked value is None here, and is checked again in execute.
         try:
             if word is not None:
-                check_alias(word)
-        except AliasError as error:
+                check_trigger(word)
+        except TriggerError as error:
             return str(error)
         return True
 

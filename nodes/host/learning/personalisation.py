@@ -23,7 +23,7 @@ from ..networks.backbone import image_features
 from ..networks.base_model import ComfyUNet, check_supported
 from ..networks.cpu_products import bfloat16_products
 from ..networks.text_encoder import ComfyTextEncoder, unload
-from ..prompt.prompt_words import check_alias
+from ..prompt.triggers import check_trigger
 from ..sampling.patched_model import ConceptParts, domain_offset
 from . import photos as photo_preparation
 from .content_key import base_fingerprint, content_key, weights_key
@@ -82,7 +82,7 @@ def personalise(request: Request, store: ResultStore) -> ConceptParts:
         InterruptProcessingException: the person cancelled.
         torch.OutOfMemoryError: also half of the micro-batch did not fit; a note says what to lower.
     """
-    check_alias(request.word)
+    check_trigger(request.word)
     check_supported(request.model)
     _check_given("text encoder", "CLIP", request.clip)
     _check_given("VAE", "VAE", request.vae)
