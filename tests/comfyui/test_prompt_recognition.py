@@ -132,10 +132,10 @@ def test_rows_of_a_batch_are_as_the_same_prompts_alone():
 
 
 def weights(length=77, seed=5):
-    """Weights of a prompt's tokens as a person writes them; the first token has none."""
+    """Weights of a prompt's tokens as a person writes them; the first and last token have none."""
     values = torch.tensor([1.0, 1.1, 1.21, 0.7, 1.35, 0.0, 1.331])
     drawn = values[torch.randint(0, 7, (length,), generator=torch.Generator().manual_seed(seed))]
-    drawn[0] = 1.0
+    drawn[0] = drawn[-1] = 1.0
     return drawn[:, None]
 
 
@@ -154,7 +154,7 @@ def test_weighted_rows_scaled_back_to_what_they_were(sections, keep):
     def make(tensor):
         tensor = tensor + 0.2
         weighted = tensor * weight
-        return keep(tensor) / keep(weighted) * weighted
+        return keep(tensor) / keep(weighted) * weighted * 1.25
 
     static = EncodedPrompt(spoken.static + 0.2, sections, spoken.concepts, None, "one")
     recipe = recognise(make(spoken.static), (), remembered(static))

@@ -53,36 +53,45 @@ class Arithmetic(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class Sum:
-    """``r``, ``g r`` or ``g1 r1 + g2 r2``, to the last bit; of nothing for zeros. A factor of None stands for no factor."""
+    """``r``, ``g r`` or ``g1 r1 + g2 r2``, to the last bit; of nothing for zeros. A factor of None stands for no factor.
+
+    Attributes:
+        factors: for each source, one for the stretch or one for each token row ``(L, 1)``.
+    """
 
     sources: tuple[Source, ...] = ()
-    factors: tuple[float | None, ...] = ()
+    factors: tuple[float | Tensor | None, ...] = ()
 
     def rebuild(self, old: Tensor, was: Values, now: Values) -> Tensor:
         """See :class:`Arithmetic`."""
-        values = [
-            now(source) if factor is None else now(source) * factor
-            for source, factor in zip(self.sources, self.factors, strict=True)
-        ]
+        values = []
+        for source, factor in zip(self.sources, self.factors, strict=True):
+            value = now(source)
+            by = factor.to(value) if torch.is_tensor(factor) else factor
+            values.append(value if by is None else value * by)
         return values[0] + values[1] if len(values) == 2 else values[0] if values else old
 
 
 @dataclass(frozen=True, eq=False)
 class Shift:
-    """What arrived plus ``sum of g_k (new_k - old_k)``: any linear arithmetic, up to rounding, whatever else is in it.
+    """What arrived, plus by how much each term changes: up to rounding, whatever else is in it.
 
     Attributes:
-        factors: for each source, one for the stretch ``(1, 1)`` or one for each token row ``(L, 1)``.
+        terms: arithmetic of which what arrived is the sum, beside what stays.
     """
 
-    sources: tuple[Source, ...]
-    factors: tuple[Tensor, ...]
+    terms: tuple[Arithmetic, ...]
+
+    @property
+    def sources(self) -> tuple[Source, ...]:
+        """See :class:`Arithmetic`."""
+        return tuple(source for term in self.terms for source in term.sources)
 
     def rebuild(self, old: Tensor, was: Values, now: Values) -> Tensor:
         """See :class:`Arithmetic`."""
         total = old
-        for source, factor in zip(self.sources, self.factors, strict=True):
-            total = total + factor.to(old) * (now(source) - was(source))
+        for term in self.terms:
+            total = total + (term.rebuild(old, was, now) - term.rebuild(old, was, was))
         return total
 
 
@@ -90,17 +99,19 @@ class Shift:
 class Reweighted:
     """Token rows times weights, then all of it scaled so that its mean (or norm) is what it was without weights.
 
-        y = w r;   out = y mean(r) / mean(y)    or    y |r| / |y|
+        y = w r;   out = s y mean(r) / mean(y)    or    s y |r| / |y|
 
     Attributes:
         sources: one after the other.
         weights: ``(L, 1)`` of all of them together.
         keeps: what is the same as without weights.
+        scale: s, by which another node multiplied that.
     """
 
     sources: tuple[Source, ...]
     weights: Tensor
     keeps: Literal["mean", "norm"]
+    scale: float = 1.0
 
     def rebuild(self, old: Tensor, was: Values, now: Values) -> Tensor:
         """See :class:`Arithmetic`."""
@@ -111,10 +122,13 @@ class Reweighted:
 
     def weigh(self, plain: Tensor) -> Tensor:
         """One prompt ``(1, L, D)`` by the formula above."""
-        weighted = plain * self.weights.to(plain)
-        if self.keeps == "mean":
-            return (plain.mean() / weighted.mean()) * weighted
-        return (torch.linalg.norm(plain) / torch.linalg.norm(weighted)) * weighted
+        made = self.kept(plain) * (plain * self.weights.to(plain))
+        return made if self.scale == 1.0 else made * self.scale
+
+    def kept(self, plain: Tensor) -> Tensor:
+        """By what the weighted prompt is scaled to keep its mean or norm."""
+        size = torch.mean if self.keeps == "mean" else torch.linalg.norm
+        return size(plain) / size(plain * self.weights.to(plain))
 
 
 @dataclass(frozen=True, eq=False)

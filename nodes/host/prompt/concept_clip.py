@@ -140,8 +140,7 @@ class ConceptCLIP(comfy.sd.CLIP):
             return {}
         static = given.detach().to("cpu", copy=True)
         sections = _sections(tokens, self.tokenizer.clip_name)
-        places = self._places(sections) if sections else ()
-        concepts = {place.concept: self._trigger(place.concept) for place in places}
+        places, concepts = self._places(sections or [])
         # Some packs keep a prompt's tokens to themselves; the text still told of a trigger.
         hidden = getattr(tokens, "triggers", frozenset()) - set(concepts.values()) if not places else frozenset()
         concepts |= {self.concepts[trigger].fingerprint: trigger for trigger in hidden}
@@ -172,17 +171,20 @@ class ConceptCLIP(comfy.sd.CLIP):
             copy.copy(self), kept, places, static, keyframes, methods, own and not self.patcher.object_patches
         )
 
-    def _places(self, sections: list[list[Any]]) -> tuple[Place, ...]:
-        """Where the concepts' tokens stand."""
-        return tuple(
-            Place(number, position, *found)
-            for number, section in enumerate(sections)
-            for position, item in enumerate(section)
-            if (found := self._concept_of(item[0]))
-        )
+    def _places(self, sections: list[list[Any]]) -> tuple[tuple[Place, ...], dict[str, str]]:
+        """Where the concepts' tokens stand, and fingerprint -> trigger of these concepts."""
+        places, concepts = [], {}
+        for number, section in enumerate(sections):
+            for position, item in enumerate(section):
+                found = self._concept_of(item[0])
+                if found:
+                    known, vector, factor = found
+                    places.append(Place(number, position, known.fingerprint, vector, factor))
+                    concepts[known.fingerprint] = known.trigger
+        return tuple(places), concepts
 
-    def _concept_of(self, token: Any) -> tuple[str, int, float] | None:
-        """(fingerprint, which vector, factor) of a token that is a concept's, copied or scaled by another pack or not."""
+    def _concept_of(self, token: Any) -> tuple[KnownConcept, int, float] | None:
+        """(concept, which of its vectors, factor) of a concept's token, copied or scaled by another pack or not."""
         vector = token.get("data") if isinstance(token, dict) else token
         if not torch.is_tensor(vector):
             return None
@@ -190,22 +192,19 @@ class ConceptCLIP(comfy.sd.CLIP):
         for known in self.concepts.values():
             for index, row in enumerate(known.embedding):
                 if vector.data_ptr() == row.data_ptr() and vector.numel() == row.numel():
-                    return known.fingerprint, index, 1.0
+                    return known, index, 1.0
         flat = vector.detach().to("cpu", torch.float32).reshape(-1)
         for known in self.concepts.values():
             if flat.shape[0] != known.embedding.shape[1]:
                 continue
             for index, row in enumerate(known.embedding):
                 if torch.equal(flat, row):
-                    return known.fingerprint, index, 1.0
+                    return known, index, 1.0
                 a, b = flat.double(), row.double()
                 along, size = float(a @ b), float(a @ a) * float(b @ b)
                 if along > 0 and size - along**2 < SAME_DIRECTION * size:
-                    return known.fingerprint, index, along / float(b @ b)
+                    return known, index, along / float(b @ b)
         return None
-
-    def _trigger(self, fingerprint: str) -> str:
-        return next(known.trigger for known in self.concepts.values() if known.fingerprint == fingerprint)
 
 
 def _sections(tokens: Any, name: str) -> list[list[Any]] | None:

@@ -25,19 +25,29 @@ LEFT_OF_IT = 0.05
 
 
 def combination(target: Tensor, pool: Sequence[Source]) -> Arithmetic | None:
-    """``g r`` or ``g1 r1 + g2 r2`` for a chunk ``(L, D)``, where at least one of them holds a concept."""
+    """``g r`` or ``g1 r1 + g2 r2`` for a chunk ``(L, D)``; prompts with a concept come before plain ones."""
     spoken = [index for index, source in enumerate(pool) if source.prompt.concepts]
-    if not spoken:
+    if not pool:
         return None
     values = [source.static() for source in pool]
     basis = torch.stack([value.reshape(-1) for value in values]).double()
     wanted = target.reshape(-1).double()
     gram, dots, energy = basis @ basis.T, basis @ wanted, float(wanted @ wanted)
-    for index in spoken:
+    for index in dict.fromkeys([*spoken, *range(len(pool))]):
         factor = float(dots[index] / gram[index, index])
         if energy - factor * float(dots[index]) < ROUNDING * energy:
             return _scaled(target, pool[index], values[index], factor)
-    diagonal, rows = gram.diagonal(), torch.tensor(spoken)
+    for first in (spoken, [index for index in range(len(pool)) if index not in spoken]):
+        found = _best_pair(first, gram, dots, energy) if first else None
+        if found:
+            i, j, a, b = found
+            return _blended(target, (pool[i], pool[j]), (values[i], values[j]), (a, b))
+    return None
+
+
+def _best_pair(first: list[int], gram: Tensor, dots: Tensor, energy: float) -> tuple[int, int, float, float] | None:
+    """The two chunks, one of them of these, and their factors that leave least over; None if that is too much."""
+    diagonal, rows = gram.diagonal(), torch.tensor(first)
     cross = gram[rows]
     determinant = diagonal[rows, None] * diagonal - cross.square()
     usable = determinant > 1e-9 * diagonal[rows, None] * diagonal
@@ -46,19 +56,17 @@ def combination(target: Tensor, pool: Sequence[Source]) -> Arithmetic | None:
     b = (dots * diagonal[rows, None] - dots[rows, None] * cross) / determinant
     left = (energy - a * dots[rows, None] - b * dots).where(usable, torch.full_like(a, torch.inf))
     best = int(left.argmin())
-    i, j = best // len(pool), best % len(pool)
+    i, j = best // gram.shape[0], best % gram.shape[0]
     if float(left[i, j]) >= ROUNDING * energy:
         return None
-    both = (spoken[i], j)
-    factors = float(a[i, j]), float(b[i, j])
-    return _blended(target, (pool[both[0]], pool[j]), (values[both[0]], values[j]), factors)
+    return first[i], j, float(a[i, j]), float(b[i, j])
 
 
 def _scaled(target: Tensor, source: Source, value: Tensor, factor: float) -> Arithmetic:
     for guess in (round(factor, 2), round(factor, 3), factor):
         if torch.equal(value * guess, target):
             return Sum((source,), (guess,))
-    return Shift((source,), (torch.tensor([[factor]]),))
+    return Shift((Sum((source,), (factor,)),))
 
 
 def _blended(
@@ -70,20 +78,24 @@ def _blended(
     for guess in guesses:
         if torch.equal(values[0] * guess[0] + values[1] * guess[1], target):
             return Sum(sources, guess)
-    return Shift(sources, (torch.tensor([[a]]), torch.tensor([[b]])))
+    return Shift((Sum((sources[0],), (a,)), Sum((sources[1],), (b,))))
 
 
 def angled(target: Tensor, blends: Sequence[Arithmetic]) -> Arithmetic | None:
     """A mix at an angle or of kept magnitude, where each chunk of ``target`` ``(T, D)`` is a blend by the same factors."""
-    pairs = [blend for blend in blends if isinstance(blend, Shift) and len(blend.sources) == 2]
-    if len(pairs) != len(blends) or not pairs or any(factor.numel() != 1 for pair in pairs for factor in pair.factors):
+    pairs = [blend.terms for blend in blends if isinstance(blend, Shift) and len(blend.terms) == 2]
+    factors = [[term.factors[0] for term in pair if isinstance(term, Sum)] for pair in pairs]
+    if not pairs or len(pairs) != len(blends) or any(not isinstance(f, float) for both in factors for f in both):
         return None
-    a, b = (float(factor) for factor in pairs[0].factors)
-    if any(abs(float(pair.factors[0]) - a) + abs(float(pair.factors[1]) - b) > 1e-4 for pair in pairs):
+    a, b = (float(factor) for factor in factors[0])  # type: ignore[arg-type]
+    # Which of a chunk's two comes first is not the same for all of them.
+    swapped = [abs(both[0] - a) + abs(both[1] - b) > 1e-4 for both in factors]  # type: ignore[operator]
+    pairs = [pair[::-1] if swap else pair for pair, swap in zip(pairs, swapped, strict=True)]
+    if any(abs(both[1] - a) + abs(both[0] - b) > 1e-4 for both, swap in zip(factors, swapped, strict=True) if swap):  # type: ignore[operator]
         return None
     for swap in (False, True):
-        low = tuple(pair.sources[1 if swap else 0] for pair in pairs)
-        high = tuple(pair.sources[0 if swap else 1] for pair in pairs)
+        low = tuple(pair[1 if swap else 0].sources[0] for pair in pairs)
+        high = tuple(pair[0 if swap else 1].sources[0] for pair in pairs)
         share = a if swap else b
         values = [torch.cat([source.static() for source in sources]) for sources in (low, high)]
         cosine = float((values[0] * values[1]).sum() / (values[0].norm() * values[1].norm()))
@@ -106,22 +118,36 @@ def weighting(target: Tensor, pools: Sequence[Sequence[Source]]) -> Arithmetic |
     parts = target.split(target.shape[0] // len(pools), dim=0)
     found = [_row_factors(part, pool) for part, pool in zip(parts, pools, strict=True)]
     sources = tuple(pair[0] for pair in found if pair)
-    if len(sources) < len(parts) or not any(source.prompt.concepts for source in sources):
+    if len(sources) < len(parts):
         return None
     factors = torch.cat([pair[1] for pair in found if pair])
     plain = torch.cat([source.static() for source in sources])
     clean = _clean(factors)[:, None].to(plain)
     if len(sources) == 1 and torch.equal(plain * clean, target):
         return Sum(sources, (clean,))
-    # The first token of a prompt has no weight: its factor is what everything was scaled by.
-    weights = _clean(factors / factors[0])[:, None].to(plain) if factors[0] != 0 else clean
-    for keeps in ("mean", "norm"):
-        made = Reweighted(sources, weights, keeps)  # type: ignore[arg-type]
-        if not bool((weights == 1).all()) and _same(made.weigh(plain[None])[0], target):
-            return made
+    renormalized = _renormalized(sources, factors)
+    if renormalized and _same(renormalized.weigh(plain[None])[0], target):
+        return renormalized
     if len(sources) > 1:
         return None
-    return _leaning(target, sources[0], factors, pools[0]) or Shift(sources, (factors[:, None],))
+    return Shift((_leaning(sources[0], factors, pools[0]) or Sum(sources, (factors[:, None],)),))
+
+
+def _renormalized(sources: tuple[Source, ...], factors: Tensor) -> Reweighted | None:
+    """Factors ``(L,)`` as weights and what keeps the mean or the norm, times a widget's factor; None if they are not."""
+    if not factors[-1]:
+        return None
+    plain = torch.cat([source.static() for source in sources])[None]
+    # The last token of a prompt has no weight: its factor is what everything was scaled by.
+    weights = _clean(factors / factors[-1])[:, None].to(plain)
+    if bool((weights == 1).all()):
+        return None
+    for keeps in ("mean", "norm"):
+        made = Reweighted(sources, weights, keeps)  # type: ignore[arg-type]
+        scale = float(factors[-1]) / float(made.kept(plain))
+        if abs(scale - round(scale, 3)) < CLEAN * 2:
+            return Reweighted(sources, weights, keeps, round(scale, 3))  # type: ignore[arg-type]
+    return None
 
 
 def _row_factors(target: Tensor, pool: Sequence[Source]) -> tuple[Source, Tensor] | None:
@@ -137,29 +163,33 @@ def _row_factors(target: Tensor, pool: Sequence[Source]) -> tuple[Source, Tensor
     return None
 
 
-def _leaning(target: Tensor, source: Source, factors: Tensor, pool: Sequence[Source]) -> Arithmetic | None:
-    row = source.static().double()
+def _leaning(source: Source, factors: Tensor, pool: Sequence[Source]) -> Leaning | None:
+    """Factors ``(L,)`` of which some follow from how far a row leans to that of a plain prompt; None if none do."""
+    if not factors[-1]:
+        return None
+    row, scale = source.static().double(), _clean(factors[-1:])
+    factors = factors / scale
+    leans = (factors - factors.round(decimals=3)).abs() > CLEAN
+    if not bool(leans.any()):
+        return None
     for other in pool:
         if other.prompt.concepts:
             continue
         part = (other.static().double() * row).sum(-1) / row.square().sum(-1)
         leaning = (factors - 1) / part
         rounded = leaning.round(decimals=3)
-        leans = (factors - factors.round(decimals=3)).abs() > CLEAN
-        near = (leaning - rounded).abs() <= CLEAN * (2 + 1 / part.abs())
-        if not bool(leans.any()) or not bool((near | ~leans).all()):
-            continue
-        fixed = torch.where(leans, torch.ones_like(factors), factors)
-        made = Leaning((source, other), fixed[:, None], torch.where(leans, rounded, 0 * rounded)[:, None])
-        if _same(made.rebuild(target[None], _static, _static)[0], target):
-            return made
+        near = leans & ((leaning - rounded).abs() <= CLEAN * (2 + 1 / part.abs()))
+        # Rows before all weighted words say nothing; of the others, most must.
+        if int(near.sum()) * 2 > int(leans.sum()):
+            fixed = torch.where(near, torch.ones_like(factors), factors) * scale
+            return Leaning((source, other), fixed[:, None], (torch.where(near, rounded, 0 * rounded) * scale)[:, None])
     return None
 
 
 def row_by_row(target: Tensor, pool: Sequence[Source]) -> Arithmetic | None:
     """Every token row of a chunk ``(L, D)`` as its own combination of that row in some prompts."""
     pool = list(pool)[: min(MIXED[-1], target.shape[1] // 4)]
-    if not any(source.prompt.concepts for source in pool):
+    if not pool:
         return None
     values = torch.stack([source.static() for source in pool]).double()
     wanted = target.double()
@@ -171,9 +201,12 @@ def row_by_row(target: Tensor, pool: Sequence[Source]) -> Arithmetic | None:
             return None
         factors[t] = found
     used = [index for index in range(len(pool)) if bool(factors[:, index].any())]
-    if not any(pool[index].prompt.concepts for index in used):
-        return None
-    return Shift(tuple(pool[i] for i in used), tuple(factors[:, i : i + 1] for i in used))
+    terms: list[Arithmetic] = []
+    for index in used:
+        source, mine = (pool[index],), factors[:, index]
+        by_law = _renormalized(source, mine) or _leaning(source[0], mine, pool)
+        terms.append(by_law or Sum(source, (mine[:, None],)))
+    return Shift(tuple(terms))
 
 
 def _row(wanted: Tensor, rows: Tensor) -> Tensor | None:
@@ -232,7 +265,7 @@ def noisy(target: Tensor, pool: Sequence[Source]) -> Arithmetic | None:
             )
             of_it = factor == 1.0 or abs(deviation - (1 - factor)) < 0.02 * (1 - factor)
             if white and of_it and factor > LEFT_OF_IT:
-                return Shift((source,), (torch.tensor([[factor]]),))
+                return Shift((Sum((source,), (factor,)),))
     return None
 
 
@@ -246,10 +279,6 @@ def _clean(factors: Tensor) -> Tensor:
 
 def _same(made: Tensor, target: Tensor) -> bool:
     return float((made - target).double().square().sum()) < ROUNDING * float(target.double().square().sum())
-
-
-def _static(source: Source) -> Tensor:
-    return source.static()[None].double()
 
 
 def nearest(target: Tensor, pool: Sequence[Source], count: int) -> list[Source]:

@@ -33,6 +33,7 @@ class Sightings:
         held: whether the MODEL holds the concept.
         refines: whether its settings let the word be refined.
         seen: prompt by prompt.
+        encoded: whether a prompt with it was encoded lately.
         near: what a prompt says in place of the trigger, in other upper and lower case; "" for nothing.
     """
 
@@ -40,6 +41,7 @@ class Sightings:
     held: bool = True
     refines: bool = True
     seen: list[Sighting] = field(default_factory=list)
+    encoded: bool = False
     near: str = ""
 
     @property
@@ -48,23 +50,29 @@ class Sightings:
         return self.held and bool(self.seen) and not any(sighting.why_fixed for sighting in self.seen)
 
 
-def announcement(concepts: Mapping[str, Sightings], prompts: int) -> tuple[str, bool]:
+def announcement(concepts: Mapping[str, Sightings], prompts: int, unknown: int = 0) -> tuple[str, bool]:
     """The text, one line for each concept, and whether all is well.
 
     Args:
         concepts: by fingerprint.
         prompts: how many the sampler was given.
+        unknown: how many of them nobody can tell the making of.
     """
-    text = "\n".join(_line(sightings, prompts) for sightings in concepts.values())
+    text = "\n".join(_line(sightings, prompts, unknown) for sightings in concepts.values())
     return text, all(sightings.good for sightings in concepts.values())
 
 
-def _line(concept: Sightings, prompts: int) -> str:
+def _line(concept: Sightings, prompts: int, unknown: int) -> str:
     trigger, seen = concept.trigger, concept.seen
     if not concept.held:
         return (
             f"{trigger} is in a prompt, but this MODEL does not hold that concept: wire the MODEL output of the"
             " E4T Personalize node that made it into the sampler."
+        )
+    if not seen and unknown and concept.encoded:
+        return (
+            f"{trigger} was not recognized in {_prompts(prompts)}, but {unknown} of them came from a node whose changes cannot"
+            f" be followed: if {trigger} is in there, the word stays the same at all steps."
         )
     if not seen:
         near = f" (found {concept.near!r}, the trigger is {trigger!r})" if concept.near else ""

@@ -26,7 +26,8 @@ from ..prompt.encoded_prompt import EncodedPrompt
 from ..prompt.prompt_memory import PromptMemory
 from ..prompt.recognition import Recipe, recognise
 from ..prompt.reencoding import UnfaithfulError
-from .announcement import CHANGED, HIDDEN, Sighting, Sightings, announcement
+from .announcement import CHANGED, HIDDEN, REGION, Sighting, Sightings, announcement
+from .regions import Regions, find_regions
 
 logger = logging.getLogger(__name__)
 
@@ -55,6 +56,7 @@ class _Run:
     told: str = ""
     roles: dict[object, str] = field(default_factory=dict)
     failed: dict[EncodedPrompt, str] = field(default_factory=dict)
+    regions: Regions | None = None
     recipes: dict[int, tuple[Tensor, Recipe | None]] = field(default_factory=dict)
     features: list[tuple[Tensor, Tensor, Tensor, Tensor]] = field(default_factory=list)
     words: dict[str, Tensor] = field(default_factory=dict)
@@ -92,27 +94,47 @@ class Refinement:
     ) -> Any:
         """One evaluation: ``x`` ``(B, 4, h, w)`` at noise level ``sigma`` ``(B,)``."""
         note_refinement(self._memory)
+        if self._run.regions is None:
+            self._run.regions = self._find_regions(conds, model_options)
         refined: Conds = []
         for group in conds:
             refined.append(group and [self._refine(cond, model, x, sigma) for cond in group])
+        regions = self._run.regions
+        for region in regions.found:
+            region.context = self._rebuilt(region.recipe, model, x, sigma) if region.followed is not False else None
+        if not regions.found:
+            self._announce(conds)
+            return executor(model, refined, x, sigma, model_options)
+        made = executor(model, refined, x, sigma, regions.options(model_options, x.shape[0]))
+        # Only now is it known whether cross-attention was given them.
+        regions.seen()
         self._announce(conds)
-        return executor(model, refined, x, sigma, model_options)
+        return made
+
+    def _find_regions(self, conds: Conds, model_options: dict) -> Regions:
+        try:
+            return find_regions(conds, model_options, self._memory)
+        except Exception as error:
+            logger.warning("E4T: regions of other nodes could not be looked through: %s", error, exc_info=True)
+            return Regions()
 
     def _refine(self, cond: dict[str, Any], model: Any, x: Tensor, sigma: Tensor) -> dict[str, Any]:
         recipe = self._recipe(cond)
-        if recipe is None or not _is_active(cond, sigma):
+        context = self._rebuilt(recipe, model, x, sigma) if recipe and _is_active(cond, sigma) else None
+        if context is None:
             return cond
+        old = cond["model_conds"]["c_crossattn"]
+        # Others hold these dictionaries too (guiders, clones): a copy gets the new context.
+        return {**cond, "model_conds": {**cond["model_conds"], "c_crossattn": type(old)(context)}}
+
+    def _rebuilt(self, recipe: Recipe, model: Any, x: Tensor, sigma: Tensor) -> Tensor | None:
+        """A conditioning with the words of this evaluation, ``(B, T, D)`` or fewer rows; None where none is refined."""
         fresh = {}
         for prompt in recipe.prompts():
             context = self._encoded_anew(prompt, recipe.latents_of(prompt, x.shape[0]), model, x, sigma)
             if context is not None:
                 fresh[prompt] = context
-        if not fresh:
-            return cond
-        old = cond["model_conds"]["c_crossattn"]
-        # Others hold these dictionaries too (guiders, clones): a copy gets the new context.
-        new = type(old)(recipe.rebuild(fresh))
-        return {**cond, "model_conds": {**cond["model_conds"], "c_crossattn": new}}
+        return recipe.rebuild(fresh) if fresh else None
 
     def _encoded_anew(
         self, prompt: EncodedPrompt, latents: Sequence[int], model: Any, x: Tensor, sigma: Tensor
@@ -150,10 +172,17 @@ class Refinement:
         if not torch.is_tensor(tensor) or tensor.ndim != 3:
             return None
         if id(tensor) not in self._run.recipes:
-            recipe = recognise(tensor, cond.get(MARK, ()), self._memory)
+            recipe = self._recognised(tensor, cond)
             # The tensor is kept with its recipe, so that its id cannot be given to another one.
             self._run.recipes[id(tensor)] = (tensor, recipe)
         return self._run.recipes[id(tensor)][1]
+
+    def _recognised(self, tensor: Tensor, cond: dict[str, Any]) -> Recipe | None:
+        try:
+            return recognise(tensor, cond.get(MARK, ()), self._memory)
+        except Exception as error:
+            logger.warning("E4T: a prompt could not be recognised: %s", error, exc_info=True)
+            return None
 
     def _word(self, held: HeldConcept, model: Any, x: Tensor, sigma: Tensor) -> Tensor:
         """e_c ``(B, D)`` of a concept at this evaluation; frozen once the schedule has passed ``end_percent``."""
@@ -202,9 +231,12 @@ class Refinement:
     def _announce(self, conds: Conds) -> None:
         """At a run's first evaluation, and when something changes, say in the log and on the node where each word is."""
         given = [cond for group in conds if group for cond in group]
+        encoded = {key for prompt in self._memory.prompts() for key in prompt.concepts}
         # Concepts of this MODEL that no prompt names are told of, too.
         concepts = {
-            held.concept.fingerprint: Sightings(held.concept.word, refines=held.concept.settings.refine)
+            (key := held.concept.fingerprint): Sightings(
+                held.concept.word, refines=held.concept.settings.refine, encoded=key in encoded
+            )
             for held in self.concepts
         }
         for cond in given:
@@ -217,7 +249,13 @@ class Refinement:
             for key, said in ((key, said) for prompt in prompts for key, said in prompt.near.items()):
                 if key in concepts:
                     concepts[key].near = said
-        text, good = announcement(concepts, len(given))
+        regions = self._run.regions.found if self._run.regions else []
+        for region in regions:
+            for key, (trigger, why) in self._seen_in(region.recipe).items():
+                sightings = concepts.setdefault(key, Sightings(trigger, held=False))
+                sightings.seen.append(Sighting("region", why or ("" if region.followed else REGION)))
+        unknown = sum((recipe := self._recipe(cond)) is None or not recipe.complete for cond in given)
+        text, good = announcement(concepts, len(given) + len(regions), unknown)
         if text == self._run.told or (self._run.told and not self._run.failed):
             return
         self._run.told = text
