@@ -10,6 +10,7 @@ from .host.learning.progress import Progress
 from .host.learning.request import Request
 from .host.learning.result_store import STORE
 from .host.prompt import concept_clip
+from .host.prompt.triggers import TriggerError, check_trigger
 from .host.sampling import patched_model
 from .sockets import ConceptIO
 
@@ -78,8 +79,8 @@ def validate_trigger(trigger: str | None) -> bool | str:
     """A trigger's fault as one sentence, or True; a linked value is None here, and is checked when it is known."""
     try:
         if trigger is not None:
-            concept_clip.check_alias(trigger)
-    except ValueError as error:
+            check_trigger(trigger)
+    except TriggerError as error:
         return str(error)
     return True
 

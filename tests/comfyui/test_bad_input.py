@@ -16,7 +16,7 @@ from e4t_pack.nodes.host.learning.request import LoadedDomain, UnsupportedVAEErr
 from e4t_pack.nodes.host.learning.result_store import STORE
 from e4t_pack.nodes.host.model_folders import ModelFileError
 from e4t_pack.nodes.host.networks.base_model import ComfyUNet, UnsupportedModelError
-from e4t_pack.nodes.host.prompt.prompt_words import AliasError
+from e4t_pack.nodes.host.prompt.triggers import TriggerError
 from e4t_pack.nodes.load_domain import LoadDomain
 from e4t_pack.nodes.personalize import Personalize
 from e4t_pack.nodes.settings import Settings
@@ -123,7 +123,7 @@ def test_what_the_mask_marks_is_in_the_middle_of_what_is_learned():
 @pytest.mark.parametrize("word", ["", "S", "a word", "S:2"])
 def test_a_bad_word_is_refused_before_queueing_and_again_when_linked(base, domain, word):
     assert "choose a word" in Personalize.validate_inputs(trigger=word)
-    with pytest.raises(AliasError) as error:
+    with pytest.raises(TriggerError) as error:
         personalize(base, domain, word=word)
     one_sentence(error)
 

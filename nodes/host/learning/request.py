@@ -15,6 +15,7 @@ from ....e4t_core.methods.e4t.domain import Domain
 from ....e4t_core.training import Method
 from ..networks.base_model import check_supported
 from ..prompt import concept_clip
+from ..prompt.triggers import check_trigger
 from ..sampling import patched_model
 from .content_key import WeightHashes
 from .masks import AUTO
@@ -87,7 +88,7 @@ def check(request: Request) -> None:
     _check_given("UNet", "MODEL", request.model)
     _check_given("text encoder", "CLIP", request.clip)
     _check_given("VAE", "VAE", request.vae)
-    concept_clip.check_alias(request.trigger)
+    check_trigger(request.trigger)
     concept_clip.check_free(request.clip, request.trigger)
     patched_model.check_free(request.model, request.trigger)
     check_supported(request.model)

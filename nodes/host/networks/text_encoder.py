@@ -13,7 +13,6 @@ from torch.nn.utils.stateless import _reparametrize_module
 
 from ....e4t_core.unet import WordError
 from .base_model import SUPPORTED, effective_weights
-from .idle_layers import idle_layers, left_out
 
 
 class UnsupportedCLIPError(ValueError):
@@ -40,7 +39,6 @@ class ComfyTextEncoder:
         self._network: comfy.sd1_clip.SDClipModel = getattr(outer, outer.clip)
         self._tokenizer = getattr(clip.tokenizer, clip.tokenizer.clip)
         self._weights = effective_weights(clip.patcher, f"{outer.clip}.")
-        self._idle = idle_layers(self._weights)
         self._device = clip.patcher.load_device
 
     @property
@@ -104,7 +102,7 @@ class ComfyTextEncoder:
         copies = torch.autograd.graph.saved_tensors_hooks(
             lambda tensor: tensor if tensor.data_ptr() in weights else copy_with_strides(tensor), lambda tensor: tensor
         )
-        with _reparametrize_module(self._network, self._weights), left_out(self._network, self._idle), copies:
+        with _reparametrize_module(self._network, self._weights), copies:
             return self._network.encode(rows)[0]
 
 

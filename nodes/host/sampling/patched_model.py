@@ -63,6 +63,8 @@ def with_concept(model: ModelPatcher, added: HeldConcept, memory: PromptMemory, 
     refinement = Refinement(held, memory)
     new.remove_wrappers_with_key(WrappersMP.CALC_COND_BATCH, KEY)
     new.add_wrapper_with_key(WrappersMP.CALC_COND_BATCH, KEY, refinement)
+    new.remove_wrappers_with_key(WrappersMP.OUTER_SAMPLE, KEY)
+    new.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, KEY, refinement.begin)
     new.remove_callbacks_with_key(CallbacksMP.ON_CLEANUP, KEY)
     new.add_callback_with_key(CallbacksMP.ON_CLEANUP, KEY, refinement.forget_run)
     return new

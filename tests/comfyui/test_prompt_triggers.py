@@ -7,9 +7,9 @@ import unicodedata
 
 import pytest
 import torch
-from e4t_pack.nodes.host.prompt.concept_clip import AliasTakenError, with_concept
+from e4t_pack.nodes.host.prompt.concept_clip import TriggerTakenError, with_concept
 from e4t_pack.nodes.host.prompt.prompt_memory import PromptMemory
-from e4t_pack.nodes.host.prompt.prompt_words import AliasError, check_alias, rewrite_aliases
+from e4t_pack.nodes.host.prompt.triggers import TriggerError, check_trigger, near_misses, rewrite_triggers
 from safetensors.torch import save_file
 
 VECTOR = torch.linspace(-0.02, 0.02, 768)
@@ -44,7 +44,7 @@ def flat(clip, text):
         "one {} two {} three",
     ],
 )
-def test_alias_and_canonical_name_give_the_tokens_of_a_stock_inversion(clip, stock, text):
+def test_trigger_and_canonical_name_give_the_tokens_of_a_stock_inversion(clip, stock, text):
     expected = flat(stock, text.format("embedding:ti", "embedding:ti"))
     assert any(token == "W" for token, _ in expected)
     assert flat(clip, text.format("S*", "S*")) == expected
@@ -97,8 +97,8 @@ def test_other_ways_to_write_the_word(clip, text, same):
 
 def test_other_embeddings_stay_as_they_are_also_where_they_hold_the_word(clip):
     for text in ("embedding:my-S*", "embedding:S*y", "(embedding:ti:1.2)"):
-        assert rewrite_aliases(text, {"S*": 1}) == text
-    assert rewrite_aliases("embedding:ti,S*", {"S*": 1}) == "embedding:ti, embedding:e4t/S*"
+        assert rewrite_triggers(text, ["S*"]) == (text, frozenset())
+    assert rewrite_triggers("embedding:ti,S*", ["S*"])[0] == "embedding:ti, embedding:e4t/S*"
 
 
 def test_accents_may_be_composed_or_decomposed(base):
@@ -117,12 +117,70 @@ def test_a_file_whose_name_goes_on_behind_a_word_is_the_file(base, embeddings):
     assert torch.equal(row[1][0].cpu(), VECTOR)
 
 
-def test_the_longer_of_two_aliases_wins():
-    assert rewrite_aliases("S*2 and S*", {"S*": 1, "S*2": 1}) == "embedding:e4t/S*2 and embedding:e4t/S*"
+def test_the_longer_of_two_triggers_wins():
+    written, found = rewrite_triggers("S*2 and S*", ["S*", "S*2"])
+    assert written == "embedding:e4t/S*2 and embedding:e4t/S*"
+    assert found == {"S*", "S*2"}
 
 
 @pytest.mark.parametrize(
-    "alias",
+    ("text", "written"),
+    [
+        ("embedding:anna-v2", None),
+        ("embedding:anna-v2, smiling", None),
+        ("(embedding:anna-v2:1.2)", None),
+        ("embedding:anna-anna", None),
+        ("anna-v2 smiling", None),
+        ("a my-anna", None),
+        ("embedding:anna", "embedding:e4t/anna"),
+        ("anna's hat", " embedding:e4t/anna's hat"),
+        ("anna-v3", " embedding:e4t/anna-v3"),
+        ("embedding:anna-v3", "embedding:e4t/anna-v3"),
+        ("embedding:anna-v2 and anna, smiling", "embedding:anna-v2 and embedding:e4t/anna, smiling"),
+        ("embedding:e4t/anna", "embedding:e4t/anna"),
+        ("embedding:taken", None),
+        ("taken", " embedding:e4t/taken"),
+        ("embedding:e4t/taken", "embedding:e4t/taken"),
+    ],
+)
+def test_an_embedding_file_comes_before_a_trigger_outside_the_concepts_folder(text, written):
+    files = {"anna-v2", "anna-anna", "my-anna", "taken"}
+    assert rewrite_triggers(text, ["anna", "taken"], files.__contains__)[0] == (written or text).strip()
+
+
+def test_files_are_those_that_the_stock_tokenizer_finds(base, embeddings, stock):
+    (embeddings / "deep").mkdir(exist_ok=True)
+    save_file({"clip_l": VECTOR[None] + 1}, embeddings / "deep" / "anna-v2.safetensors")
+    save_file({"clip_l": VECTOR[None] + 2}, embeddings / "bad-hands-5.safetensors")
+    clip = with_concept(
+        with_concept(base[1], "anna", "one", VECTOR, PromptMemory()), "bad", "two", VECTOR, PromptMemory()
+    )
+    for text in ("embedding:anna-v2", "(embedding:bad-hands-5:1.2), embedding:anna-v2", "embedding:deep/anna-v2 x"):
+        rows, expected = clip.tokenize(text)["l"], stock.tokenize(text)["l"]
+        for item, wanted in zip(rows[0], expected[0], strict=True):
+            assert torch.equal(torch.as_tensor(item[0]), torch.as_tensor(wanted[0])) and item[1] == wanted[1]
+    assert clip.tokenize("bad-hands-5") == stock.tokenize("bad-hands-5")
+    assert "W" in [token for token, _ in flat(clip, "anna-like, bad hands")]
+
+
+def test_what_differs_only_in_case_is_noticed():
+    assert near_misses("a photo of s*, smiling", ["S*"]) == {"S*": "s*"}
+    assert near_misses("Anna and annabel", ["anna", "bob"]) == {"anna": "Anna"}
+    assert near_misses("S* and s*y", ["S*"]) == {}
+
+
+def test_a_concept_of_several_vectors_takes_as_many_tokens(base):
+    vectors = torch.stack([VECTOR, VECTOR + 1, VECTOR - 1])
+    clip = with_concept(base[1], "S*", "one", vectors, PromptMemory())
+    (row,) = clip.tokenize("a (S*:1.2)")["l"]
+    held = [(token, weight) for token, weight in row if torch.is_tensor(token)]
+    assert all(
+        torch.equal(token, vector) and weight == 1.2 for (token, weight), vector in zip(held, vectors, strict=True)
+    )
+
+
+@pytest.mark.parametrize(
+    "trigger",
     [
         "",
         "S",
@@ -143,17 +201,17 @@ def test_the_longer_of_two_aliases_wins():
         "e4t",
     ],
 )
-def test_an_alias_that_prompts_would_misread_is_refused_in_one_sentence(alias):
-    with pytest.raises(AliasError, match="choose a word such as"):
-        check_alias(alias)
+def test_a_trigger_that_prompts_would_misread_is_refused_in_one_sentence(trigger):
+    with pytest.raises(TriggerError, match="choose a word such as"):
+        check_trigger(trigger)
 
 
 def test_a_second_concept_cannot_take_a_word_that_is_in_use(clip):
-    with pytest.raises(AliasTakenError, match="already stands for another concept"):
+    with pytest.raises(TriggerTakenError, match="already stands for another concept"):
         with_concept(clip, "S*", "another", VECTOR, clip.memory)
     both = with_concept(clip, "T*", "another", VECTOR + 1, clip.memory)
     assert [token for token, _ in flat(both, "S* T*")] == ["W", "W"]
-    assert "T*" not in clip.words
+    assert "T*" not in clip.concepts
 
 
 def test_without_the_pack_the_canonical_name_is_ignored_with_a_clear_line(stock, caplog):
