@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from ....e4t_core.concept import Concept
-from ..learning.progress import show_text
+from ..node_text import show_text
 from ..prompt.concept_clip import MARK
 from ..prompt.prompt_memory import EncodedPrompt, PromptMemory, Recipe
 from .word_at_step import WordAtStep
@@ -74,11 +74,16 @@ class Refinement:
         """Called when sampling ends, also by cancel or error."""
         self._run = _Run()
 
+    def predict_noise(self, executor: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+        """The PREDICT_NOISE wrapper: what is sampled, before anything cuts it."""
+        return self._run.words.predict_noise(executor, *arguments, **options)
+
     def __call__(
         self, executor: Callable[..., Any], model: Any, conds: Conds, x: Tensor, sigma: Tensor, model_options: dict
     ) -> Any:
         """One evaluation: ``x`` ``(B, 4, h, w)`` at noise level ``sigma`` ``(B,)``."""
         self._announce(conds)
+        self._run.words.evaluate(executor, model, conds, x, sigma, model_options)
         refined: Conds = []
         for group in conds:
             refined.append(group and [self._refine(cond, model, x, sigma) for cond in group])
