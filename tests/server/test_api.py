@@ -61,15 +61,6 @@ def test_an_unrelated_workflow_in_between_does_not_cost_a_tuning(client: Client,
     assert tuning_steps(succeeded(client.run(mine))) == 0
 
 
-def test_a_concept_outlives_what_comfyui_forgets(client: Client, workflow: MakeWorkflow) -> None:
-    mine = workflow(E4TPersonalize={"seed": 107})
-    assert tuning_steps(succeeded(client.run(mine))) > 0
-    _forget(client)
-    again = succeeded(client.run(mine))
-    assert "S* was learned before" in again.texts[PERSONALIZE][-1], "the node did not run, so this proves nothing"
-    assert tuning_steps(again) == 0
-
-
 def test_the_same_seed_gives_the_same_picture_and_another_seed_tunes_anew(
     client: Client, workflow: MakeWorkflow
 ) -> None:
@@ -119,7 +110,7 @@ def test_an_interrupt_while_sampling_leaves_word_and_base_as_they_were(client: C
     assert run.progress[sampler][-1][0] < 1000
     _forget(client)
     again = succeeded(client.run({**mine, "10": _preview(mine["10"])}))
-    assert tuning_steps(again) == 0
+    assert tuning_steps(again) > 0, "the concept was kept, so its word is not learned anew"
     assert sampler in again.progress, "it was not drawn again, so this proves nothing"
     assert _pixels(client.view(again.outputs["10"]["images"][0])) == before
 
@@ -158,7 +149,7 @@ def test_what_only_shows_while_it_runs_is_one_sentence_in_the_execution_error(
 
 
 def _forget(client: Client) -> None:
-    """ComfyUI forgets what its nodes gave; the pack's own store stays."""
+    """ComfyUI forgets what its nodes gave, and the pack what it learned."""
     client.post("/free", {"unload_models": True, "free_memory": True})
     time.sleep(1)  # its worker looks at the flags when it wakes, or before the next workflow but one
     succeeded(client.run(UNRELATED))

@@ -112,6 +112,26 @@ def test_pressing_run_twice_with_nothing_touched_tunes_once(page: Page, server: 
     assert server.said().count(" learned in ") == learned + 1
 
 
+@pytest.mark.parametrize("nodes_2", [True, False], ids=["Nodes 2.0", "classic canvas"])
+def test_the_lines_of_a_text_stay_lines_on_the_node(page: Page, server: Server, nodes_2: bool) -> None:
+    page.evaluate("on => window.app.extensionManager.setting.set('Comfy.VueNodes.Enabled', on)", nodes_2)
+    open_workflow(page, sampling_steps=2)
+    client = Client(server.client.host, server.client.port)
+    before = set(json.loads(client.get("/history")))
+    page.get_by_test_id("queue-button").click()
+    deadline = time.monotonic() + PATIENCE
+    while not (new := set(json.loads(client.get("/history"))) - before):
+        assert time.monotonic() < deadline, "the run never ended"
+        time.sleep(0.5)
+    entry = client.history(new.pop())
+    lines = entry["outputs"]["4"]["text"] if "4" in entry["outputs"] else []
+    assert len(lines) > 1, "there is one line only, so this proves nothing"
+    place = ".comfy-markdown-content" if nodes_2 else ".dom-widget span"
+    shown = page.locator(place).filter(has_text=lines[0]).first
+    shown.wait_for(state="attached")
+    assert [line.strip() for line in shown.inner_text().splitlines() if line.strip()] == lines
+
+
 def meaning(prompt: dict[str, dict]) -> dict[str, dict]:
     """Nodes, links and values, by node id, in one form."""
     return {

@@ -73,11 +73,16 @@ class Refinement:
         self._run.roles = {cond.get("uuid"): role for role, group in conds.items() for cond in group or ()}
         return executor(*arguments, **options)
 
+    def predict_noise(self, executor: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+        """The PREDICT_NOISE wrapper: what is sampled, before anything cuts it."""
+        return self._run.words.predict_noise(executor, *arguments, **options)
+
     def __call__(
         self, executor: Callable[..., Any], model: Any, conds: Conds, x: Tensor, sigma: Tensor, model_options: dict
     ) -> Any:
         """One evaluation: ``x`` ``(B, 4, h, w)`` at noise level ``sigma`` ``(B,)``."""
         note_refinement(self._memory)
+        self._run.words.evaluate(executor, model, conds, x, sigma, model_options)
         if self._run.regions is None:
             self._run.regions = self._find_regions(conds, model_options)
         refined: Conds = []
