@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import pytest
 import torch
 from comfy.patcher_extension import WrappersMP
@@ -12,9 +10,10 @@ from e4t_pack.nodes.host.prompt.concept_clip import ConceptCLIP
 from e4t_pack.nodes.host.sampling import patched_model, word_at_step
 from e4t_pack.nodes.host.sampling.pieces import bounded_features, thinned
 from personalized import encode
-from world import LATENT, QUICK, hold, make_concept
+from world import LATENT, hold, make_concept
 
 import nodes
+from e4t_core.loop_settings import SamplingSettings
 
 TILE = LATENT
 LARGE = 2 * LATENT
@@ -100,7 +99,7 @@ def held(base, domain):
     """Makes (MODEL, CLIP) with a concept whose word depends on latent and timestep."""
 
     def make(**sampling):
-        return hold(base, make_concept(domain, settings=dataclasses.replace(QUICK, **sampling)))
+        return hold(base, make_concept(domain, sampling=SamplingSettings(**sampling)))
 
     return make
 
