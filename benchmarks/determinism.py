@@ -25,6 +25,7 @@ Weights are no measure: where a gradient is near zero, its sign says nothing of 
 from __future__ import annotations
 
 import argparse
+import copy
 import multiprocessing
 import time
 from dataclasses import dataclass, replace
@@ -78,15 +79,25 @@ class Learned:
 
 def learn(case: Case, threads: int) -> Learned:
     """Runs the node "E4T Personalize" and asks the tuned UNet; call it in a new process."""
+    torch.set_num_threads(threads)
+    base = host.load_base(host.mini_checkpoint())
+    output, seconds = personalize(base, case)
+    held = output.args[2]
+    tensors = {f"difference {name}": value for name, value in held.differences.items()}
+    tensors |= {f"encoder {name}": value for name, value in held.concept.predictor.encoder.state_dict().items()}
+    content = fingerprint(tensors | {"static": held.concept.embedding})
+    return Learned(content, predictions(base, held, photo_latent(base)).numpy(), seconds)
+
+
+def personalize(base: host.Base, case: Case) -> tuple[Any, float]:
+    """What the node "E4T Personalize" gives for the demo's photo with its mask, and the seconds that it took."""
     from miniworld.concept_photos import subject_masks
 
     from .arms import WORD, load_subjects
 
-    torch.set_num_threads(threads)
     person = load_subjects("held-out", 1)[0]
     mask = subject_masks([person.identity], [person.scene], person.photo[None])[0]
     photo = (person.photo * (1 - case.darker)).movedim(0, -1)[None]
-    base = host.load_base(host.mini_checkpoint())
     loaded = host.pack("nodes.host.learning.request").LoadedDomain(load_domain(host.mini_domain()))
     node, settings = host.pack("nodes.personalize").Personalize, replace(loaded.domain.info.preset, **case.changes)
     started = time.monotonic()
@@ -95,33 +106,40 @@ def learn(case: Case, threads: int) -> Learned:
             model=base.model, clip=base.clip, vae=base.vae, domain=loaded, image=photo,
             trigger=WORD, seed=case.seed, mask=mask, settings=host.chosen(settings),
         )  # fmt: skip
-        seconds = time.monotonic() - started
-        latent = base.vae.encode(person.photo.movedim(0, -1)[None])
-    held = output.args[2]
-    tensors = {f"difference {name}": value for name, value in held.differences.items()}
-    tensors |= {f"encoder {name}": value for name, value in held.concept.predictor.encoder.state_dict().items()}
-    content = fingerprint(tensors | {"static": held.concept.embedding})
-    return Learned(content, predictions(base, held, latent).numpy(), seconds)
+    return output, time.monotonic() - started
+
+
+@torch.inference_mode()
+def photo_latent(base: host.Base) -> Tensor:
+    """The demo photo's latent ``(1, 4, h, w)`` in the UNet's scale, float32 on the CPU."""
+    from .arms import load_subjects
+
+    latent = base.vae.encode(load_subjects("held-out", 1)[0].photo.movedim(0, -1)[None])
+    return base.model.model.process_latent_in(latent).float().cpu()
 
 
 @torch.no_grad()
-def predictions(base: host.Base, held: Any, latent: Tensor) -> Tensor:
-    """Noise predictions ``(64, 4, h, w)`` of the tuned weights for the photo's latent ``(1, 4, h, w)``."""
+def predictions(base: host.Base, held: Any, latent: Tensor, probes: int = PROBES) -> Tensor:
+    """Noise predictions ``(probes, 4, h, w)`` of the tuned weights for the photo's latent ``(1, 4, h, w)``, on the CPU.
+
+    They are computed in float32 on ComfyUI's device, without the shorter floats that graphics cards take for convolutions.
+    """
     unet = host.pack("nodes.host.networks.base_model").ComfyUNet(base.model)
     text = host.pack("nodes.host.networks.text_encoder").ComfyTextEncoder(base.clip)
-    latent = base.model.model.process_latent_in(latent).float()
     weights = dict(unet.parameters())
     for extra in (held.shared, held.differences):
-        weights |= {name: weights[name] + value for name, value in extra.items()}
-    steps = (torch.arange(PROBES) + 0.5).mul(1000 / PROBES).long()
-    noise = torch.randn((PROBES, *latent.shape[1:]), generator=torch.Generator().manual_seed(0))
-    made = []
-    with unet.using(weights):
+        weights |= {name: weights[name] + value.to(unet.device) for name, value in extra.items()}
+    # A copy: ComfyUI keeps book of where the network itself is.
+    predictor = replace(held.concept.predictor, encoder=copy.deepcopy(held.concept.predictor.encoder).to(unet.device))
+    steps = (torch.arange(probes) + 0.5).mul(1000 / probes).long().to(unet.device)
+    noise = torch.randn((probes, *latent.shape[1:]), generator=torch.Generator().manual_seed(0)).to(unet.device)
+    latent, made = latent.to(unet.device), []
+    with unet.using(weights), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
         for t, drawn in zip(steps.split(AT_ONCE), noise.split(AT_ONCE), strict=True):
             z = unet.schedule.add_noise(latent.expand(len(t), -1, -1, -1), drawn, t)
-            words = held.concept.predictor.word(unet.features(z, t, text.empty().expand(len(t), -1, -1)))
+            words = predictor.word(unet.features(z, t, text.empty().expand(len(t), -1, -1)))
             made.append(unet.denoise(z, t, text.encode([TEMPLATE] * len(t), words)).float())
-    return torch.cat(made)
+    return torch.cat(made).cpu()
 
 
 def _rms_difference(one: Learned, other: Learned) -> float:

@@ -61,20 +61,20 @@ def peak_gigabytes() -> float:
     return peak * (1 if sys.platform == "darwin" else 1024) / 1e9
 
 
-def random_state(seed: int = 0) -> dict[str, Tensor]:
-    """A checkpoint of Stable Diffusion 1.5's UNet and text encoder in float16, with random weights."""
+def random_state(seed: int = 0, device: str = "cpu") -> dict[str, Tensor]:
+    """A checkpoint of Stable Diffusion 1.5's UNet and text encoder in float16, with random weights drawn on a device."""
     import comfy.ops
     from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator(device).manual_seed(seed)
     shapes = UNetModel(**SD15, device="meta", operations=comfy.ops.disable_weight_init).state_dict()
     state = {}
     for name, shape in shapes.items():
         if shape.ndim < 2:
             value = torch.ones(shape.shape) if name.endswith("weight") else torch.zeros(shape.shape)
         else:
-            value = torch.randn(shape.shape, generator=generator) * shape[0].numel() ** -0.5
-        state[f"model.diffusion_model.{name}"] = value.half()
+            value = torch.randn(shape.shape, generator=generator, device=device) * shape[0].numel() ** -0.5
+        state[f"model.diffusion_model.{name}"] = value.half().cpu()
     torch.manual_seed(seed)
     text = stock_state(TextEncoder())
     return state | {f"cond_stage_model.transformer.{name}": value.half() for name, value in text.items()}

@@ -1,0 +1,58 @@
+"""The plain UNet step, as DreamBooth makes it, through the product's own training loop: what the others are compared with."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from e4t_core.concept import Concept
+from e4t_core.diffusion import DiffusionSample, denoising_errors
+from e4t_core.loop_settings import LoopSettings
+from e4t_core.memory_plan import MemoryPlan
+from e4t_core.training import BaseModel, OnPass, Phase, Photos
+
+
+class PlainUNet:
+    """All of the UNet's weights learn a photo under the empty prompt: the least that tuning a whole UNet takes."""
+
+    name = "plain"
+
+    def start(self, base: BaseModel, photos: Photos, settings: LoopSettings, seed: int, trigger: str) -> PlainRun:
+        return PlainRun(base, photos, settings, seed, trigger)
+
+
+class PlainRun:
+    """One run; see ``training.Run``."""
+
+    templates: Sequence[str] = ("",)
+    notes: tuple[str, ...] = ()
+
+    def __init__(self, base: BaseModel, photos: Photos, settings: LoopSettings, seed: int, trigger: str) -> None:
+        self.base, self.settings, self.seed, self.trigger = base, settings, seed, trigger
+        self.photos = photos.for_training(settings, base.unet.device)
+        self.tuned = {name: nn.Parameter(weight.clone()) for name, weight in base.unet.parameters().items()}
+        with torch.no_grad():
+            self.empty = base.text.empty().detach()
+
+    def passes(self, plan: MemoryPlan) -> Mapping[Phase, int]:
+        return {}
+
+    def prepare(self, plan: MemoryPlan, on_pass: OnPass) -> None:
+        """Nothing has to be known before."""
+
+    def groups(self) -> list[dict[str, Any]]:
+        return [{"params": list(self.tuned.values())}]
+
+    def weights(self) -> Mapping[str, Tensor]:
+        return self.tuned
+
+    def losses(self, sample: DiffusionSample) -> Tensor:
+        context = self.empty.expand(len(sample.timesteps), -1, -1)
+        return denoising_errors(self.base.unet, self.photos.latents[sample.photos], sample, context)
+
+    def concept(self, plan: MemoryPlan, on_pass: OnPass) -> Concept:
+        word = torch.zeros(1, self.base.text.width)
+        return Concept(self.trigger, PlainUNet.name, "plain", "random", word, (), self.settings, self.seed)
