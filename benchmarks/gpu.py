@@ -79,7 +79,7 @@ class Sizes:
     probes: int = PROBES
 
 
-TINY = Sizes(256, 8, 2, (1, 2), 2, 2, 1, {"steps": 1, "batch": 2, "micro_batch": 2}, 8)
+TINY = Sizes(256, 8, 2, (2,), 2, 1, 1, {"steps": 1, "batch": 2, "micro_batch": 2}, 8)
 
 
 def settle() -> None:
@@ -267,6 +267,7 @@ def hide_card() -> None:
 
 def in_float32(changes: Mapping[str, Any], probes: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The demo photo's latent, and predictions of the concept learned from it and of the untuned one; in a process of its own."""
+    assert not torch.cuda.is_available()
     products = host.pack("nodes.host.networks.cpu_products")
     products.has_matrix_units = products.has_vector_instructions = lambda: False
     base = host.load_base(host.mini_checkpoint())

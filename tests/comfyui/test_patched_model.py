@@ -156,7 +156,12 @@ def test_the_size_of_parts_counts_their_tensors(base, domain, unet):
 
 @pytest.mark.parametrize(
     ("dtype", "size", "is_lost"),
-    [(torch.bfloat16, 3e-5, True), (torch.bfloat16, 1e-2, False), (torch.float16, 1e-4, False)],
+    [
+        (torch.bfloat16, 3e-5, True),
+        (torch.bfloat16, 1e-2, False),
+        (torch.float16, 1e-4, False),
+        (torch.float16, 1e-6, True),
+    ],
 )
 def test_what_a_coarse_float_type_loses_is_measured_and_said(base, domain, caplog, dtype, size, is_lost):
     generator = torch.Generator().manual_seed(0)
@@ -174,3 +179,5 @@ def test_what_a_coarse_float_type_loses_is_measured_and_said(base, domain, caplo
     with caplog.at_level(logging.WARNING):
         _warn_if_lost(Coarse, differences)
     assert ("too coarse" in caplog.text) == is_lost
+    # What is advised is finer than what there is.
+    assert ("fp16" in caplog.text) == (is_lost and dtype == torch.bfloat16)

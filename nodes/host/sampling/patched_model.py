@@ -133,11 +133,15 @@ def _warn_if_lost(model: ModelPatcher, differences: Mapping[str, Tensor]) -> Non
     sample = sorted(differences, key=lambda name: -differences[name].numel())[:8]
     lost = sum(lost_share(weights[PREFIX + names[name]], differences[name]) for name in sample) / len(sample)
     if lost > LOST:
+        finer = "fp32 (start ComfyUI with --fp32-unet)"
+        if model.model_dtype() != torch.float16:
+            finer = "fp16 or fp32 (e.g. start ComfyUI with --fp16-unet or --fp32-unet)"
         logger.warning(
             "E4T: this MODEL's weights are stored as %s, which is too coarse for %.0f %% of what was learned: load it in"
-            " fp16 or fp32 (e.g. start ComfyUI with --fp16-unet or --fp32-unet).",
+            " %s.",
             str(model.model_dtype()).removeprefix("torch."),
             100 * min(lost, 1.0),
+            finer,
         )
 
 
