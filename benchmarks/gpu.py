@@ -64,6 +64,7 @@ class Sizes:
         steps: of a run, the first of which is not counted.
         sampling_steps: of a picture.
         runs: of each kind, in turns.
+        find_subject: as the preset says; else without those passes.
         changes: of the mini face domain's preset.
         probes: noise levels that predictions are compared at.
     """
@@ -75,11 +76,12 @@ class Sizes:
     steps: int = 4
     sampling_steps: int = 20
     runs: int = 5
+    find_subject: bool = FACE.find_subject
     changes: Mapping[str, Any] = field(default_factory=dict)
     probes: int = PROBES
 
 
-TINY = Sizes(256, 8, 2, (2,), 2, 1, 1, {"steps": 1, "batch": 2, "micro_batch": 2}, 8)
+TINY = Sizes(256, 8, 2, (2,), 2, 1, 1, False, {"steps": 1, "batch": 2, "micro_batch": 2}, 8)
 
 
 def settle() -> None:
@@ -169,7 +171,14 @@ def learning(sizes: Sizes, full: FullSize, rate: float) -> Concept | None:
     for name, method in methods.items():
         counted = None
         for micro_batch in sizes.micro_batches:
-            settings = replace(FACE, steps=sizes.steps, batch=sizes.batch, micro_batch=micro_batch, learning_rate=RATE)
+            settings = replace(
+                FACE,
+                steps=sizes.steps,
+                batch=sizes.batch,
+                micro_batch=micro_batch,
+                learning_rate=RATE,
+                find_subject=sizes.find_subject,
+            )
             label = f"{name}, micro-batch {micro_batch}"
             try:
                 if counted is None:
@@ -322,9 +331,7 @@ def main() -> int:
     """The command; it has no gates."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tiny", action="store_true", help="tiny shapes on the CPU, to see that it runs")
-    parser.add_argument(
-        "--out", type=Path, default=host.ROOT / "runs" / "gpu.png", help="the photo, and pictures of it"
-    )
+    parser.add_argument("--out", type=Path, default=host.ROOT / "runs" / "gpu.png", help="photo and pictures of it")
     options = parser.parse_args()
     if options.tiny:
         hide_card()
@@ -332,8 +339,8 @@ def main() -> int:
         print(NO_CARD)
         return 0
     host.import_comfyui()
-    card = "tiny shapes on the CPU, no measurement" if options.tiny else torch.cuda.get_device_name()
-    print(f"{card}, PyTorch {torch.__version__}, {date.today()}\n", flush=True)
+    where = "tiny shapes on the CPU, no measurement" if options.tiny else torch.cuda.get_device_name()
+    print(f"{where}, PyTorch {torch.__version__}, {date.today()}\n", flush=True)
     measure(TINY if options.tiny else Sizes(), options.out)
     return 0
 
