@@ -4,7 +4,7 @@
 
 One wrapper per MODEL holds all its concepts. It sits where the separate conditionings are still apart (CALC_COND_BATCH),
 before ControlNet, area crop and batching, so it works under every sampler and guider, and it replaces only what it
-recognises by content: never the dictionaries it was given, never a prompt without the word.
+recognizes by content: never the dictionaries it was given, never a prompt without the word.
 """
 
 from __future__ import annotations
@@ -170,7 +170,7 @@ class Refinement:
         try:
             return recognise(tensor, cond.get(MARK, ()), self._memory)
         except Exception as error:
-            logger.warning("E4T: a prompt could not be recognised: %s", error, exc_info=True)
+            logger.warning("E4T: a prompt could not be recognized: %s", error, exc_info=True)
             return None
 
     def _context(self, prompt: EncodedPrompt, words: dict[str, Tensor], model: Any) -> Tensor:
@@ -221,7 +221,7 @@ class Refinement:
         show_text(text)
 
     def _seen_in(self, recipe: Recipe | None) -> dict[str, tuple[str, str]]:
-        """Concept -> its trigger, and why its word is fixed there ("": it is not), in a recognised conditioning."""
+        """Concept -> its trigger, and why its word is fixed there ("": it is not), in a recognized conditioning."""
         seen: dict[str, tuple[str, str]] = {}
         for source in recipe.sources() if recipe else []:
             prompt = source.prompt
