@@ -52,12 +52,19 @@ for "Load CLIP".
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; the exit status: 0 done, 1 it could not be converted, 2 wrong arguments, 130 stopped by Ctrl-C."""
+    try:
+        return _run(arguments)
+    except KeyboardInterrupt:
+        print("Stopped: no file is left half written.", file=sys.stderr)
+        return 130
+
+
+def _run(arguments: list[str] | None) -> int:
     for stream in (sys.stdout, sys.stderr):
         # Names may hold what a console's encoding cannot show.
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
-    parser = _parser()
-    options = parser.parse_args(arguments)
+    options = _parser().parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     try:
         written = convert(
@@ -81,9 +88,6 @@ def main(arguments: list[str] | None = None) -> int:
     except (FileError, OSError, ValueError) as error:
         print(f"Not converted: {shortened(str(error))}", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
-        print("Stopped: no file is left half written.", file=sys.stderr)
-        return 130
     return 0
 
 

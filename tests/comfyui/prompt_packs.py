@@ -205,6 +205,7 @@ def keys_and_values(model):
 
 def replaced_for_a_while(clip, text):
     """The encode method is another one on the module itself, while the node runs."""
+    clip.load_model()  # or the method would be that of a patched clone
     inner = getattr(clip.cond_stage_model, clip.cond_stage_model.clip)
     original = inner.encode_token_weights
 
@@ -222,6 +223,7 @@ def replaced_for_a_while(clip, text):
 
 def tokens_of_its_own(clip, text):
     """Tokenizer and encode method are others while the node runs, and what goes between them only they can read."""
+    clip.load_model()  # or the method would be that of a patched clone
     tokenizer = getattr(clip.tokenizer, clip.tokenizer.clip)
     inner = getattr(clip.cond_stage_model, clip.cond_stage_model.clip)
     tokenize, original = tokenizer.tokenize_with_weights, inner.encode_token_weights

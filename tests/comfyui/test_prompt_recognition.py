@@ -219,6 +219,25 @@ def test_noise_on_a_marked_prompt_stays_as_it_is(amount):
     assert recognise(make(spoken.static), (), remembered(spoken)) is None, "without a mark it could be anything"
 
 
+@pytest.mark.parametrize("marked", [True, False])
+def test_the_second_prompt_of_a_blend_is_found_among_many_that_resemble_the_first(marked):
+    spoken, plain = prompt(1), prompt(2, word=False)
+    alike = [EncodedPrompt(fresh(spoken, 100 + n), 1, {f"concept {n}": "S*"}, None, "one") for n in range(150)]
+    memory = remembered(plain, spoken, *alike)
+    made = spoken.static * 0.7 + plain.static * (1.0 - 0.7)
+    recipe = recognise(made, [spoken] if marked else [], memory)
+    assert torch.equal(recipe.rebuild({spoken: fresh(spoken)}), fresh(spoken) * 0.7 + plain.static * (1.0 - 0.7))
+
+
+def test_of_two_equal_prompts_the_one_that_can_be_encoded_again_counts():
+    def encode(words, company):
+        raise AssertionError
+
+    able = EncodedPrompt(prompt(1).static, 1, {"concept 1": "S*"}, encode, "one")
+    for order in ([able, prompt(1)], [prompt(1), able]):
+        assert recognise(able.static, (), remembered(*order)).prompts() == [able]
+
+
 def test_a_chunk_without_the_word_does_not_count_as_one_with_it():
     long = prompt(1, sections=2, places=(frozenset(), frozenset({"concept 1"})))
     recipe = recognise(long.static[:, :77], [long], PromptMemory())

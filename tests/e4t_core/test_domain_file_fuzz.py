@@ -17,7 +17,7 @@ from tiny import TinyUNet, tiny_domain
 from e4t_core.files.checked_file import MESSAGE_LIMIT
 from e4t_core.files.domain_file import DomainFileError, load_domain, read_domain_info, save_domain
 
-LONGEST = 2.0  # seconds of one load; all of them take a few milliseconds on an idle machine
+LONGEST = 2.0  # seconds that one load computes; all of them take some milliseconds
 MUTATIONS = 300
 
 DEEP: Any = []
@@ -126,7 +126,7 @@ def test_a_damaged_file_ends_in_one_kind_of_error_and_soon(original: Path, tmp_p
     path, refused = tmp_path / "damaged.safetensors", 0
     for seed in range(MUTATIONS):
         path.write_bytes(mutated(random.Random(seed), header, data))
-        started = time.perf_counter()
+        started = time.process_time()
         try:
             assert load_domain(path).fingerprint
         except DomainFileError as error:
@@ -135,7 +135,7 @@ def test_a_damaged_file_ends_in_one_kind_of_error_and_soon(original: Path, tmp_p
             assert "damaged.safetensors" in str(error), (seed, str(error))
         except BaseException as error:
             raise AssertionError(f"Seed {seed} ended in {type(error).__name__}: {str(error)[:500]}") from error
-        assert time.perf_counter() - started < LONGEST, f"Seed {seed} took {time.perf_counter() - started:.1f} s."
+        assert time.process_time() - started < LONGEST, f"Seed {seed} took {time.process_time() - started:.1f} s."
     assert refused > 0.8 * MUTATIONS, "the mutations hardly do anything, so this test is blind"
 
 
@@ -198,10 +198,10 @@ def test_a_description_out_of_range_is_refused_before_anything_is_built(
     header["__metadata__"]["e4t.info"] = json.dumps(info)
     path = tmp_path / "a.safetensors"
     path.write_bytes(assemble(header, data))
-    started = time.perf_counter()
+    started = time.process_time()
     with pytest.raises(DomainFileError) as caught:
         load_domain(path)
-    assert time.perf_counter() - started < LONGEST
+    assert time.process_time() - started < LONGEST
     assert len(str(caught.value)) <= MESSAGE_LIMIT and str(caught.value).isprintable()
 
 

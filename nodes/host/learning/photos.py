@@ -122,7 +122,7 @@ def crop_square(size: tuple[int, int], mask: Tensor | None, margin: float) -> tu
     left, right = int(columns[0]), int(columns[-1]) + 1
     longer = max(bottom - top, right - left)
     side = max(SMALLEST_SIDE, min(round(longer * (1 + 2 * margin)), height, width))
-    # Centred on the box, moved back inside the photo where it would stick out.
+    # Centered on the box, moved back inside the photo where it would stick out.
     y = min(max((top + bottom - side) // 2, 0), height - side)
     x = min(max((left + right - side) // 2, 0), width - side)
     return y, x, side

@@ -281,18 +281,27 @@ def _same(made: Tensor, target: Tensor) -> bool:
     return float((made - target).double().square().sum()) < ROUNDING * float(target.double().square().sum())
 
 
-def nearest(target: Tensor, pool: Sequence[Source], count: int) -> list[Source]:
-    """The chunks that most resemble a chunk ``(L, D)``, beyond what all of them have in common."""
+def nearest(target: Tensor, pool: Sequence[Source], count: int, marked: Sequence[Source] = ()) -> list[Source]:
+    """The chunks that most resemble a chunk ``(L, D)``, or what is left of it.
+
+    Half of them by what is beyond the marked ones, and beyond what all have in common; the others by what is left when the
+    first of those is taken away, too. So the second prompt of a blend is found among many that resemble the first.
+    """
     if len(pool) <= count:
         return list(pool)
     values = [source.static().reshape(-1) for source in pool]
     common = torch.stack(values[:count]).mean(dim=0)
-    common = common / common.norm().clamp_min(1e-30)
+    wanted, away = target.reshape(-1), [common, *(source.static().reshape(-1) for source in marked)]
+    chosen: list[int] = []
+    for number in (count // 2, count):
+        basis = torch.linalg.qr(torch.stack(away, dim=1)).Q
 
-    def beyond(value: Tensor) -> Tensor:
-        return value - (value @ common) * common
+        def beyond(value: Tensor, basis: Tensor = basis) -> Tensor:
+            return value - basis @ (basis.T @ value)
 
-    wanted = beyond(target.reshape(-1))
-    scores = [float((beyond(value) @ wanted) ** 2 / beyond(value).square().sum().clamp_min(1e-30)) for value in values]
-    order = sorted(range(len(pool)), key=lambda index: -scores[index])[:count]
-    return [pool[index] for index in order]
+        left = beyond(wanted)
+        scores = [float((rest @ left) ** 2 / rest.square().sum().clamp_min(1e-30)) for rest in map(beyond, values)]
+        order = sorted(range(len(pool)), key=lambda index: -scores[index])
+        chosen += [index for index in order if index not in chosen][: number - len(chosen)]
+        away.append(values[chosen[0]])
+    return [pool[index] for index in chosen]

@@ -54,6 +54,8 @@ class PromptMemory:
         """
         for key, old in list(self._prompts.items()):
             if old.concepts == prompt.concepts and old.digests == prompt.digests:
+                if old.encode is not None and prompt.encode is None:
+                    return  # the older one can be encoded again
                 self._forget(key)
         key = id(prompt)
         self._prompts[key] = prompt

@@ -124,13 +124,15 @@ def recognise(tensor: Tensor, marks: Iterable[EncodedPrompt], memory: PromptMemo
     width = tensor.shape[-1]
     marked = [prompt for prompt in dict.fromkeys(marks) if prompt.static.shape[-1] == width]
     known = [prompt for prompt in memory.prompts() if prompt.static.shape[-1] == width and prompt not in marked]
+    # Of two prompts with the same content, the one that can be encoded again.
+    known.sort(key=lambda prompt: bool(prompt.concepts) and prompt.encode is None)
     seen: dict[bytes, Row] = {}
     rows = []
     for row in tensor.detach().to("cpu", torch.float32):
         key = digest(row)
         if key not in seen:
             alone = _explain(row, marked, [])
-            seen[key] = alone if alone.complete else _explain(row, marked, known)
+            seen[key] = alone if alone.complete else _explain(row, marked, known, noise=True)
         rows.append(seen[key])
     recipe = Recipe(tensor, tuple(rows))
     if not any(stretch.made for row in rows for stretch in row.stretches):
@@ -140,8 +142,8 @@ def recognise(tensor: Tensor, marks: Iterable[EncodedPrompt], memory: PromptMemo
     return recipe
 
 
-def _explain(row: Tensor, marked: Sequence[EncodedPrompt], others: Sequence[EncodedPrompt]) -> Row:
-    """One prompt of a batch ``(T, D)``."""
+def _explain(row: Tensor, marked: Sequence[EncodedPrompt], others: Sequence[EncodedPrompt], noise: bool = False) -> Row:
+    """One prompt of a batch ``(T, D)``; with noise on it, only where nothing else explains it."""
     known = _Known(marked, others)
     if not known.lengths:
         return Row((Stretch(0, row.shape[0], Sum() if not row.any() else None),))
@@ -149,7 +151,7 @@ def _explain(row: Tensor, marked: Sequence[EncodedPrompt], others: Sequence[Enco
     while not stretches or stretches[-1].end < row.shape[0]:
         stretches.append(_simple(row, stretches[-1].end if stretches else 0, known))
     whole = _whole(row, stretches, known)
-    return Row((whole,) if whole else tuple(_closer(row, stretches, known)))
+    return Row((whole,) if whole else tuple(_closer(row, stretches, known, noise)))
 
 
 class _Known:
@@ -179,7 +181,8 @@ class _Known:
     def like(self, target: Tensor) -> list[Source]:
         """Chunks that ``target`` ``(L, D)`` may be made of."""
         others = self._others.get(target.shape[0], [])
-        return [*self.marked(target), *explanations.nearest(target, others, CANDIDATES)]
+        marked = self.marked(target)
+        return [*marked, *explanations.nearest(target, others, CANDIDATES, marked[:CANDIDATES])]
 
 
 def _simple(row: Tensor, start: int, known: _Known) -> Stretch:
@@ -208,7 +211,7 @@ def _whole(row: Tensor, stretches: Sequence[Stretch], known: _Known) -> Stretch 
     return Stretch(0, row.shape[0], made) if made else None
 
 
-def _closer(row: Tensor, stretches: Sequence[Stretch], known: _Known) -> list[Stretch]:
+def _closer(row: Tensor, stretches: Sequence[Stretch], known: _Known, noise: bool) -> list[Stretch]:
     """The same stretches; where nothing simple explains them, token row by token row, or as a marked prompt with noise."""
     done: list[Stretch] = []
     waiting = list(stretches)
@@ -218,22 +221,22 @@ def _closer(row: Tensor, stretches: Sequence[Stretch], known: _Known) -> list[St
             done.append(waiting.pop(0))
             continue
         start, stop = waiting[0].start, waiting[end - 1].end
-        tried = (_cut(row, start, stop, length, known) for length in known.lengths if (stop - start) % length == 0)
+        tried = (
+            _cut(row, start, stop, length, known, noise) for length in known.lengths if (stop - start) % length == 0
+        )
         best = max(tried, key=lambda cut: sum(stretch.made is not None for stretch in cut), default=waiting[:end])
         done += best
         del waiting[:end]
     return done
 
 
-def _cut(row: Tensor, start: int, stop: int, length: int, known: _Known) -> list[Stretch]:
+def _cut(row: Tensor, start: int, stop: int, length: int, known: _Known, noise: bool) -> list[Stretch]:
     cut = []
     for begin in range(start, stop, length):
         target = row[begin : begin + length]
         like = known.like(target)
-        made = (
-            explanations.weighting(target, [like])
-            or explanations.row_by_row(target, like)
-            or explanations.noisy(target, [source for source in known.marked(target) if source.prompt.concepts])
-        )
+        made = explanations.weighting(target, [like]) or explanations.row_by_row(target, like)
+        if made is None and noise:
+            made = explanations.noisy(target, [source for source in known.marked(target) if source.prompt.concepts])
         cut.append(Stretch(begin, begin + length, made))
     return cut

@@ -18,11 +18,11 @@ from ....e4t_core.canonical_names import canonical_names
 from ..networks.base_model import PREFIX, ConceptPatch
 from ..prompt.prompt_memory import PromptMemory
 from .held_concept import HeldConcept
+from .pieces import KEY
 from .refinement import Refinement
 
 logger = logging.getLogger(__name__)
 
-KEY = "e4t"
 # A concept that keeps less than half of its differences' energy is not the one that was tuned.
 LOST = 0.5
 
@@ -65,6 +65,8 @@ def with_concept(model: ModelPatcher, added: HeldConcept, memory: PromptMemory, 
     new.add_wrapper_with_key(WrappersMP.CALC_COND_BATCH, KEY, refinement)
     new.remove_wrappers_with_key(WrappersMP.OUTER_SAMPLE, KEY)
     new.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, KEY, refinement.begin)
+    new.remove_wrappers_with_key(WrappersMP.PREDICT_NOISE, KEY)
+    new.add_wrapper_with_key(WrappersMP.PREDICT_NOISE, KEY, refinement.predict_noise)
     new.remove_callbacks_with_key(CallbacksMP.ON_CLEANUP, KEY)
     new.add_callback_with_key(CallbacksMP.ON_CLEANUP, KEY, refinement.forget_run)
     return new

@@ -4,7 +4,7 @@
 
 One wrapper per MODEL holds all its concepts. It sits where the separate conditionings are still apart (CALC_COND_BATCH),
 before ControlNet, area crop and batching, so it works under every sampler and guider, and it replaces only what it
-recognises by content: never the dictionaries it was given, never a prompt without the word.
+recognizes by content: never the dictionaries it was given, never a prompt without the word.
 """
 
 from __future__ import annotations
@@ -73,11 +73,16 @@ class Refinement:
         self._run.roles = {cond.get("uuid"): role for role, group in conds.items() for cond in group or ()}
         return executor(*arguments, **options)
 
+    def predict_noise(self, executor: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+        """The PREDICT_NOISE wrapper: what is sampled, before anything cuts it."""
+        return self._run.words.predict_noise(executor, *arguments, **options)
+
     def __call__(
         self, executor: Callable[..., Any], model: Any, conds: Conds, x: Tensor, sigma: Tensor, model_options: dict
     ) -> Any:
         """One evaluation: ``x`` ``(B, 4, h, w)`` at noise level ``sigma`` ``(B,)``."""
         note_refinement(self._memory)
+        self._run.words.evaluate(executor, model, conds, x, sigma, model_options)
         if self._run.regions is None:
             self._run.regions = self._find_regions(conds, model_options)
         refined: Conds = []
@@ -165,7 +170,7 @@ class Refinement:
         try:
             return recognise(tensor, cond.get(MARK, ()), self._memory)
         except Exception as error:
-            logger.warning("E4T: a prompt could not be recognised: %s", error, exc_info=True)
+            logger.warning("E4T: a prompt could not be recognized: %s", error, exc_info=True)
             return None
 
     def _context(self, prompt: EncodedPrompt, words: dict[str, Tensor], model: Any) -> Tensor:
@@ -216,7 +221,7 @@ class Refinement:
         show_text(text)
 
     def _seen_in(self, recipe: Recipe | None) -> dict[str, tuple[str, str]]:
-        """Concept -> its trigger, and why its word is fixed there ("": it is not), in a recognised conditioning."""
+        """Concept -> its trigger, and why its word is fixed there ("": it is not), in a recognized conditioning."""
         seen: dict[str, tuple[str, str]] = {}
         for source in recipe.sources() if recipe else []:
             prompt = source.prompt
