@@ -92,7 +92,7 @@ BROKEN = {
     "no data": (["data.sources.0.path=nowhere"], "Shard folder nowhere does not exist"),
     "no masks": (["training.use_mask=true"], "the data has no masks"),
     "no folder of diffusers": (["base.kind=diffusers", "base.path=nowhere"], "nowhere was not found in"),
-    "a word of two tokens": (["domain.word=red cat"], "'red cat' must be one token of this base"),
+    "a word of two tokens": (["domain.word=redcat"], "'redcat' must be one token of this base"),
     "no factory": (["base.kind=python", "base.factory=miniworld.pretraining:nothing"], "could not be found"),
     "a factory's options": (
         ['data.sources=[{kind="python", factory="miniworld.pretraining:TrainingPhotos", options={domain="dog"}}]'],
