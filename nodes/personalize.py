@@ -65,6 +65,8 @@ class Personalize(io.ComfyNode):
                 ConceptIO.Output(display_name="E4T_CONCEPT"),
                 io.LossMap.Output(display_name="LOSS_MAP"),
             ],
+            # What it says is then in the history of a job, too, for which ComfyUI had its result.
+            has_intermediate_output=True,
         )
 
     @classmethod
