@@ -6,7 +6,6 @@ import json
 import shutil
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -17,7 +16,7 @@ from devtools.places import WORKFLOWS
 from devtools.serve import TEMPLATE
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Page
+    from playwright.sync_api import Browser, Page
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 FLAGS = [
@@ -38,24 +37,32 @@ pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium or Chrome 
 ONLY_IN_THE_PAGE = {"upload", "_meta"}
 
 
-@pytest.fixture
-def page(server: Server, tmp_path: Path) -> Iterator[Page]:
-    """A page of the running ComfyUI in a fresh browser profile."""
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    """A browser without windows; one for all tests here, because it takes a while to start."""
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch_persistent_context(
-            tmp_path / "profile", executable_path=CHROMIUM, headless=True, args=FLAGS, timeout=PATIENCE * 1000
+        browser = playwright.chromium.launch(
+            executable_path=CHROMIUM, headless=True, args=FLAGS, timeout=PATIENCE * 1000
         )
-        page = browser.pages[0] if browser.pages else browser.new_page()
-        page.set_default_timeout(PATIENCE * 1000)
-        page.goto(server.client.url, timeout=PATIENCE * 1000)
-        page.wait_for_function("() => window.app?.graph && window.app?.extensionManager && window.LiteGraph")
-        yield page
+        yield browser
         browser.close()
 
 
 SHIPPED = sorted(path.stem for path in WORKFLOWS.glob("*.json"))
+
+
+@pytest.fixture
+def page(server: Server, browser: Browser) -> Iterator[Page]:
+    """A page of the running ComfyUI, as at a first visit."""
+    context = browser.new_context()
+    page = context.new_page()
+    page.set_default_timeout(PATIENCE * 1000)
+    page.goto(server.client.url, timeout=PATIENCE * 1000)
+    page.wait_for_function("() => window.app?.graph && window.app?.extensionManager && window.LiteGraph")
+    yield page
+    context.close()
 
 
 def open_workflow(page: Page, sampling_steps: int | None = None, name: str = "one_photo") -> None:
