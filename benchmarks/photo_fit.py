@@ -22,7 +22,7 @@ from torch import Tensor
 
 from commands.progress import Progress
 from e4t_core.methods.e4t.domain import Domain
-from e4t_core.methods.e4t.photo_fit import least_usual, photo_gains
+from e4t_core.methods.e4t.photo_fit import least_usual, photo_gains, shows_nothing
 from e4t_core.tuning import ConceptPhotos
 from miniworld.attributes import Identity, Scene, random_scene
 from miniworld.concept_photos import subject_masks
@@ -161,12 +161,23 @@ def main() -> None:
         threshold = least_usual(gains)
         rows = []
         for name, (count, photo) in kinds(word, options).items():
-            measured = [judge.gain(photo(n)) for n in Progress(range(count), desc=name)]
+            measured, empty = [], []
+            for n in Progress(range(count), desc=name):
+                measured.append(judge.gain(photo(n)))
+                empty.append(shows_nothing(photo(n)))
             low, middle, high = np.quantile(measured, (0, 0.5, 1))
-            warned = np.mean([gain < threshold for gain in measured])
-            rows.append((name, count, f"{warned:.0%}", f"{low:.2f}", f"{middle:.2f}", f"{high:.2f}"))
+            strange = np.mean([gain < threshold for gain in measured])
+            warned = np.mean([gain < threshold or nothing for gain, nothing in zip(measured, empty, strict=True)])
+            rows.append((
+                name, count, f"{warned:.0%}", f"{strange:.0%}", f"{np.mean(empty):.0%}",
+                f"{low:.2f}", f"{middle:.2f}", f"{high:.2f}",
+            ))  # fmt: skip
         print(f"\n{word}s: warn below {threshold:.2f} (the shipped domain says {FIT_THRESHOLDS[WEIGHTS[word]]:.2f})")
-        print(table(("validation photos", "number", "warned", "least gain", "median", "most"), rows))
+        print(
+            table(
+                ("validation photos", "number", "warned", "low gain", "no edges", "least gain", "median", "most"), rows
+            )
+        )
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ...objective import draw_samples, predict_offset
@@ -29,10 +30,13 @@ from .weight_offsets import Offsets
 
 Module = TypeVar("Module", OffsetEncoder, Offsets)
 
-# Noise levels per photo, and from which part of the schedule (0: clean). With half as many, most textures pass; where details
-# show, a word explains little of any photo.
+# Noise levels per photo, and from which part of the schedule (0: clean). Nearer to clean a word explains little of any photo, and
+# less of a subject on white; nearer to noise chance decides.
 LEVELS = 16
-RANGE = (0.4, 1.0)
+RANGE = (0.4, 0.8)
+# A photo is looked at on so many cells a side; where hardly any neighbors differ by more than this, in [0, 1], it shows nothing.
+CELLS = 32
+EDGE = 0.04
 RARE = 0.01  # of a domain's own photos are called unusual, at most
 # Not the tuning's: what is said of a photo does not depend on that.
 SEED = 0
@@ -107,6 +111,16 @@ def _on(device: torch.device, module: Module) -> Module:
     copy = module.blank().to_empty(device=device)
     copy.load_state_dict(module.state_dict())
     return copy.eval()
+
+
+def shows_nothing(photo: Tensor) -> bool:
+    """Whether a photo ``(3, H, W)`` in [0, 1] is one color or an even gradient, whatever its grain: whether it has no edges.
+
+    The domain's gain does not tell: an encoder that knows no such photo may well guess its color.
+    """
+    cells = F.interpolate(photo[None].float(), size=(CELLS, CELLS), mode="bilinear", antialias=True)[0]
+    steps = torch.cat([cells.diff(dim=dim).abs().amax(dim=0).flatten() for dim in (1, 2)])
+    return bool(steps.quantile(0.99) <= EDGE)
 
 
 def least_usual(gains: Sequence[float]) -> float:
