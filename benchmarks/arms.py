@@ -113,9 +113,8 @@ class Drawer:
     def domain(self, of: str) -> Any:
         """The domain of faces or of cats, as its node loads it."""
         if of not in self._domains:
-            load = load_domain
-            loaded = load(host.mini_domain(WEIGHTS[of]))
-            self._domains[of] = host.pack("nodes.host.learning.personalisation").LoadedDomain(loaded)
+            loaded = load_domain(host.mini_domain(WEIGHTS[of]))
+            self._domains[of] = host.pack("nodes.host.learning.request").LoadedDomain(loaded)
         return self._domains[of]
 
     def draw(self, arm: str, subject: Subject) -> Tensor:
@@ -173,8 +172,8 @@ def personalize(base: host.Base, domain: Any, photo: Tensor, mask: Tensor | None
     host.pack("nodes.host.learning.result_store").STORE.limit = STORE_BYTES
     with torch.inference_mode():
         output = node.execute(
-            model=base.model, clip=base.clip, vae=base.vae, domain=domain, image=photo.movedim(0, -1)[None], word=WORD,
-            seed=0, mask=mask, settings=settings,
+            model=base.model, clip=base.clip, vae=base.vae, domain=domain, image=photo.movedim(0, -1)[None], trigger=WORD,
+            seed=0, mask=mask, settings=host.chosen(settings),
         )  # fmt: skip
     model, clip = output.args[:2]
     return host.Base(model, clip, base.vae)

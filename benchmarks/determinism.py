@@ -87,32 +87,31 @@ def learn(case: Case, threads: int) -> Learned:
     mask = subject_masks([person.identity], [person.scene], person.photo[None])[0]
     photo = (person.photo * (1 - case.darker)).movedim(0, -1)[None]
     base = host.load_base(host.mini_checkpoint())
-    loaded = host.pack("nodes.host.learning.personalisation").LoadedDomain(load_domain(host.mini_domain()))
+    loaded = host.pack("nodes.host.learning.request").LoadedDomain(load_domain(host.mini_domain()))
     node, settings = host.pack("nodes.personalize").Personalize, replace(loaded.domain.info.preset, **case.changes)
     started = time.monotonic()
     with torch.inference_mode():
         output = node.execute(
             model=base.model, clip=base.clip, vae=base.vae, domain=loaded, image=photo,
-            word=WORD, seed=case.seed, mask=mask, settings=settings,
+            trigger=WORD, seed=case.seed, mask=mask, settings=host.chosen(settings),
         )  # fmt: skip
         seconds = time.monotonic() - started
         latent = base.vae.encode(person.photo.movedim(0, -1)[None])
-    parts = output.args[2]
-    concept = parts.concept
-    tensors = {f"difference {name}": value for name, value in concept.weight_differences.items()}
-    tensors |= {f"encoder {name}": value for name, value in concept.encoder.state_dict().items()}
-    content = fingerprint(tensors | {"static": concept.static_embedding})
-    return Learned(content, predictions(base, parts, latent).numpy(), seconds)
+    held = output.args[2]
+    tensors = {f"difference {name}": value for name, value in held.differences.items()}
+    tensors |= {f"encoder {name}": value for name, value in held.concept.predictor.encoder.state_dict().items()}
+    content = fingerprint(tensors | {"static": held.concept.embedding})
+    return Learned(content, predictions(base, held, latent).numpy(), seconds)
 
 
 @torch.no_grad()
-def predictions(base: host.Base, parts: Any, latent: Tensor) -> Tensor:
+def predictions(base: host.Base, held: Any, latent: Tensor) -> Tensor:
     """Noise predictions ``(64, 4, h, w)`` of the tuned weights for the photo's latent ``(1, 4, h, w)``."""
     unet = host.pack("nodes.host.networks.base_model").ComfyUNet(base.model)
     text = host.pack("nodes.host.networks.text_encoder").ComfyTextEncoder(base.clip)
     latent = base.model.model.process_latent_in(latent).float()
     weights = dict(unet.parameters())
-    for extra in (parts.domain_offset, parts.concept.weight_differences):
+    for extra in (held.shared, held.differences):
         weights |= {name: weights[name] + value for name, value in extra.items()}
     steps = (torch.arange(PROBES) + 0.5).mul(1000 / PROBES).long()
     noise = torch.randn((PROBES, *latent.shape[1:]), generator=torch.Generator().manual_seed(0))
@@ -120,7 +119,7 @@ def predictions(base: host.Base, parts: Any, latent: Tensor) -> Tensor:
     with unet.using(weights):
         for t, drawn in zip(steps.split(AT_ONCE), noise.split(AT_ONCE), strict=True):
             z = unet.schedule.add_noise(latent.expand(len(t), -1, -1, -1), drawn, t)
-            words = parts.concept.word_embedding(unet.features(z, t, text.empty().expand(len(t), -1, -1)))
+            words = held.concept.predictor.word(unet.features(z, t, text.empty().expand(len(t), -1, -1)))
             made.append(unet.denoise(z, t, text.encode([TEMPLATE] * len(t), words)).float())
     return torch.cat(made)
 

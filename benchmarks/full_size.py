@@ -15,6 +15,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from e4t_core.methods.e4t.concept_encoder import ConceptEncoder
+from e4t_core.methods.e4t.domain import Domain
+from e4t_core.methods.e4t.domain_info import BackboneInfo, DomainInfo
+from e4t_core.methods.e4t.method import E4T
+from e4t_core.methods.e4t.settings import FACE, TuningSettings
+from e4t_core.methods.e4t.weight_offsets import WeightOffsets
+from e4t_core.templates import NEUTRAL
+from e4t_core.training import BaseModel, Photos, train
 from miniworld.text_encoder import TextEncoder, stock_state
 
 from . import host
@@ -72,17 +80,12 @@ def random_state(seed: int = 0) -> dict[str, Tensor]:
     return state | {f"cond_stage_model.transformer.{name}": value.half() for name, value in text.items()}
 
 
-def make_domain(unet: Any) -> Any:
+def make_domain(unet: Any) -> Domain:
     """An untrained face domain of full size; its backbone's features are drawn, not computed."""
-    domain, info = host.pack("e4t_core.methods.e4t.domain"), host.pack("e4t_core.methods.e4t.domain_info")
     shapes = unet.attention_projections()
-    offsets = host.pack("e4t_core.methods.e4t.weight_offsets").WeightOffsets(shapes)
-    encoder = host.pack("e4t_core.methods.e4t.concept_encoder").ConceptEncoder(
-        CLIP_LAYERS, CLIP_WIDTH, unet.feature_width, 768
-    )
+    encoder = ConceptEncoder(CLIP_LAYERS, CLIP_WIDTH, unet.feature_width, 768)
     layers = tuple(range(2, 2 * CLIP_LAYERS + 1, 2))
-    backbone = info.BackboneInfo("comfy", "ViT-H-14", layers, CLIP_WIDTH, 224, pretrained="laion2b_s32b_b79k")
-    about = info.DomainInfo(
+    info = DomainInfo(
         name="full_size",
         word="face",
         base_family="sd1",
@@ -90,13 +93,13 @@ def make_domain(unet: Any) -> Any:
         context_width=768,
         feature_width=unet.feature_width,
         projections=shapes,
-        backbone=backbone,
+        backbone=BackboneInfo("comfy", "ViT-H-14", layers, CLIP_WIDTH, 224, pretrained="laion2b_s32b_b79k"),
         scale=0.1,
-        templates=host.pack("e4t_core.templates").NEUTRAL,
-        preset=host.pack("e4t_core.presets").FACE,
+        templates=NEUTRAL,
+        preset=FACE,
         image_size=512,
     )
-    return domain.Domain(encoder, offsets, about, None)
+    return Domain(encoder, WeightOffsets(shapes), info, None)
 
 
 def tune_and_draw(side: int, batch: int) -> bool:
@@ -119,24 +122,24 @@ def tune_and_draw(side: int, batch: int) -> bool:
         f"domain: {len(domain.offsets.shapes)} matrices, {count:,} offset parameters, features {unet.feature_width} wide"
     )
     generator = torch.Generator().manual_seed(1)
-    tuning, presets = host.pack("e4t_core.tuning"), host.pack("e4t_core.presets")
-    photos = tuning.ConceptPhotos(
+    photos = Photos(
         torch.randn(1, 4, side, side, generator=generator),
         torch.randn(1, CLIP_LAYERS, CLIP_WIDTH, generator=generator),
     )
-    settings = presets.TuningSettings(steps=1, batch=batch, micro_batch=batch, train_unet=False)
-    concept = tuning.tune(unet, text, domain, photos, settings, seed=0, base_fingerprint="random")
+    settings = TuningSettings(steps=1, batch=batch, micro_batch=batch, train_unet=False)
+    concept = train(E4T(domain), BaseModel(unet, text, "random"), photos, settings, seed=0)
     say(f"tuned one step of encoder and offsets at batch {batch}: loss {concept.losses[0]:.4f}")
     patched = host.pack("nodes.host.sampling.patched_model")
     store = host.pack("nodes.host.learning.result_store").STORE
     with torch.inference_mode(False), torch.no_grad():
         empty = text.empty().detach()
-    parts = patched.ConceptParts(concept, empty, patched.domain_offset(unet.parameters(), concept.domain_factors))
+    kind = host.pack("nodes.host.sampling.held_concept").HeldConcept
+    added = kind.of(concept, empty, unet.parameters())
     widths = (len(domain.offsets.shapes), count, unet.feature_width)
     del unet, text, domain
-    held = patched.with_concept(model, parts, store.prompts)
+    held = patched.with_concept(model, added, store.prompts)
     words = host.pack("nodes.host.prompt.concept_clip").with_concept(
-        clip, concept.word, concept.fingerprint, concept.static_embedding, store.prompts
+        clip, concept.trigger, concept.fingerprint, concept.embedding, store.prompts
     )
     refined: list[int] = []
     encode_again = type(words).encode_again
@@ -147,7 +150,7 @@ def tune_and_draw(side: int, batch: int) -> bool:
 
     type(words).encode_again = counted
     with torch.inference_mode():
-        positive, negative = host.encode(words, [f"a photo of {concept.word}"]), host.encode(words, [""])
+        positive, negative = host.encode(words, [f"a photo of {concept.trigger}"]), host.encode(words, [""])
         start = torch.randn(1, 4, side, side, generator=generator)
         latent = comfy.sample.sample(
             held, start, 1, 5.0, "euler", "normal", positive, negative, torch.zeros_like(start), disable_pbar=True

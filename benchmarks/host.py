@@ -12,7 +12,7 @@ import logging
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
 from types import ModuleType
@@ -23,6 +23,7 @@ from torch import Tensor
 
 from devtools.one_core import PACK, import_pack
 from e4t_core.fingerprint import fingerprint
+from e4t_core.methods.e4t.settings import TuningSettings
 
 ROOT = Path(__file__).resolve().parent.parent
 BASE = ROOT / "runs" / "bench"  # the benchmarks' own ComfyUI base directory
@@ -70,7 +71,7 @@ def import_comfyui() -> None:
 
 
 def pack(name: str) -> ModuleType:
-    """A module of this pack by its dotted name, for example "nodes.host.learning.personalisation"."""
+    """A module of this pack by its dotted name, for example "nodes.host.learning.learn"."""
     import_comfyui()
     return importlib.import_module(f"{PACK}.{name}")
 
@@ -152,6 +153,11 @@ def mini_domain(weights: str = "faces") -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         save_domain(path, domain, torch.float16)
     return path
+
+
+def chosen(settings: TuningSettings) -> Any:
+    """What E4T Settings gives with all of these values set."""
+    return pack("nodes.host.learning.settings_choice").SettingsChoice("", asdict(settings))
 
 
 @torch.inference_mode()

@@ -21,10 +21,12 @@ import psutil
 import torch
 from PIL import Image
 
-from commands.pretrain.data import TrainingData, make_loader, micro_batches
-from commands.pretrain.pictures import Picture, open_rgb, square, to_tensor
-from commands.pretrain.prepare import Preparation, prepare
-from commands.pretrain.shards import ShardSource
+from commands.pretrain.data.micro_batches import make_loader, micro_batches
+from commands.pretrain.data.pictures import Picture, open_rgb, square, to_tensor
+from commands.pretrain.data.preparation import Preparation
+from commands.pretrain.data.prepare_shards import prepare
+from commands.pretrain.data.shard_source import ShardSource
+from commands.pretrain.data.training_data import TrainingData
 from commands.progress import Progress
 
 from .report import gate, table

@@ -27,6 +27,17 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from e4t_core.diffusion import DiffusionSample
+from e4t_core.files.domain_file import load_domain, save_domain
+from e4t_core.methods.e4t.clip_backbone import ClipBackbone, read_backbone_weights
+from e4t_core.methods.e4t.concept_encoder import ConceptEncoder
+from e4t_core.methods.e4t.domain import Domain
+from e4t_core.methods.e4t.domain_info import BackboneInfo, DomainInfo, check_base
+from e4t_core.methods.e4t.settings import FACE
+from e4t_core.methods.e4t.weight_offsets import WeightOffsets
+from e4t_core.methods.e4t.word_model import WordModel
+from e4t_core.templates import NEUTRAL
+
 from . import host
 from .full_size import peak_gigabytes
 from .random_checkpoint import FAMILIES, Family, vision_state, write_checkpoint
@@ -46,14 +57,13 @@ class Side:
     seconds: float
 
 
-def measure(unet: Any, text: Any, encode: Callable[[Tensor], Tensor], domain: Any, modules: Any) -> Side:
+def measure(unet: Any, text: Any, encode: Callable[[Tensor], Tensor], domain: Any) -> Side:
     """Everything of a side that must agree.
 
     Args:
         unet, text: the core's two protocols.
         encode: images ``(B, 3, H, W)`` in [0, 1] -> latents in the UNet's scale.
         domain: made for this base, here or on the other side.
-        modules: dotted name -> module of the core that belongs to ``domain``.
     """
     started = time.perf_counter()
     generator = torch.Generator().manual_seed(7)
@@ -63,9 +73,7 @@ def measure(unet: Any, text: Any, encode: Callable[[Tensor], Tensor], domain: An
     images = torch.rand(1, 3, 64, 64, generator=generator)
     clip_features = torch.randn(2, len(domain.info.backbone.layers), domain.info.backbone.width, generator=generator)
     with torch.inference_mode(False), torch.no_grad():
-        modules("e4t_core.methods.e4t.domain_info").check_base(
-            domain.info, text.width, unet.prediction, unet.feature_width, unet.attention_projections()
-        )
+        check_base(domain.info, text.width, unet.prediction, unet.feature_width, unet.attention_projections())
         word = text.word(domain.info.word)
         context, empty = text.encode(TEMPLATES, torch.stack([word, 1.5 * word])), text.empty()
         weights = unet.parameters()
@@ -84,22 +92,9 @@ def measure(unet: Any, text: Any, encode: Callable[[Tensor], Tensor], domain: An
         with unet.using(lent):
             values["denoise with offsets"] = unet.denoise(z, t, context)
             values["features with offsets"] = unet.features(z, t, empty.expand(2, -1, -1))
-            losses = modules("e4t_core.objective").diffusion_losses(
-                unet,
-                text,
-                domain.encoder,
-                latents=z,
-                clip_features=clip_features,
-                timesteps=t,
-                noise=noise,
-                templates=TEMPLATES,
-                domain_word_embedding=word,
-                scale=domain.info.scale,
-                empty=empty,
-            )
-            values["word offset E"] = modules("e4t_core.objective").predict_offset(
-                unet, domain.encoder, z, t, clip_features, empty
-            )
+            words = WordModel(unet, text, domain.encoder, word, domain.info.scale, empty, TEMPLATES)
+            losses = words.losses(z, clip_features, DiffusionSample(t, noise, (0, 1), torch.zeros(2).long()))
+            values["word offset E"] = words.offset(z, t, clip_features)
         values["training loss"] = losses.diffusion
         facts = {
             "prediction": unet.prediction,
@@ -119,18 +114,17 @@ def _probe(name: str, lent: Tensor, base: Tensor) -> Tensor:
     return rows @ change @ columns / change.norm()
 
 
-def make_domain(unet: Any, text: Any, modules: Any, seed: int = 3) -> Any:
+def make_domain(unet: Any, text: Any, seed: int = 3) -> Any:
     """A domain as if trained: its offsets (up to a few per cent) and its encoder do something."""
-    info = modules("e4t_core.methods.e4t.domain_info")
     generator = torch.Generator().manual_seed(seed)
     shapes = unet.attention_projections()
-    offsets = modules("e4t_core.methods.e4t.weight_offsets").WeightOffsets(shapes, generator=generator)
+    offsets = WeightOffsets(shapes, generator=generator)
     with torch.no_grad():
         for name, parameter in offsets.named_parameters():
             if "row" in name:
                 parameter.copy_(0.02 * torch.randn(parameter.shape, generator=generator))
-    backbone = info.BackboneInfo("comfy", "ViT-H-14", VIT_H, 1280, 224, pretrained="laion2b_s32b_b79k")
-    about = info.DomainInfo(
+    backbone = BackboneInfo("comfy", "ViT-H-14", VIT_H, 1280, 224, pretrained="laion2b_s32b_b79k")
+    about = DomainInfo(
         name="parity",
         word="face",
         base_family="sd1" if text.width == 768 else "sd2",
@@ -140,14 +134,12 @@ def make_domain(unet: Any, text: Any, modules: Any, seed: int = 3) -> Any:
         projections=shapes,
         backbone=backbone,
         scale=0.1,
-        templates=modules("e4t_core.templates").NEUTRAL,
-        preset=modules("e4t_core.presets").FACE,
+        templates=NEUTRAL,
+        preset=FACE,
         image_size=512,
     )
-    encoder = modules("e4t_core.methods.e4t.concept_encoder").ConceptEncoder(
-        len(VIT_H), 1280, unet.feature_width, text.width, generator=generator
-    )
-    return modules("e4t_core.methods.e4t.domain").Domain(encoder, offsets, about, None)
+    encoder = ConceptEncoder(len(VIT_H), 1280, unet.feature_width, text.width, generator=generator)
+    return Domain(encoder, offsets, about, None)
 
 
 def comfy_side(checkpoint: Path, domain_file: Path, loader: dict[str, Any]) -> Side:
@@ -167,7 +159,7 @@ def comfy_side(checkpoint: Path, domain_file: Path, loader: dict[str, Any]) -> S
             return model.model.process_latent_in(vae.encode(images.movedim(1, -1)))
 
         with torch.inference_mode(False):
-            domain = _domain(domain_file, unet, text, host.pack)
+            domain = _domain(domain_file, unet, text)
         return measure(unet, text, encode, domain, host.pack)
 
 
@@ -175,18 +167,18 @@ def diffusers_side(checkpoint: Path, domain_file: Path) -> Side:
     """The pre-training command's loader; makes the domain if its file is not there."""
     import importlib
 
-    from commands.pretrain.diffusers_base import load_base
+    from commands.base.diffusers_base import load_base
 
     base = load_base(checkpoint)
-    domain = _domain(domain_file, base.unet, base.text, importlib.import_module)
+    domain = _domain(domain_file, base.unet, base.text)
     return measure(base.unet, base.text, base.encode, domain, importlib.import_module)
 
 
-def _domain(file: Path, unet: Any, text: Any, modules: Any) -> Any:
+def _domain(file: Path, unet: Any, text: Any) -> Any:
     if not file.exists():
-        modules("e4t_core.files.domain_file").save_domain(file, make_domain(unet, text, modules), torch.float16)
+        save_domain(file, make_domain(unet, text), torch.float16)
         gc.collect()
-    return modules("e4t_core.files.domain_file").load_domain(file)
+    return load_domain(file)
 
 
 def compare(family: Family, folder: Path) -> tuple[list[tuple[str, float]], list[str], tuple[Side, Side]]:
@@ -225,9 +217,8 @@ def vision_features(file: Path, pictures: Tensor) -> dict[str, Tensor]:
     """[CLS] vectors ``(n, 16, 1280)`` of pictures ``(n, S, S, 3)`` in [0, 1], by each of the two loaders."""
     import comfy.clip_vision
 
-    backbone = host.pack("e4t_core.methods.e4t.clip_backbone")
-    info = host.pack("e4t_core.methods.e4t.domain_info").BackboneInfo("open_clip", "ViT-H-14", VIT_H, 1280, 224)
-    tower = backbone.ClipBackbone(info, backbone.read_backbone_weights(file))
+    info = BackboneInfo("open_clip", "ViT-H-14", VIT_H, 1280, 224)
+    tower = ClipBackbone(info, read_backbone_weights(file))
     found = {"open_clip": tower.cls_features(pictures.movedim(-1, 1))}
     del tower
     gc.collect()

@@ -12,6 +12,7 @@ import argparse
 import hashlib
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -21,9 +22,11 @@ from PIL import Image
 from torch import Tensor
 
 from commands.progress import Progress
+from e4t_core.memory_plan import MemoryPlan
 from e4t_core.methods.e4t.domain import Domain
-from e4t_core.methods.e4t.photo_fit import least_usual, photo_gains, shows_nothing
-from e4t_core.tuning import ConceptPhotos
+from e4t_core.methods.e4t.method import E4T
+from e4t_core.methods.e4t.photo_fit import LEVELS, least_usual, shows_nothing
+from e4t_core.training import BaseModel, Photos
 from miniworld.attributes import Identity, Scene, random_scene
 from miniworld.concept_photos import subject_masks
 from miniworld.domains import FIT_THRESHOLDS, load_backbone, load_mini_domain, narrow_networks
@@ -51,8 +54,12 @@ class Judge:
     def gain(self, photo: Tensor) -> float:
         """Of a photo ``(3, 128, 128)`` in [0, 1]."""
         images = photo[None]
-        photos = ConceptPhotos(self.base.vae.encode(images), self.backbone.cls_features(images))
-        return photo_gains(self.base.unet, self.base.text, self.domain, photos)[0]
+        photos = Photos(self.base.vae.encode(images), self.backbone.cls_features(images))
+        base = BaseModel(self.base.unet, self.base.text, "mini world")
+        # Nothing is tuned, so nothing needs copies that train.
+        still = {name: False for name in ("train_unet", "train_offsets", "train_encoder")}
+        run = E4T(self.domain).start(base, photos, replace(self.domain.info.preset, steps=0, **still), 0, "")
+        return run.gains(MemoryPlan(LEVELS))[0]
 
 
 def drawn(kind: str, number: int) -> np.random.Generator:

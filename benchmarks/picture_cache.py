@@ -6,15 +6,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
+
+from e4t_core.files.checked_file import FileKind, write_tensors
 
 
 def cached(path: Path, draw: Callable[[], Tensor]) -> Tensor:
     """Pictures ``(B, 3, H, W)`` in [0, 1] from ``path``, or drawn now and kept there as 8-bit."""
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_suffix(".part")
-        save_file({"pictures": (draw() * 255).round().to(torch.uint8).contiguous()}, part)
-        part.replace(path)
+        write_tensors(path, {"pictures": (draw() * 255).round().to(torch.uint8)}, {}, FileKind("Pictures"))
     return load_file(path)["pictures"].float() / 255

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from commands.progress import Progress
-from e4t_core.presets import PRESETS
+from miniworld.presets import PRESETS
 
 from . import host
 from .arms import LEARNED, SAMPLING, UNMASKED, WEIGHTS, Drawer, Subject, load_subjects
@@ -26,7 +26,7 @@ def picture_folder(split: str, arm: str, changes: dict[str, Any], domain: str = 
     if arm in LEARNED:
         crossed = arm == "crossed"
         weights += [w for of, w in WEIGHTS.items() if (of == domain) != crossed] + ["backbone"]
-    settings = asdict(PRESETS[f"mini_{domain}"]) | changes if arm in LEARNED else {}
+    settings = asdict(PRESETS[WEIGHTS[domain]]) | changes if arm in LEARNED else {}
     # Only read where no mask is given; switched off, all is as it was before there was this setting.
     if arm not in UNMASKED or not settings["find_subject"]:
         settings.pop("find_subject", None)

@@ -23,8 +23,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from commands.progress import Progress
-from e4t_core.presets import PRESETS
 from miniworld.models import load_judges
+from miniworld.presets import PRESETS
 
 from . import host
 from .arms import ARMS, WEIGHTS
@@ -135,7 +135,7 @@ def main() -> int:
             "identities": options.identities,
             "draws": options.draws,
             "changes": changes,
-            "settings": asdict(PRESETS[f"mini_{options.domain}"]) | changes,
+            "settings": asdict(PRESETS[WEIGHTS[options.domain]]) | changes,
             "seconds": round(time.monotonic() - started),
             "figures": figures,
         }

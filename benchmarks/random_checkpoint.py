@@ -10,7 +10,9 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from . import host
+from e4t_core.methods.e4t.clip_backbone import build_vision_tower
+from e4t_core.methods.e4t.domain_info import BackboneInfo
+
 from .full_size import SD15
 
 SD21: dict[str, Any] = {key: value for key, value in SD15.items() if key != "num_heads"} | {
@@ -121,7 +123,7 @@ def write_checkpoint(path: Path, family: Family, seed: int = 0) -> None:
 
 def vision_state(architecture: str, seed: int = 1) -> dict[str, Tensor]:
     """Random weights of an open_clip vision tower, as in a whole model's file ("visual.")."""
-    info = host.pack("e4t_core.methods.e4t.domain_info").BackboneInfo("open_clip", architecture, (1,), 1280, 224)
+    info = BackboneInfo("open_clip", architecture, (1,), 1280, 224)
     with torch.device("meta"):
-        tower = host.pack("e4t_core.methods.e4t.clip_backbone").build_vision_tower(info)
+        tower = build_vision_tower(info)
     return draw(shapes_of(tower), torch.Generator().manual_seed(seed), "visual.")

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -20,6 +19,9 @@ from torch import Tensor
 from torchvision.utils import make_grid
 
 from commands.progress import Progress
+from e4t_core.files.domain_file import load_domain
+from e4t_core.methods.e4t.method import E4T
+from e4t_core.training import BaseModel, Photos
 from miniworld.concept_photos import subject_masks
 from miniworld.renderer import render
 
@@ -32,41 +34,31 @@ from .statistics import bootstrap, weighted_ratio
 SHOWN = 12
 
 
-class _FoundError(Exception):
-    """Ends a tuning once the subject is found."""
-
-
 class Finder:
     """The mini world's base and a domain, in ComfyUI, as E4T Personalize uses them."""
 
     def __init__(self, domain: str) -> None:
         self.base = host.load_base(host.mini_checkpoint())
-        self.domain = host.pack("e4t_core.files.domain_file").load_domain(host.mini_domain(WEIGHTS[domain]))
+        self.domain = load_domain(host.mini_domain(WEIGHTS[domain]))
         self.unet = host.pack("nodes.host.networks.base_model").ComfyUNet(self.base.model)
         self.text = host.pack("nodes.host.networks.text_encoder").ComfyTextEncoder(self.base.clip)
 
     def find(self, photo: Tensor) -> Tensor:
         """The subject ``(1, 1, h, w)`` in {0, 1} of a photo ``(3, H, W)``."""
-        tuning, images = host.pack("e4t_core.tuning"), photo.movedim(0, -1)[None]
+        images = photo.movedim(0, -1)[None]
         with torch.inference_mode():
             latent = self.base.model.model.process_latent_in(self.base.vae.encode(images)).float().cpu()
             features = host.pack("nodes.host.networks.backbone").image_features(self.domain, None, images)
-        photos = tuning.ConceptPhotos(latent.clone(), features.clone())
-        # One sample of one step: tuning itself is not wanted.
-        settings = replace(self.domain.info.preset, find_subject=True, steps=1, batch=1, micro_batch=1)
-        found: list[Tensor] = []
-
-        def stop(report: Any) -> None:
-            if report.masks is not None:
-                found.append(report.masks.cpu())
-                raise _FoundError
-
-        with host.pack("nodes.host.networks.cpu_products").bfloat16_products(self.unet.device):
-            try:
-                tuning.tune(self.unet, self.text, self.domain, photos, settings, 0, on_step=stop)
-            except _FoundError:
-                return found[0]
-        raise RuntimeError("Tuning ended without telling what the subject is.")
+        with (
+            torch.inference_mode(False),
+            host.pack("nodes.host.networks.cpu_products").bfloat16_products(self.unet.device),
+        ):
+            photos = Photos(latent.clone(), features.clone())
+            settings = replace(self.domain.info.preset, find_subject=True, use_mask=True)
+            run = E4T(self.domain).start(BaseModel(self.unet, self.text, "known"), photos, settings, 0, "")
+            run.prepare(lambda: None)
+        assert run.photos.masks is not None
+        return run.photos.masks.cpu()
 
 
 def worn(person: Subject) -> Tensor:

@@ -8,6 +8,7 @@ stock nodes as ``embedding:NAME``.
 from __future__ import annotations
 
 import hashlib
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -15,7 +16,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from commands.progress import Progress
-from e4t_core.objective import draw_samples
+from e4t_core.methods.textual_inversion import TextualInversion, TextualInversionSettings
+from e4t_core.training import BaseModel, Photos, train
 from miniworld.attributes import Scene
 from miniworld.heldout import concept_photo, held_out
 from miniworld.models import load_text, load_unet, load_vae
@@ -25,43 +27,20 @@ from . import host
 from .picture_cache import cached
 from .scoring import Target
 
-RATE = 3e-3  # of Adam; a word row has norm 0.38
-BATCH = 4  # noise levels per identity and step
 SEEDS = 4
 TEMPLATE = "a photo of {}"
+# A word row of this world has norm 0.38; the rate falls over the second half.
+SETTINGS = TextualInversionSettings(learning_rate=3e-3, batch=4, micro_batch=4)
 
 
 def invert(latents: Tensor, steps: int, seed: int = 0) -> Tensor:
     """Word embeddings ``(n, 768)`` of n photos' latents ``(n, 4, 16, 16)``, each trained from the domain word."""
-    unet, text = TrainingUNet(load_unet()), TrainingText(load_text())
-    count = len(latents)
-    start = text.word("face")
-    words = torch.nn.Parameter(start.expand(count, -1).clone())
-    optimizer = torch.optim.Adam([words], lr=RATE)
-    for step in Progress(range(steps), desc="textual inversion"):
-        optimizer.param_groups[0]["lr"] = RATE * min(1.0, 2 * (steps - step) / steps)
-        total = count * BATCH
-        sample = draw_samples(
-            seed,
-            range(step * total, (step + 1) * total),
-            latent_shape=latents.shape[1:],
-            batch=total,
-            photos=count,
-            templates=1,
-            stream="textual inversion",
-        )
-        # A shuffled turn of the identities: stratified timesteps must not tie an identity to a part of the schedule.
-        turn = torch.randperm(total, generator=torch.Generator().manual_seed(step)) % count
-        z0 = latents[turn]
-        z = unet.schedule.add_noise(z0, sample.noise, sample.timesteps)
-        with torch.autocast("cpu", torch.bfloat16):
-            context = text.encode([TEMPLATE] * total, words[turn])
-            error = unet.denoise(z, sample.timesteps, context).float() - sample.noise
-        loss = error.square().mean((1, 2, 3)).sum() / BATCH
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-    return words.detach()
+    base = BaseModel(TrainingUNet(load_unet()), TrainingText(load_text()), "mini world")
+    settings, method, words = replace(SETTINGS, steps=steps), TextualInversion("face", templates=(TEMPLATE,)), []
+    for number, latent in enumerate(Progress(latents, desc="textual inversion")):
+        with torch.autocast("cpu", torch.bfloat16, cache_enabled=False):
+            words.append(train(method, base, Photos(latent[None]), settings, seed + number).embedding[0])
+    return torch.stack(words)
 
 
 def invert_and_draw(base: host.Base, identities: int, steps: int) -> tuple[Tensor, Tensor, list[Target]]:

@@ -1,18 +1,20 @@
-"""Talks to a running ComfyUI over HTTP and its WebSocket, as any script of an artist would."""
+"""Talks to a running ComfyUI over HTTP and its WebSocket, as any script of an artist would; runs in `.venv`."""
 
 from __future__ import annotations
 
+import contextlib
 import json
+import socket
 import time
 import urllib.error
 import urllib.parse
 import urllib.request
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from .websocket import WebSocket
+import websocket
 
 Workflow = dict[str, dict[str, Any]]
 """A workflow in the API format: node id -> {"class_type": ..., "inputs": {...}}."""
@@ -25,6 +27,10 @@ ENDS = {"execution_success": "success", "execution_error": "error", "execution_i
 
 SILENCE_SECONDS = 600.0
 """How long ComfyUI may say nothing while it works (loading a large model on a slow disk) before it counts as lost."""
+
+
+_http = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+"""ComfyUI runs on this machine, which no proxy stands in front of."""
 
 
 class Rejected(Exception):
@@ -64,7 +70,7 @@ class Client:
 
     def get(self, path: str, timeout: float = 60.0) -> bytes:
         """The body of `GET path`."""
-        with urllib.request.urlopen(self.url + path, timeout=timeout) as answer:
+        with _http.open(self.url + path, timeout=timeout) as answer:
             return answer.read()
 
     def post(self, path: str, body: dict[str, Any]) -> Any:
@@ -73,7 +79,7 @@ class Client:
             self.url + path, data=json.dumps(body).encode(), headers={"Content-Type": "application/json"}
         )
         try:
-            with urllib.request.urlopen(request, timeout=60.0) as answer:
+            with _http.open(request, timeout=60.0) as answer:
                 text = answer.read()
         except urllib.error.HTTPError as error:
             text = error.read()
@@ -97,11 +103,11 @@ class Client:
 
         Raises: Rejected (bad workflow), ConnectionError or TimeoutError (the server is gone or hangs).
         """
-        with WebSocket(self.host, self.port, f"/ws?clientId={self.id}", SILENCE_SECONDS) as socket:
+        with self._messages() as receive:
             run = Run(self.post("/prompt", {"prompt": workflow, "client_id": self.id})["prompt_id"])
             clock = _NodeClock(run.seconds)
             while run.status == "running":
-                message = socket.receive()
+                message = receive()
                 if isinstance(message, bytes):
                     _take_text(run, message)
                     continue
@@ -118,6 +124,34 @@ class Client:
                     run.error = data if run.status == "error" else {}
         run.outputs = self._outputs(run.prompt_id)
         return run
+
+    @contextlib.contextmanager
+    def _messages(self) -> Iterator[Callable[[], str | bytes]]:
+        """A function that waits for ComfyUI's next message to this client: text, or bytes for a binary one."""
+        address = f"ws://{self.host}:{self.port}/ws?clientId={self.id}"
+        # A connection made here, because the library would ask a proxy of the environment.
+        plain = socket.create_connection((self.host, self.port), timeout=SILENCE_SECONDS)
+        try:
+            connection = websocket.create_connection(address, timeout=SILENCE_SECONDS, socket=plain)
+        except websocket.WebSocketException as error:
+            plain.close()
+            raise ConnectionError(f"no WebSocket at {address}: {error}") from error
+
+        def receive() -> str | bytes:
+            try:
+                message = connection.recv()
+            except websocket.WebSocketTimeoutException as error:
+                raise TimeoutError(f"ComfyUI said nothing for {SILENCE_SECONDS:.0f} s") from error
+            except websocket.WebSocketException as error:
+                raise ConnectionError(f"the WebSocket ended: {error}") from error
+            if not message:
+                raise ConnectionError("ComfyUI closed the WebSocket")
+            return message
+
+        try:
+            yield receive
+        finally:
+            connection.shutdown()
 
     def _outputs(self, prompt_id: str) -> dict[str, Any]:
         """The outputs from `/history`, which is written shortly after the last WebSocket message."""

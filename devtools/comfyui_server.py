@@ -1,7 +1,11 @@
-"""Starts a real ComfyUI on the loopback interface with its own base directory, database and port, and stops it."""
+"""Starts a real ComfyUI on the loopback interface with its own base directory, database and port, and stops it.
+
+Runs in `.venv`.
+"""
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import subprocess
@@ -58,9 +62,34 @@ def has_gpu() -> bool:
 
 def free_port() -> int:
     """A port on the loopback interface that nothing listens on now."""
-    with socket.socket() as probe:
-        probe.bind((HOST, 0))
+    with _bind(0) as probe:
         return probe.getsockname()[1]
+
+
+def check_port(port: int) -> None:
+    """Raises: Failure if no server can listen at `port` of the loopback interface."""
+    try:
+        _bind(port).close()
+    except PermissionError as error:
+        raise Failure(f"Port {port} is not allowed to you ({error}); choose one above 1023.") from error
+    except OSError as error:
+        raise Failure(
+            f"Port {port} is taken by another program ({error}); choose another, or leave --port out."
+        ) from error
+
+
+def _bind(port: int) -> socket.socket:
+    """A socket bound as a server's is: alone, but at once after one that ended."""
+    probe = socket.socket()
+    try:
+        # On Windows REUSEADDR would share a port that is in use; elsewhere it only skips the wait after a server's end.
+        exclusive = getattr(socket, "SO_EXCLUSIVEADDRUSE", None)
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR if exclusive is None else exclusive, 1)
+        probe.bind((HOST, port))
+    except BaseException:
+        probe.close()
+        raise
+    return probe
 
 
 @final
@@ -79,8 +108,10 @@ class Server:
     def start(self) -> Server:
         """Starts the process and waits until it answers.
 
-        Raises: Failure with ComfyUI's own last word if it ends, cannot load the pack, or does not answer in time.
+        Raises: Failure if the port is taken, and with ComfyUI's own last word if it ends, cannot load the pack, or does
+        not answer in time.
         """
+        check_port(self.client.port)
         command = [
             *(str(venv_python()), "main.py", "--listen", HOST, "--port", str(self.client.port)),
             *("--base-directory", str(self.base), "--database-url", "sqlite:///:memory:"),
@@ -115,12 +146,14 @@ class Server:
             if not self.running():
                 raise Failure(f"ComfyUI ended while it started: {reason(self.said())} (all of it: {self.log}).")
             try:
-                self.client.get("/system_stats", timeout=5.0)
+                stats = json.loads(self.client.get("/system_stats", timeout=5.0))
                 break
-            except (urllib.error.URLError, OSError):
+            except (urllib.error.URLError, OSError, ValueError):
                 time.sleep(0.2)
         else:
             raise Failure(f"ComfyUI did not answer within {START_SECONDS:.0f} s (what it said: {self.log}).")
+        if str(self.base) not in stats.get("system", {}).get("argv", []):
+            raise Failure(f"Another ComfyUI answers at {self.client.url}; choose another port, or leave --port out.")
         for line in self.said().splitlines():
             if IMPORT_FAILED in line:
                 raise Failure(f"ComfyUI could not load this pack: {line.partition(IMPORT_FAILED)[2]} (see {self.log}).")

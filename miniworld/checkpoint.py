@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
+
+from e4t_core.files.checked_file import FileKind, write_tensors
 
 from . import autoencoder, text_encoder
 from .autoencoder import Autoencoder
@@ -25,14 +26,13 @@ def write_checkpoint(
     state |= {f"cond_stage_model.transformer.{k}": v for k, v in text_encoder.stock_state(text).items()}
     state |= {f"first_stage_model.{k}": v for k, v in autoencoder.stock_state(vae).items()}
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(".part")
     # The two scalars that scale latents stay float32: their rounding would shift every picture's colours.
-    save_file(
-        {k: v.detach().to(torch.float32 if v.ndim == 0 else torch.float16).contiguous() for k, v in state.items()},
-        part,
-        metadata={"modelspec.title": "E4T mini world", "modelspec.architecture": "stable-diffusion-v1"},
+    write_tensors(
+        path,
+        {k: v.to(torch.float32 if v.ndim == 0 else torch.float16) for k, v in state.items()},
+        {"modelspec.title": "E4T mini world", "modelspec.architecture": "stable-diffusion-v1"},
+        FileKind("Checkpoint"),
     )
-    part.replace(path)
 
 
 def write_random_checkpoint(path: Path, seed: int = 0) -> None:

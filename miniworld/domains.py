@@ -13,9 +13,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from commands.pretrain.config import Config
-from commands.pretrain.config_file import load_config
-from commands.pretrain.domain_file import domain_info
+from commands.pretrain.config.config_file import load_config
+from commands.pretrain.config.sections import Config
+from commands.pretrain.run.domain_file import domain_info
 from e4t_core.methods.e4t.clip_backbone import ClipBackbone
 from e4t_core.methods.e4t.concept_encoder import ConceptEncoder
 from e4t_core.methods.e4t.domain import Domain
@@ -23,6 +23,7 @@ from e4t_core.methods.e4t.offset_forms import make_offsets
 from e4t_core.methods.e4t.weight_offsets import Offsets, WeightOffsets
 
 from .models import read
+from .presets import PRESETS
 from .train_backbone import INFO as BACKBONE
 from .unet import STOCK_WIDTH
 from .widen import double
@@ -65,7 +66,7 @@ def build_domain(weights: str, state: Mapping[str, Tensor], backbone: Mapping[st
         backbone=BACKBONE,
         step=step,
     )
-    info = replace(info, fit_threshold=FIT_THRESHOLDS[weights])
+    info = replace(info, preset=PRESETS[weights], fit_threshold=FIT_THRESHOLDS[weights])
     return Domain(*wide, info, {k: v.half() for k, v in backbone.items()})
 
 

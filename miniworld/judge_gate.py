@@ -14,8 +14,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
+
+from e4t_core.files.checked_file import FileKind, write_tensors
 
 from .attributes import DOMAINS, Identity, Scene, identities_of, random_scene
 from .autoencoder import Autoencoder
@@ -92,8 +94,7 @@ def gate_pictures(folder: Path, vae: Autoencoder) -> GatePictures:
             state |= {f"seen {domain}:{name}": found[:, k] for k, name in enumerate(asked)}
         state = {k: (v * 255).round().byte() if v.is_floating_point() else v for k, v in state.items()}
         folder.mkdir(parents=True, exist_ok=True)
-        save_file({k: v.contiguous() for k, v in state.items()}, path.with_suffix(".part"))
-        path.with_suffix(".part").replace(path)
+        write_tensors(path, state, {}, FileKind("Gate's file"))
     state = load_file(path)
     seen = {k.removeprefix("seen "): v for k, v in state.items() if k.startswith("seen ")}
     pictures = {k: state[k].float() / 255 for k in ("drawn", "decoded", "twins_drawn", "twins_decoded")}

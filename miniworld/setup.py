@@ -1,7 +1,8 @@
 """``python -m miniworld.setup --base-directory DIR``: makes the files that a ComfyUI needs to use the mini world.
 
 Expands the shipped weights to ``models/checkpoints/miniworld.safetensors`` (a Stable Diffusion 1.5 checkpoint, as far as stock
-nodes can tell) and ``models/e4t_domains/mini_faces.safetensors``, and draws ``input/mini_photo.png``.
+nodes can tell), ``models/e4t_domains/mini_faces.safetensors`` and ``mini_cats.safetensors``, and draws a photo for each:
+``input/mini_photo.png`` and ``input/mini_cat_photo.png``.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from pathlib import Path
 import torch
 from PIL import Image
 
+from e4t_core.files.checked_file import replacing
 from e4t_core.files.domain_file import save_domain
 
 from .checkpoint import write_checkpoint
@@ -24,7 +26,7 @@ log = logging.getLogger(__name__)
 
 
 def set_up(base: Path) -> None:
-    """Writes the three files below ``base``, each whole or not at all.
+    """Writes the five files below ``base``, the models each whole or not at all.
 
     Raises:
         MissingWeightsError: weights have not been trained.
@@ -34,16 +36,18 @@ def set_up(base: Path) -> None:
         models / "checkpoints" / "miniworld.safetensors", load_unet().state_dict(), load_text(), load_vae()
     )
     (models / "e4t_domains").mkdir(parents=True, exist_ok=True)
-    save_domain(models / "e4t_domains" / "mini_faces.safetensors", load_mini_domain(), torch.float16)
     (base / "input").mkdir(parents=True, exist_ok=True)
-    save_photo(base / "input" / "mini_photo.png")
+    for weights, domain, photo in (("faces", "face", "mini_photo"), ("cats", "cat", "mini_cat_photo")):
+        save_domain(models / "e4t_domains" / f"mini_{weights}.safetensors", load_mini_domain(weights), torch.float16)
+        save_photo(base / "input" / f"{photo}.png", domain)
 
 
-def save_photo(path: Path) -> None:
-    """The demo's photo, of an individual that no model was trained with; nothing is painted on it."""
-    _, photo = concept_photo(held_out()[0])
+def save_photo(path: Path, domain: str) -> None:
+    """A photo of an individual that no model was trained with; nothing is painted on it."""
+    _, photo = concept_photo(held_out(domain)[0])
     pixels = (photo * 255).round().byte()
-    Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy()).save(path)
+    with replacing(path) as part:
+        Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy()).save(part, format="PNG")
 
 
 def main() -> None:

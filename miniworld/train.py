@@ -75,7 +75,7 @@ def train_base_model(options: argparse.Namespace) -> None:
 
 def train_domain(options: argparse.Namespace) -> None:
     """``python -m commands.pretrain`` with the domain's config; its narrow weights are shipped."""
-    from commands.pretrain.training import Stopped, Training
+    from commands.pretrain.run.training import Stopped, Training
 
     from .domains import config_of
 
@@ -86,8 +86,8 @@ def train_domain(options: argparse.Namespace) -> None:
     except Stopped as stopped:
         log.warning("%s", stopped)
         sys.exit(STOPPED)
-    with training.average.used_by(training.trained):
-        _ship(options.what, training.trained, training.step, {})
+    with training.average.used_by(training.encoder_and_offsets):
+        _ship(options.what, training.encoder_and_offsets, training.step, {})
 
 
 def train_judge(options: argparse.Namespace) -> None:

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 from torchvision.utils import save_image
 
+from e4t_core.files.checked_file import FileKind, write_tensors
 from e4t_core.fingerprint import fingerprint
 
 from .autoencoder import Autoencoder
@@ -71,7 +72,7 @@ def encode_all(vae: Autoencoder, pictures: Pictures, folder: Path) -> Tensor:
             for i in range(0, pictures.count, 64)
         ]
     latents = torch.cat(parts)
-    save_file({"latents": latents}, path)
+    write_tensors(path, {"latents": latents}, {}, FileKind("Latents"))
     return latents
 
 
@@ -137,6 +138,4 @@ def train(
 def save_weights(path: Path, model: torch.nn.Module, metadata: dict[str, str] | None = None) -> None:
     """A trained model's float16 safetensors; written whole or not at all."""
     state = {k: v.detach().half() if v.is_floating_point() else v for k, v in model.state_dict().items()}
-    part = path.with_suffix(".part")
-    save_file({k: v.contiguous() for k, v in state.items()}, part, metadata=metadata)
-    part.replace(path)
+    write_tensors(path, state, metadata or {}, FileKind("Weights file"))

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from commands.progress import Progress
+from e4t_core.files.checked_file import replacing
 
 log = logging.getLogger(__name__)
 Loss = tuple[Tensor, Mapping[str, float]]
@@ -73,9 +74,8 @@ class Run:
             "average": self.average,
             "step": self.step,
         }
-        part = self._path.with_suffix(".part")
-        torch.save(state, part)
-        part.replace(self._path)
+        with replacing(self._path) as part:
+            torch.save(state, part)
 
     def train(self, loss: Callable[[int], Loss], on_checkpoint: Callable[[int], None] | None = None) -> None:
         """Runs ``loss(step)`` -> (scalar, parts to log) until ``schedule.steps``; checkpoints and logs on the way."""

@@ -26,16 +26,16 @@ class TrainingUNet:
     prediction: Prediction = "epsilon"
 
     def __init__(self, model: UNetModel) -> None:
-        self.model = model.eval().requires_grad_(False)
+        self.network = model.eval().requires_grad_(False)
         self.schedule = NoiseSchedule(alphas_cumprod())
         self._native = {canonical: native for native, canonical in canonical_names(model.state_dict()).items()}
 
     @property
     def feature_width(self) -> int:
-        return self.model.shape.width * (len(self.model.input_blocks) + 1)
+        return self.network.shape.width * (len(self.network.input_blocks) + 1)
 
     def parameters(self) -> dict[str, Tensor]:
-        own = dict(self.model.named_parameters())
+        own = dict(self.network.named_parameters())
         return {canonical: own[native].detach() for canonical, native in self._native.items()}
 
     def attention_projections(self) -> dict[str, tuple[int, int]]:
@@ -46,13 +46,13 @@ class TrainingUNet:
         }
 
     def using(self, weights: Mapping[str, Tensor]) -> AbstractContextManager[object]:
-        return _reparametrize_module(self.model, {self._native[name]: weight for name, weight in weights.items()})
+        return _reparametrize_module(self.network, {self._native[name]: weight for name, weight in weights.items()})
 
     def denoise(self, z: Tensor, t: Tensor, context: Tensor) -> Tensor:
-        return self.model(z.contiguous(memory_format=torch.channels_last), t, context)
+        return self.network(z.contiguous(memory_format=torch.channels_last), t, context)
 
     def features(self, z: Tensor, t: Tensor, context: Tensor) -> Tensor:
-        outputs, _ = self.model.encode(z.contiguous(memory_format=torch.channels_last), t, context)
+        outputs, _ = self.network.encode(z.contiguous(memory_format=torch.channels_last), t, context)
         return torch.cat([output.mean(dim=(2, 3)) for output in outputs], dim=1)
 
 
@@ -62,26 +62,27 @@ class TrainingText:
     width = 768
 
     def __init__(self, model: TextEncoder) -> None:
-        self.model = model.eval().requires_grad_(False)
+        self.network = model.eval().requires_grad_(False)
 
     @property
     def _device(self) -> torch.device:
-        return next(self.model.parameters()).device
+        return next(self.network.parameters()).device
 
     def word(self, word: str) -> Tensor:
         tokens = tokenize(word)
         if len(tokens) != 1:
             raise WordError(f"{word!r} is {len(tokens)} tokens in this text encoder, not one: choose another word.")
-        return self.model.embed(torch.tensor([tokens], device=self._device))[0, 0].detach()
+        return self.network.embed(torch.tensor([tokens], device=self._device))[0, 0].detach()
 
     def encode(self, templates: Sequence[str], words: Tensor) -> Tensor:
-        slots = [1 + len(tokenize(template[: template.index("{}")])) for template in templates]
-        tokens = pad_tokens([template.format(PLACEHOLDER) for template in templates])
-        rows = self.model.embed(tokens.to(words.device))
-        chosen = torch.zeros(rows.shape[:2], dtype=torch.bool, device=words.device)
-        chosen[torch.arange(len(slots)), torch.tensor(slots)] = True
-        return self.model.transform(torch.where(chosen[..., None], words[:, None].to(rows.dtype), rows))
+        lent = words[:, None] if words.ndim == 2 else words
+        vectors = lent.shape[1]
+        starts = torch.tensor([1 + len(tokenize(template[: template.index("{}")])) for template in templates])
+        tokens = pad_tokens([template.format(" ".join([PLACEHOLDER] * vectors)) for template in templates])
+        rows = self.network.embed(tokens.to(words.device))
+        places = (starts[:, None] + torch.arange(vectors)).to(rows.device)[..., None].expand(-1, -1, rows.shape[-1])
+        return self.network.transform(rows.scatter(1, places, lent.to(rows)))
 
     def empty(self) -> Tensor:
         with torch.no_grad():
-            return self.model(pad_tokens([""]).to(self._device))
+            return self.network(pad_tokens([""]).to(self._device))

@@ -12,8 +12,9 @@ from pathlib import Path
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
+
+from e4t_core.files.checked_file import FileKind, write_tensors
 
 FOLDER = Path(__file__).parent / "weights"
 SMALL = 4096  # numbers; smaller tensors are not worth a scale
@@ -36,9 +37,7 @@ def save_weights(
         quantised = (rows / scale.float()[:, None]).round().clamp(-127, 127)
         packed[_INT8 + name] = quantised.to(torch.int8).view(tensor.shape)
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(".part")
-    save_file({k: v.contiguous() for k, v in packed.items()}, part, metadata=dict(metadata or {}))
-    part.replace(path)
+    write_tensors(path, packed, metadata or {}, FileKind("Weights file"))
 
 
 def load_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:

@@ -1,4 +1,4 @@
-"""The nodes an artist sees, one file per step: load a domain, personalise, settings."""
+"""The nodes an artist sees, one file each."""
 
 from __future__ import annotations
 
@@ -14,9 +14,14 @@ from .host.model_folders import make_folder, register_folders
 
 check_comfyui()
 
+from .host.learning.free_memory import free_with_node_cache
+from .host.learning.result_store import STORE
+from .host.node_text import clear_at_every_new_job
 from .load_domain import LoadDomain
 from .personalize import Personalize
+from .save_embedding import SaveEmbedding
 from .settings import Settings
+from .textual_inversion import LearnTextualInversion
 
 
 class E4TExtension(ComfyExtension):
@@ -25,9 +30,11 @@ class E4TExtension(ComfyExtension):
     async def on_load(self) -> None:
         register_folders()
         make_folder()
+        free_with_node_cache(STORE)
+        clear_at_every_new_job()
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        return [LoadDomain, Personalize, Settings]
+        return [LoadDomain, Personalize, Settings, LearnTextualInversion, SaveEmbedding]
 
 
 async def comfy_entrypoint() -> E4TExtension:

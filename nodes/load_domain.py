@@ -7,10 +7,9 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..e4t_core.files.domain_file import DomainFileError, load_domain, read_domain_info
-from .host.learning.personalisation import LoadedDomain
+from .host.learning.request import LoadedDomain
 from .host.model_folders import ModelFileError, domain_names, domain_path
-
-DomainIO = io.Custom("E4T_DOMAIN")
+from .sockets import DomainIO
 
 
 class LoadDomain(io.ComfyNode):

@@ -6,16 +6,19 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from .host.learning.masks import AUTO, LEARN_HERE, LEAVE_OUT, MASK_MEANINGS
-from .host.learning.personalisation import Request, personalise
-from .host.learning.result_store import STORE
-from .host.prompt import concept_clip
-from .host.prompt.prompt_words import AliasError, check_alias
-from .host.sampling import patched_model
-from .load_domain import DomainIO
-from .settings import SettingsIO
-
-ConceptIO = io.Custom("E4T_CONCEPT")
+from ..e4t_core.methods.e4t.method import E4T
+from .host.learning.masks import AUTO
+from .host.learning.request import LoadedDomain, Request
+from .host.learning.settings_choice import SettingsChoice
+from .learned import (
+    LEARNED_OUTPUTS,
+    learned,
+    mask_input,
+    photo_inputs,
+    trigger_and_seed_inputs,
+    validate_trigger,
+)
+from .sockets import DomainIO, SettingsIO
 
 
 class Personalize(io.ComfyNode):
@@ -30,65 +33,21 @@ class Personalize(io.ComfyNode):
             description="Learns what is in a photo and gives it a word. Write the word into any prompt that is encoded with"
             " this node's CLIP and drawn with its MODEL.",
             search_aliases=["e4t", "personalize", "face", "likeness", "textual inversion", "dreambooth", "one photo"],
-            # Widget values are stored by position: never insert in the middle, only append.
+            # Widget values are stored by position: once a version is out, only append.
             inputs=[
-                io.Model.Input("model", tooltip="A Stable Diffusion 1.x or 2.x base model, also with LoRAs."),
-                io.Clip.Input("clip", tooltip="Its text encoder."),
-                io.Vae.Input("vae", tooltip="Its VAE."),
+                *photo_inputs()[:3],
                 DomainIO.Input("domain", tooltip="From Load E4T Domain."),
-                io.Image.Input(
-                    "image",
-                    tooltip="The photo. A batch (Batch Images) is several photos of ONE person or thing; a LIST of photos runs this node"
-                    " once for each, and gives a concept of its own for each. Where a picture is transparent nothing is learned.",
-                ),
-                io.Mask.Input(
-                    "mask",
-                    optional=True,
-                    tooltip="1 = learn here; the crop follows it. Paint over the subject in Load Image's mask editor. A cut-out picture's"
-                    " mask marks the background: that is recognized, and said on the node.",
-                ),
+                *photo_inputs()[3:],
                 SettingsIO.Input("settings", optional=True, tooltip="Unconnected: the domain's preset."),
-                io.String.Input(
-                    "word",
-                    default="S*",
-                    tooltip="Stands for the photo in prompts; capitals count. embedding:e4t/ and the word works as well.",
-                ),
-                io.Int.Input(
-                    "seed",
-                    default=0,
-                    min=0,
-                    max=0xFFFFFFFFFFFFFFFF,
-                    # Randomised after every queue, it would make every queue tune again.
-                    control_after_generate=io.ControlAfterGenerate.fixed,
-                    tooltip="Of the tuning. The same inputs and seed give the same concept.",
-                ),
-                io.Combo.Input(
-                    "mask_means",
-                    options=list(MASK_MEANINGS),
-                    default=AUTO,
-                    optional=True,
-                    advanced=True,
-                    tooltip=f"What the mask marks. '{AUTO}': where to learn, unless it covers the border and spares the middle."
-                    f" '{LEARN_HERE}': always where to learn. '{LEAVE_OUT}': what to leave out.",
-                ),
+                *trigger_and_seed_inputs(),
+                mask_input(),
             ],
-            outputs=[
-                io.Model.Output(display_name="MODEL"),
-                io.Clip.Output(display_name="CLIP"),
-                ConceptIO.Output(display_name="E4T_CONCEPT"),
-                io.LossMap.Output(display_name="LOSS_MAP"),
-            ],
+            outputs=LEARNED_OUTPUTS,
         )
 
     @classmethod
-    def validate_inputs(cls, word: str | None = None) -> bool | str:
-        # A linked value is None here, and is checked again in execute.
-        try:
-            if word is not None:
-                check_alias(word)
-        except AliasError as error:
-            return str(error)
-        return True
+    def validate_inputs(cls, trigger: str | None = None) -> bool | str:
+        return validate_trigger(trigger)
 
     @classmethod
     def execute(
@@ -96,18 +55,30 @@ class Personalize(io.ComfyNode):
         model: Any,
         clip: Any,
         vae: Any,
-        domain: Any,
+        domain: LoadedDomain,
         image: Any,
-        word: str,
-        seed: int,
+        trigger: str = "S*",
+        seed: int = 0,
         mask: Any = None,
-        settings: Any = None,
+        settings: SettingsChoice | None = None,
         mask_means: str = AUTO,
     ) -> io.NodeOutput:
-        concept_clip.check_free(clip, word)
-        patched_model.check_free(model, word)
-        parts = personalise(Request(model, clip, vae, domain, image, mask, word, settings, seed, mask_means), STORE)
-        concept = parts.concept
-        new_clip = concept_clip.with_concept(clip, word, concept.fingerprint, concept.static_embedding, STORE.prompts)
-        new_model = patched_model.with_concept(model, parts, STORE.prompts)
-        return io.NodeOutput(new_model, new_clip, parts, {"loss": list(concept.losses)})
+        choice, info = settings or SettingsChoice(), domain.domain.info
+        request = Request(
+            model,
+            clip,
+            vae,
+            image,
+            mask,
+            trigger,
+            E4T(domain.domain),
+            choice.of(info.preset),
+            seed,
+            info.image_size,
+            info.crop_margin,
+            loaded=domain,
+            sampling=choice.sampling,
+            notes=choice.notes(info.preset),
+            mask_means=mask_means,
+        )
+        return learned(request)

@@ -3,32 +3,57 @@
 from __future__ import annotations
 
 import ast
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parents[1]
-COMFYUI = {"comfy", "comfy_api", "comfy_execution", "comfy_extras", "folder_paths", "server"}
-# Room -> what it may import of this house (a longer name's row holds for it) and of ComfyUI.
+# Room -> the rooms that it may import from, and "ui" (ComfyUI's node API) or "comfyui" (all of ComfyUI).
+CORE = {"e4t_core", "e4t_core/files", "e4t_core/methods"}
 ARROWS: dict[str, set[str]] = {
     "__init__.py": {"nodes"},
     "e4t_core": {"e4t_core"},
-    "nodes": {"e4t_core", "nodes", "ui"},
-    "nodes/host": {"e4t_core", "nodes/host", "comfyui"},
-    "commands": {"e4t_core", "commands"},
-    "miniworld": {"e4t_core", "commands", "miniworld"},
+    # Single files of these two build on one another; that no circle comes of it has a test of its own.
+    "e4t_core/files": CORE,
+    "e4t_core/methods": CORE,
+    "nodes": {*CORE, "nodes", "nodes/host", "ui"},
+    "nodes/host": {*CORE, "nodes/host", "comfyui"},
+    "commands": {*CORE, "commands"},
+    "commands/base": {*CORE, "commands/base"},
+    "miniworld": {*CORE, "commands", "miniworld"},
     # The benchmarks drive the pack inside ComfyUI, whose own "nodes" they call.
-    "benchmarks": {"e4t_core", "commands", "miniworld", "devtools", "benchmarks", "comfyui", "nodes"},
+    "benchmarks": {*CORE, "commands", "miniworld", "devtools", "benchmarks", "comfyui", "nodes"},
     "devtools": {"devtools"},
     "dev.py": {"devtools"},
 }
+HOUSE = {row.partition("/")[0] for row in ARROWS} - {"__init__.py", "dev.py"} | {"tests", "dev"}
+COMFYUI = {
+    *("api_server", "comfy", "comfy_api", "comfy_api_nodes", "comfy_config", "comfy_execution", "comfy_extras"),
+    *("comfyui_version", "cuda_malloc", "execution", "folder_paths", "latent_preview", "node_helpers", "server"),
+}
+"""ComfyUI's own modules at the top of its tree, without `nodes`, which is a room of ours too."""
 # What artists install, and what it may need beyond the standard library: ComfyUI has it all.
 INSTALLED = ("__init__.py", "e4t_core", "nodes")
 OTHERS = {"torch", "safetensors", "open_clip", "numpy", "PIL", "psutil", *COMFYUI}
 CORE_OTHERS = {"torch", "safetensors", "open_clip"}
-HOUSE = {"e4t_core", "nodes", "commands", "miniworld", "benchmarks", "devtools", "tests"}
-FORBIDDEN_CALLS = {"print", "eval", "exec", "compile", "__import__"}
-FORBIDDEN_MODULES = {"pickle", "subprocess", "socket", "urllib", "http", "requests", "ctypes"}
+FORBIDDEN_CALLS = {
+    *("print", "eval", "exec", "compile", "__import__", "builtins.eval", "builtins.exec"),
+    *(
+        "importlib.import_module",
+        "import_module",
+        "os.system",
+        "os.popen",
+        "torch.load",
+        "torch.save",
+        "torch.hub.load",
+    ),
+}
+FORBIDDEN_MODULES = {
+    *("pickle", "marshal", "shelve", "dill", "runpy", "code", "ctypes", "subprocess", "multiprocessing"),
+    *("socket", "ssl", "urllib", "http", "ftplib", "smtplib", "webbrowser", "requests", "aiohttp", "websocket"),
+}
 
 
 def _files(*rooms: str) -> list[Path]:
@@ -44,65 +69,152 @@ def _name(path: Path) -> str:
 
 
 def _room(name: str) -> str:
-    """The row of ARROWS that holds for a file or module "a/b/c"."""
+    """The row of ARROWS that holds for a file or module "a/b/c"; without one, the first part of its name."""
     rows = [row for row in ARROWS if name == row or name.startswith(f"{row}/") or f"{name}.py" == row]
     return max(rows, key=len) if rows else name.split("/")[0]
 
 
-def _imports(path: Path) -> list[tuple[int, str]]:
-    """(line, module as "a/b/c") of all imports, relative ones from the root of the house."""
-    found = []
-    here = path.relative_to(ROOT).parent.parts
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+def _imports(name: str, source: str) -> Iterator[tuple[int, str, bool]]:
+    """(line, module as "a/b/c" from the root of the house, whether the import is relative) of the file called `name`."""
+    here = name.split("/")[:-1]
+    for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
-            found += [(node.lineno, alias.name.replace(".", "/")) for alias in node.names]
+            yield from ((node.lineno, alias.name.replace(".", "/"), False) for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
-            start = here[: len(here) - node.level + 1] if node.level else ()
-            assert node.level <= len(here) + 1, f"{_name(path)} line {node.lineno} leaves the house"
-            module = "/".join([*start, *((node.module or "").split(".") if node.module else ())])
+            assert node.level <= len(here) + 1, f"{name} line {node.lineno} leaves the house"
+            start = here[: len(here) - node.level + 1] if node.level else []
+            module = "/".join([*start, *(node.module.split(".") if node.module else ())])
             # "from .host.learning import personalize" names a module behind the import, too.
-            found += [(node.lineno, f"{module}/{alias.name}".strip("/")) for alias in node.names]
-    return found
+            for alias in node.names:
+                yield node.lineno, f"{module}/{alias.name}".strip("/"), node.level > 0
+
+
+def wrong_arrows(name: str, source: str) -> list[str]:
+    """What the file imports from rooms that its own does not stand on."""
+    allowed, wrong = ARROWS[_room(name)], []
+    for line, module, relative in _imports(name, source):
+        top = module.split("/")[0]
+        if not relative and top in COMFYUI:
+            is_right = "comfyui" in allowed or ("ui" in allowed and top == "comfy_api")
+        elif top in HOUSE or relative:
+            is_right = _room(module) in allowed
+        else:
+            continue
+        if not is_right:
+            wrong.append(f"{name} line {line} imports {module}")
+    return wrong
+
+
+def wrong_in_what_artists_install(name: str, source: str) -> list[str]:
+    """What the file needs beyond ComfyUI, and what it does that no artist expects of a node pack."""
+    others = CORE_OTHERS if name.startswith("e4t_core") else OTHERS
+    wrong = []
+    for line, module, relative in _imports(name, source):
+        top = module.split("/")[0]
+        if relative:
+            continue
+        if top not in others | sys.stdlib_module_names:
+            # Our own rooms too: ComfyUI imports the pack under a name of its choosing.
+            wrong.append(f"{name} line {line} imports {module}, which ComfyUI may not have under this name")
+        if top in FORBIDDEN_MODULES or module == "importlib/import_module":
+            wrong.append(f"{name} line {line} imports {module}")
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Call) and ast.unparse(node.func) in FORBIDDEN_CALLS:
+            wrong.append(f"{name} line {node.lineno} calls {ast.unparse(node.func)}")
+    return wrong
 
 
 @pytest.mark.parametrize("path", _files(*ARROWS), ids=_name)
 def test_a_room_imports_only_what_stands_below_it(path: Path) -> None:
-    allowed = ARROWS[_room(_name(path))]
-    for line, module in _imports(path):
-        top = module.split("/")[0]
-        where = f"{_name(path)} line {line} imports {module}"
-        if top in COMFYUI:
-            kind = "ui" if top in {"comfy_api"} and "comfyui" not in allowed else "comfyui"
-            assert kind in allowed, where
-        elif top in HOUSE:
-            room = _room(module)
-            assert room in allowed or any(room.startswith(f"{row}/") for row in allowed), where
+    assert wrong_arrows(_name(path), path.read_text(encoding="utf-8")) == []
 
 
 @pytest.mark.parametrize("path", _files(*INSTALLED), ids=_name)
-def test_what_artists_install_needs_nothing_beyond_comfyui(path: Path) -> None:
-    import sys
-
-    others = CORE_OTHERS if _name(path).startswith("e4t_core") else OTHERS
-    for line, module in _imports(path):
-        top = module.split("/")[0]
-        assert top in others | HOUSE | set(sys.stdlib_module_names), f"{_name(path)} line {line} imports {module}"
+def test_what_artists_install_needs_nothing_beyond_comfyui_and_keeps_to_itself(path: Path) -> None:
+    assert wrong_in_what_artists_install(_name(path), path.read_text(encoding="utf-8")) == []
 
 
-@pytest.mark.parametrize("path", _files(*INSTALLED), ids=_name)
-def test_what_artists_install_prints_evaluates_and_downloads_nothing(path: Path) -> None:
-    for line, module in _imports(path):
-        assert module.split("/")[0] not in FORBIDDEN_MODULES, f"{_name(path)} line {line} imports {module}"
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
-            assert node.func.id not in FORBIDDEN_CALLS, f"{_name(path)} line {node.lineno} calls {node.func.id}"
+# A file of every room, as it might be called.
+SAMPLES = {row: row if row.endswith(".py") else f"{row}/some/file.py" for row in ARROWS}
+
+
+@pytest.mark.parametrize("row", ARROWS)
+def test_every_arrow_that_the_table_lacks_is_seen(row: str) -> None:
+    """Every room is planted into every file it may not be in, in each way that Python can say it."""
+    targets = {name: name.replace("/", ".") for name in ARROWS if name not in ("__init__.py", "dev.py")}
+    targets |= {"comfyui": "comfy.samplers", "ui": "comfy_api.latest", "tests": "tests.comfyui"}
+    if row in ("benchmarks", "nodes/host"):
+        del targets["ui"]
+    depth = "." * SAMPLES[row].count("/")
+    for target, module in targets.items():
+        if target in ARROWS[row]:
+            assert wrong_arrows(SAMPLES[row], f"import {module}.x\n") == []
+            continue
+        head, _, tail = module.rpartition(".")
+        ways = [f"import {module}.x", f"from {module} import x", f"def f():\n    from {module}.x import y"]
+        ways += [f"from {head} import {tail}"] if head else [f"import {module}"]
+        if target in ARROWS or target == "tests":
+            ways += [f"from .{depth}{module} import x", f"from .{depth}{module}.x import y"]
+        for way in ways:
+            assert wrong_arrows(SAMPLES[row], way), f"{SAMPLES[row]} may say: {way}"
+
+
+@pytest.mark.parametrize(
+    "planted",
+    [
+        *("import e4t_core.unet", "from nodes import host", "import requests", "import pickle", "import torchvision"),
+        *("from importlib import import_module", "import importlib\nimportlib.import_module('x')", "eval('1')"),
+        *("import os\nos.system('x')", "import torch\ntorch.load('x')", "def f():\n    print(1)", "import http.server"),
+    ],
+)
+@pytest.mark.parametrize("name", ["e4t_core/x.py", "nodes/x.py", "nodes/host/prompt/x.py"])
+def test_what_artists_must_not_get_is_seen(name: str, planted: str) -> None:
+    assert wrong_in_what_artists_install(name, planted)
+
+
+def _modules() -> dict[str, Path]:
+    """Every module of the house by its name "a/b/c", packages by their folder's."""
+    return {_name(path).removesuffix(".py").removesuffix("/__init__"): path for path in _files(*ARROWS)}
+
+
+def circles(imported: dict[str, set[str]]) -> list[str]:
+    """One circle, as names in a row, for every module that is met again on the way down from it."""
+    done: set[str] = set()
+    found: list[str] = []
+
+    def follow(name: str, way: list[str]) -> None:
+        if name in way:
+            found.append(" -> ".join([*way[way.index(name) :], name]))
+        elif name not in done:
+            for below in sorted(imported[name]):
+                follow(below, [*way, name])
+            done.add(name)
+
+    for name in sorted(imported):
+        follow(name, [])
+    return found
+
+
+def test_no_module_comes_back_to_itself() -> None:
+    modules = _modules()
+    imported: dict[str, set[str]] = {name: set() for name in modules}
+    for name, path in modules.items():
+        for _, module, _ in _imports(_name(path), path.read_text(encoding="utf-8")):
+            # The last part is a module, or a name inside one.
+            met = module if module in modules else module.rpartition("/")[0]
+            # A package that hands on names of its own modules is no circle.
+            if met in modules and met != name and not met.startswith(f"{name}/") and not name.startswith(f"{met}/"):
+                imported[name].add(met)
+    assert sum(map(len, imported.values())) > 100, "this finds no imports and proves nothing"
+    assert circles(imported) == []
+    assert circles({"a": {"b"}, "b": {"c"}, "c": {"a"}, "d": {"a"}}) == ["a -> b -> c -> a"]
 
 
 def test_methods_know_the_core_and_not_one_another() -> None:
     methods = ROOT / "e4t_core" / "methods"
     for path in sorted(methods.rglob("*.py")):
         own = path.relative_to(methods).parts[0].removesuffix(".py")
-        for line, module in _imports(path):
+        for line, module, _ in _imports(_name(path), path.read_text(encoding="utf-8")):
             parts = module.split("/")
             if parts[:2] == ["e4t_core", "methods"] and len(parts) > 2:
                 assert parts[2] == own, f"{_name(path)} line {line} imports {module}"

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from e4t_core.files.checked_file import FileError, FileKind, shortened, write_tensors
 from e4t_core.files.domain_file import save_domain
-from e4t_core.presets import PRESETS
+from e4t_core.methods.e4t.settings import PRESETS
 
 from .mkshing_directory import MkshingDirectory, read_directory
 from .mkshing_tensors import MkshingFileError
@@ -52,12 +52,19 @@ for "Load CLIP".
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; the exit status: 0 done, 1 it could not be converted, 2 wrong arguments, 130 stopped by Ctrl-C."""
+    try:
+        return _run(arguments)
+    except KeyboardInterrupt:
+        print("Stopped: no file is left half written.", file=sys.stderr)
+        return 130
+
+
+def _run(arguments: list[str] | None) -> int:
     for stream in (sys.stdout, sys.stderr):
         # Names may hold what a console's encoding cannot show.
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
-    parser = _parser()
-    options = parser.parse_args(arguments)
+    options = _parser().parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     try:
         written = convert(
@@ -81,9 +88,6 @@ def main(arguments: list[str] | None = None) -> int:
     except (FileError, OSError, ValueError) as error:
         print(f"Not converted: {shortened(str(error))}", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
-        print("Stopped: no file is left half written.", file=sys.stderr)
-        return 130
     return 0
 
 
@@ -169,10 +173,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--word", default="", help="the domain word, one token; else config.json's domain_class_token")
     parser.add_argument(
         "--templates",
-        default=(),
-        nargs="+",
+        default=[],
+        action="append",
         metavar="TEXT",
-        help='prompts of tuning: "neutral", "style", or sentences with {} where the word stands; else config.json\'s',
+        help='prompts of tuning: "neutral", "style", or a sentence with {} where the word stands, as often as wanted; else'
+        " config.json's",
     )
     parser.add_argument(
         "--preset", default="", choices=["", *sorted(PRESETS)], help="settings of tuning; else by the word"

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from contextlib import AbstractContextManager
 
 import torch
 from torch import Tensor
 
 from e4t_core.concept import Concept
 from e4t_core.files.checked_file import shown
-from e4t_core.fingerprint import fingerprint
+from e4t_core.memory_plan import MemoryPlan
 from e4t_core.methods.e4t.domain import Domain
-from e4t_core.methods.e4t.weight_offsets import offset_weight
-from e4t_core.noise_schedule import NoiseSchedule, Prediction
-from e4t_core.tuning import ConceptPhotos, tune
+from e4t_core.methods.e4t.method import E4T
+from e4t_core.training import BaseModel, Photos
 from e4t_core.unet import TextEncoder, UNet
 
 from .mkshing_directory import DIRECTORY, MkshingDirectory
@@ -27,9 +25,9 @@ def to_concept(
     domain: Domain,
     unet: UNet,
     text: TextEncoder,
-    photos: ConceptPhotos,
+    photos: Photos,
     *,
-    word: str = "",
+    trigger: str = "",
     seed: int = 0,
 ) -> Concept:
     """The concept of a tuned directory: its weights are ``W * (1 + Δ)`` with the W of ``unet.pt``.
@@ -43,12 +41,12 @@ def to_concept(
         unet, text: the base model that was tuned, untouched; where ``source.text_encoder`` is, the text encoder must be
             that one.
         photos: of the concept (the directory's ``domain.png``), their CLIP vectors read as ``domain`` says.
-        word: what the concept is called; else the directory's placeholder ("*s").
+        trigger: what the concept is called; else the directory's placeholder ("*s").
         seed: of the noise levels.
 
     Raises:
         MkshingFileError: the directory is not a tuned one, or its UNet is not the base's.
-        DomainMismatchError, WordError, TuningError: as ``e4t_core.tuning.tune``.
+        DomainMismatchError, WordError, TuningError: as ``E4T.start`` and ``E4TRun.concept``.
     """
     if not source.config.tuned:
         raise DIRECTORY.fault(
@@ -64,46 +62,8 @@ def to_concept(
         settings = dataclasses.replace(
             domain.info.preset, steps=0, train_encoder=False, train_offsets=False, train_unet=False
         )
-        concept = tune(_Retuned(unet, tuned), text, domain, photos, settings, seed, word or source.config.placeholder)
-        return dataclasses.replace(
-            concept,
-            base_fingerprint=fingerprint(base),
-            weight_differences=_differences(base, tuned, concept.domain_factors),
-        )
-
-
-class _Retuned:
-    """A base UNet that shows other weights as its own; see the core's protocol."""
-
-    def __init__(self, unet: UNet, weights: Mapping[str, Tensor]) -> None:
-        self._unet, self._weights = unet, dict(weights)
-
-    @property
-    def prediction(self) -> Prediction:
-        return self._unet.prediction
-
-    @property
-    def schedule(self) -> NoiseSchedule:
-        return self._unet.schedule
-
-    @property
-    def feature_width(self) -> int:
-        return self._unet.feature_width
-
-    def parameters(self) -> dict[str, Tensor]:
-        return dict(self._weights)
-
-    def attention_projections(self) -> dict[str, tuple[int, int]]:
-        return self._unet.attention_projections()
-
-    def using(self, weights: Mapping[str, Tensor]) -> AbstractContextManager[object]:
-        return self._unet.using({**self._weights, **weights})
-
-    def denoise(self, z: Tensor, t: Tensor, context: Tensor) -> Tensor:
-        return self._unet.denoise(z, t, context)
-
-    def features(self, z: Tensor, t: Tensor, context: Tensor) -> Tensor:
-        return self._unet.features(z, t, context)
+        run = E4T(domain).start(BaseModel(unet, text), photos, settings, seed, trigger or source.config.placeholder)
+        return run.with_unet(tuned).concept(MemoryPlan(settings.micro_batch), lambda: None)
 
 
 def _check_same_unet(source: MkshingDirectory, base: Mapping[str, Tensor]) -> None:
@@ -124,18 +84,3 @@ def _check_same_unet(source: MkshingDirectory, base: Mapping[str, Tensor]) -> No
             f" {'none' if wanted is None else tuple(wanted.shape)})",
             f"load the base model {shown(source.config.base)}",
         )
-
-
-def _differences(
-    base: Mapping[str, Tensor], tuned: Mapping[str, Tensor], factors: Mapping[str, tuple[Tensor, Tensor]]
-) -> dict[str, Tensor]:
-    """Tuned weight − (base + domain offset), float32 on the CPU; only tensors that changed."""
-    differences = {}
-    for name, weight in base.items():
-        before, after = weight.float(), tuned[name]
-        if name in factors:
-            p, q = (factor.to(after.device) for factor in factors[name])
-            before, after = offset_weight(before, p, q), offset_weight(after, p, q)
-        if (difference := after - before).any():
-            differences[name] = difference.cpu()
-    return differences

@@ -10,7 +10,7 @@ from e4t_core.files.checked_file import FileError, shown, shown_name
 from e4t_core.methods.e4t.clip_backbone import build_vision_tower
 from e4t_core.methods.e4t.domain import Domain
 from e4t_core.methods.e4t.domain_info import PATCH_TOKENS, BackboneInfo, DomainInfo
-from e4t_core.presets import PRESETS
+from e4t_core.methods.e4t.settings import PRESETS
 from e4t_core.templates import NEUTRAL, STYLE, templates_of
 
 from .mkshing_config import MkshingConfig

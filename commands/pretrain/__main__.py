@@ -8,46 +8,13 @@ into ComfyUI's ``models/e4t_domains``.
 from __future__ import annotations
 
 import argparse
-import logging
-import os
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
-from safetensors import SafetensorError
-
-from e4t_core.files.domain_file import DomainFileError
-from e4t_core.methods.e4t.clip_backbone import BackboneError
-from e4t_core.unet import WordError
-
-from .checkpoints import CheckpointError
-from .config import ConfigError
-from .config_file import load_config
-from .errors import Stopped, TrainingError
-from .header import HeaderError
-from .pictures import DataError
-from .single_file import BaseModelError
-from .training import Training
-from .validate import validate
-
-log = logging.getLogger(__name__)
-STOPPED = 130
-FAULTS = (
-    BackboneError,
-    BaseModelError,
-    CheckpointError,
-    ConfigError,
-    DataError,
-    DomainFileError,
-    HeaderError,
-    SafetensorError,
-    TrainingError,
-    WordError,
-    OSError,
-)
+from commands.interruptible import importing, interruptible
 
 
+@interruptible
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns its exit status: 0, 1 after a fault, 130 after Ctrl-C."""
     parser = argparse.ArgumentParser(
@@ -61,53 +28,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_intermixed_args(arguments)
     if options.export and options.dry_run:
         parser.error("--export writes a file and --dry-run writes nothing: give one of them")
-    first = int(os.environ.get("RANK", "0")) == 0
-    processes = int(os.environ.get("WORLD_SIZE", "1"))
-    logging.basicConfig(level=logging.INFO if first else logging.WARNING, format="%(message)s", stream=sys.stdout)
-    try:
-        config = load_config(options.config, options.overrides)
-        # The other processes meet the same faults when they open the same files.
-        findings = validate(config, processes) if first and not options.export else None
-        for problem in findings.problems if findings else ():
-            log.error("wrong: %s", problem)
-        if findings and findings.problems:
-            return 1
-        for note in findings.notes if findings else ():
-            log.info("%s", note)
-        training = Training(config, options.accept_changes, options.dry_run)
-        if options.export:
-            if not training.step:
-                raise TrainingError(f"{training.checkpoints.folder} holds no checkpoint: there is nothing to export.")
-            path = training.write_domain() if first else None
-        else:
-            path = training.run()
-    except Stopped as stopped:
-        log.warning("%s", stopped)
-        return STOPPED
-    except KeyboardInterrupt:
-        log.warning("Stopped; the last checkpoint and what was cached are kept: the same command goes on from there.")
-        return STOPPED
-    except FAULTS as error:
-        log.error("wrong: %s", error)
-        return 1
-    except RuntimeError as error:
-        advice = _advice(error)
-        if not advice:
-            raise
-        log.error("wrong: %s: %s", " ".join(str(error).split())[:200], advice)
-        return 1
-    if path is not None:
-        log.info("%s is the domain after %d steps: put it into ComfyUI's models/e4t_domains.", path, training.step)
-    return 0
+    with importing():
+        from .start import start
 
-
-def _advice(error: RuntimeError) -> str:
-    """What to do about an error of torch that has to do with the machine; empty if it is another."""
-    if isinstance(error, torch.OutOfMemoryError):
-        return "lower training.micro_batch, or set training.gradient_checkpointing to true"
-    if "DataLoader worker" in str(error):
-        return "lower data.workers or data.prefetch: memory or /dev/shm has run out, or a worker was killed"
-    return ""
+    return start(
+        options.config, options.overrides, export=options.export, dry=options.dry_run, accept=options.accept_changes
+    )
 
 
 if __name__ == "__main__":

@@ -1,9 +1,8 @@
-"""How much memory and time a run will take, from counted parameters and operations.
+"""How much memory and time a run will take: its own loss is run on outlines of its networks, and counted.
 
-What is counted and what is assumed: parameters are exact (read from the files' headers). Operations are those of
-``counts``. Activations assume that no attention matrix is kept (flash attention), and that each layer keeps its output
-and what the next norm or nonlinearity makes of it. Nothing is added for the allocator's gaps or the CUDA context (about
-1 GB), so leave room.
+Parameters and operations are exact. Memory is the largest that a micro-batch holds at once, forward and backward, in the
+order in which the run makes and drops its tensors. Not counted are what autocast keeps in float32 (norms), the
+allocator's gaps and the CUDA context (about 1 GB), so leave room.
 """
 
 from __future__ import annotations
@@ -13,13 +12,15 @@ from dataclasses import dataclass
 
 import torch
 
-from e4t_core.methods.e4t.concept_encoder import ConceptEncoder
-from e4t_core.methods.e4t.offset_forms import make_offsets
-from e4t_core.methods.e4t.weight_offsets import HYPERNETWORK
+from commands.base.cost import count_operations, count_peak
+from commands.base.networks import Base
+from e4t_core.methods.e4t.clip_backbone import ClipBackbone
 
-from .config import Config
-from .model_files import BackboneCounts, BaseCounts
+from .config.sections import Config
+from .run.encoder_and_offsets import EncoderAndOffsets
+from .run.inputs import Inputs
 
+META = torch.device("meta")
 REACHED = 0.5
 """Share of a large matrix product's speed that training is taken to reach."""
 
@@ -27,7 +28,7 @@ REACHED = 0.5
 @dataclass(frozen=True)
 class Estimate:
     """Attributes:
-    encoder, offsets: numbers of trained parameters.
+    networks: name -> number of parameters, the frozen ones first, then encoder and offsets.
     memory: what holds it -> bytes, per process.
     checkpoint: bytes of one checkpoint.
     cached_row: bytes of one picture's latent, features and mask in the cache of features.
@@ -35,8 +36,7 @@ class Estimate:
     samples: of the whole run.
     """
 
-    encoder: int
-    offsets: int
+    networks: dict[str, int]
     memory: dict[str, int]
     checkpoint: int
     cached_row: int
@@ -48,51 +48,87 @@ class Estimate:
         return self.samples * sum(self.operations.values()) / (speed * processes)
 
 
-def estimate(config: Config, base: BaseCounts, backbone: BackboneCounts) -> Estimate:
+def estimate(config: Config, base: Base, backbone: ClipBackbone) -> Estimate:
     """Memory and operations of a run.
 
-    Per sample: a pass forward, one backward (the base's weights get no gradients) and, with gradient checkpointing,
-    another forward, for the whole UNet and for the feature pass; the attention matrices' gradients besides; the
-    text encoder forward and backward; autoencoder and backbone forward, unless their results are cached.
+    Args:
+        config: of the run.
+        base, backbone: on the meta device, in the run's precision, the base with the run's gradient checkpointing.
+
+    Raises:
+        WordError: the domain word is not one token of the base's text encoder.
     """
-    training, unet = config.training, base.unet
-    encoder = _size(
-        ConceptEncoder(backbone.layers, backbone.width, unet.feature_width, unet.context_width, device="meta")
-    )
-    v_size = backbone.width if training.offset_form == HYPERNETWORK else config.domain.v_size
-    offsets = _size(make_offsets(training.offset_form, unet.projections, v_size, device="meta"))
-    trained = encoder * training.train_encoder + offsets * training.train_offsets
+    training, domain = config.training, config.domain
+    networks = EncoderAndOffsets(config, base, backbone.info.vectors, backbone.info.width, META)
+    counted = {
+        "UNet": sum(weight.numel() for weight in base.unet.parameters().values()),
+        "text encoder": _size(base.text.network),
+        "autoencoder": _size(base.vae.network),
+        "image backbone": _size(backbone.tower),
+    }
+    frozen = sum(counted.values())
+    counted |= {"encoder": _size(networks.encoder), "offsets": _size(networks.offsets)}
+    trained = sum(weight.numel() for weight in networks.parameters() if weight.requires_grad)
     held = 4 if training.precision == "fp32" else 2
-    frozen = unet.parameters + base.text_parameters + base.vae_parameters + backbone.parameters
-    matrices = sum(rows * columns for rows, columns in unet.projections.values())
-    through_features = not training.stop_feature_gradient
-    activations = unet.checkpointed if training.gradient_checkpointing else unet.activations
-    share = unet.features / unet.forward if through_features else 0.0
-    passes = 3 if training.gradient_checkpointing else 2
-    features = unet.features * (passes if through_features else 1)
-    seen_once = 0 if config.data.cache_features else 1
+    matrices = sum(rows * columns for rows, columns in base.unet.attention_projections().values())
+    latent = domain.image_size // 8
+    inputs = _inputs(config, backbone)
     return Estimate(
-        encoder=encoder,
-        offsets=offsets,
+        networks=counted,
         memory={
             "frozen networks": frozen * held + matrices * (4 - held),
-            "trained weights, gradients, AdamW": trained * 16 + (encoder + offsets - trained) * 4,
+            "encoder and offsets, AdamW's moments": trained * 12 + (_size(networks) - trained) * 4,
             "averaged weights": trained * 4 if training.ema else 0,
-            "attention matrices with offsets, their gradients": matrices * (4 + 4 + held) * training.train_offsets,
-            "activations": int(activations * (1 + share) * held * training.micro_batch),
+            "a micro-batch: activations, weights with offsets, gradients": count_peak(lambda: _pass(networks, inputs)),
         },
         checkpoint=trained * (16 if training.ema else 12),
-        cached_row=2
-        * ((4 + training.use_mask) * (config.domain.image_size // 8) ** 2 + backbone.layers * backbone.width),
-        operations={
-            "UNet": passes * unet.forward + unet.projection_gradients * training.train_offsets,
-            "feature pass": features,
-            "text encoder": 2 * base.text_forward,
-            "autoencoder": base.vae_encode * seen_once,
-            "image backbone": backbone.forward * seen_once,
-        },
+        cached_row=2 * ((4 + training.use_mask) * latent**2 + backbone.info.vectors * backbone.info.width),
+        operations=_operations(networks, inputs, config, base, backbone),
         samples=training.steps * training.batch,
     )
+
+
+def _operations(
+    networks: EncoderAndOffsets, inputs: Inputs, config: Config, base: Base, backbone: ClipBackbone
+) -> dict[str, int]:
+    """Per sample; what all samples of a micro-batch share is shared out."""
+    size = len(inputs.indices)
+    images = torch.empty(1, 3, config.domain.image_size, config.domain.image_size, device=META)
+    z, t = inputs.latents[:1], torch.zeros(1, dtype=torch.long, device=META)
+    word = torch.empty(1, base.text.width, device=META)
+    with torch.no_grad():
+        forward = {
+            "UNet": count_operations(lambda: base.unet.denoise(z, t, networks.empty)),
+            "feature pass": count_operations(lambda: base.unet.features(z, t, networks.empty)),
+            "text encoder": count_operations(lambda: base.text.encode(["{}"], word)),
+        }
+        loss = count_operations(lambda: _pass(networks, inputs, backward=False)) // size
+    both = count_operations(lambda: _pass(networks, inputs)) // size
+    cached = config.data.cache_features
+    return forward | {
+        "encoder and offsets": loss - sum(forward.values()),
+        "backward passes": both - loss,
+        "autoencoder": 0 if cached else count_operations(lambda: base.vae.encode(images)),
+        "image backbone": 0 if cached else count_operations(lambda: backbone.cls_features(images)),
+    }
+
+
+def _inputs(config: Config, backbone: ClipBackbone) -> Inputs:
+    size, latent = config.training.micro_batch, config.domain.image_size // 8
+    return Inputs(
+        torch.empty(size, 4, latent, latent, device=META),
+        torch.empty(size, backbone.info.vectors, backbone.info.width, device=META),
+        None,
+        tuple(range(size)),
+    )
+
+
+def _pass(networks: EncoderAndOffsets, inputs: Inputs, backward: bool = True) -> None:
+    with networks.lending():
+        diffusion, offset = networks(inputs)
+        if backward:
+            (diffusion.mean() + offset.mean()).backward()
+    networks.zero_grad(set_to_none=True)
 
 
 def _size(module: torch.nn.Module) -> int:

@@ -346,8 +346,9 @@ def check_shapes(
         if tuple(found[name].shape) != tuple(shape):
             raise kind.fault(
                 path,
-                f"holds {shown_name(name)} in the shape {shown(tuple(found[name].shape), 40)} in place of"
-                f" {shown(tuple(shape), 40)}",
+                # The name is the longest part, and the first to be cut.
+                f"has the shape {shown(tuple(found[name].shape), 40)} in place of {shown(tuple(shape), 40)} for"
+                f" {shown_name(name)}",
             )
 
 

@@ -7,6 +7,7 @@ A dataclass that travels in a file declares its fields with :func:`number`, :fun
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import math
 import re
@@ -142,24 +143,42 @@ def check_fields(described: Any, name: str) -> None:
     Raises:
         ValueError: the first field that is out of range; one sentence.
     """
-    hints = typing.get_type_hints(type(described))
     for item in dataclasses.fields(described):
-        hint, value = hints[item.name], getattr(described, item.name)
-        rule: _Rule | None = item.metadata.get("rule")
-        if rule is None:
-            continue
-        label = f"{name} {item.name}"
-        if rule.count is None:
-            if rule.kind is None:
-                _check_type(label, hint, value)
-            rule.check(label, value)
-            continue
-        low, high = rule.count
-        if not isinstance(value, tuple) or not low <= len(value) <= high:
-            raise ValueError(f"{label} = {shown(value)} must be {low if low == high else f'{low} to {high}'} values.")
-        for part in value:
-            _check_type(label, typing.get_args(hint)[0], part)
-            rule.check(label, part)
+        check_value(type(described), item.name, getattr(described, item.name), f"{name} {item.name}")
+
+
+def check_value(kind: type, name: str, value: Any, label: str) -> None:
+    """Check a value that is to become a dataclass's field, before there is one.
+
+    Args:
+        kind: the dataclass.
+        name: of its field.
+        value: to be checked.
+        label: what it is, for messages.
+
+    Raises:
+        ValueError: it is out of the field's range; one sentence.
+    """
+    rule: _Rule | None = kind.__dataclass_fields__[name].metadata.get("rule")  # type: ignore[attr-defined]
+    if rule is None:
+        return
+    hint = _hints(kind)[name]
+    if rule.count is None:
+        if rule.kind is None:
+            _check_type(label, hint, value)
+        rule.check(label, value)
+        return
+    low, high = rule.count
+    if not isinstance(value, tuple) or not low <= len(value) <= high:
+        raise ValueError(f"{label} = {shown(value)} must be {low if low == high else f'{low} to {high}'} values.")
+    for part in value:
+        _check_type(label, typing.get_args(hint)[0], part)
+        rule.check(label, part)
+
+
+@functools.cache
+def _hints(kind: type) -> dict[str, Any]:
+    return typing.get_type_hints(kind)
 
 
 def _check_type(label: str, wanted: type, value: Any) -> None:
@@ -179,11 +198,10 @@ def check_free(name: str, value: Any, depth: int = FREE_DEPTH) -> None:
             raise ValueError(
                 f"{name} = {shown(value)} is too large: at most {FREE_ENTRIES} entries, {FREE_DEPTH} deep."
             )
-        pairs = value.items() if isinstance(value, Mapping) else ((name, part) for part in value)
-        for key, part in pairs:
-            if not isinstance(key, str) or len(key) > FREE_TEXT or not is_plain(key):
+        for key, part in value.items() if isinstance(value, Mapping) else enumerate(value):
+            if isinstance(value, Mapping) and (not isinstance(key, str) or len(key) > FREE_TEXT or not is_plain(key)):
                 raise ValueError(f"{name} has an entry {shown(key)}: names must be readable text.")
-            check_free(key, part, depth - 1)
+            check_free(f"{name}.{key}"[:120], part, depth - 1)
     elif isinstance(value, str):
         if len(value) > FREE_TEXT or not is_plain(value, lines=True):
             raise ValueError(f"{name} = {shown(value)} must be readable text of at most {FREE_TEXT} characters.")
@@ -219,7 +237,7 @@ def from_json(kind: type, data: Any) -> Any:
     """
     if not isinstance(data, dict):
         raise ValueError(f"{kind.__name__} = {shown(data)} must be a table")
-    hints = typing.get_type_hints(kind)
+    hints = _hints(kind)
     unknown = sorted(data.keys() - hints.keys())
     if unknown:
         raise ValueError(f"{kind.__name__} has no field {shown(unknown[0])}")
@@ -240,6 +258,8 @@ def _value(hint: Any, value: Any) -> Any:
     if typing.get_origin(hint) is tuple and isinstance(value, list):
         element = typing.get_args(hint)[0]
         return tuple(_value(element, part) for part in value)
+    if isinstance(value, int) and abs(value) > FREE_NUMBER:
+        raise ValueError(f"{shown(value)} is larger than any number of a description")
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     return value

@@ -19,8 +19,8 @@ from ..methods.e4t.concept_encoder import OffsetEncoder
 from ..methods.e4t.domain import Domain, new_encoder
 from ..methods.e4t.domain_info import BackboneInfo, DomainInfo
 from ..methods.e4t.offset_forms import make_offsets
+from ..methods.e4t.settings import TuningSettings
 from ..methods.e4t.weight_offsets import Offsets
-from ..presets import TuningSettings
 from .checked_file import (
     FLOATS,
     FileError,

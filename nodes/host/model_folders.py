@@ -32,6 +32,22 @@ def make_folder() -> None:
         os.makedirs(os.path.join(folder_paths.models_dir, DOMAINS), exist_ok=True)
 
 
+def embeddings_folder() -> Path:
+    """``e4t`` in ComfyUI's first folder of embeddings, where stock prompts find ``embedding:e4t/<name>``; made if need be.
+
+    Raises:
+        ModelFileError: it cannot be made.
+    """
+    folder = Path(folder_paths.get_folder_paths("embeddings")[0]) / "e4t"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ModelFileError(
+            f"The folder {folder} could not be made ({error}): check that its parent may be written to."
+        ) from error
+    return folder
+
+
 def domain_names() -> list[str]:
     """Names of the domain files, for the node's combo."""
     register_folders()
@@ -47,13 +63,15 @@ def domain_path(name: str) -> Path:
     """
     register_folders()
     folders = folder_paths.get_folder_paths(DOMAINS)
+    # A workflow that was saved on Windows has backslashes between folders.
+    parts = re.split(r"[/\\]", name)
     # Judged by the name alone: a file in the folder may be a link to where a person keeps models.
-    leads_out = os.path.isabs(name) or os.path.splitdrive(name)[0] or ".." in re.split(r"[/\\]", name)
+    leads_out = os.path.isabs(name) or os.path.splitdrive(name)[0] or parts[0] == "" or ".." in parts
     proper = name.endswith(EXTENSION) and "\0" not in name and not leads_out
-    for folder in folders:
-        path = os.path.join(folder, name)
-        if proper and os.path.isfile(path):
-            return Path(path)
+    for folder in folders if proper else ():
+        for path in (os.path.join(folder, name), os.path.join(folder, *parts)):
+            if os.path.isfile(path):
+                return Path(path)
     raise ModelFileError(
         f"Domain file {name!r} was not found in {' or '.join(folders)}: put it there (convert a published checkpoint,"
         " pre-train one, or try the mini world), then press R to refresh."

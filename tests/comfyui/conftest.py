@@ -90,11 +90,14 @@ def folder(tmp_path, monkeypatch):
 @pytest.fixture
 def run(base, domain, monkeypatch):
     """Runs the node "E4T Personalize"; ``run.tunings`` counts how often it really tuned."""
-    from e4t_pack.nodes.host.learning import personalisation
+    from e4t_pack.nodes.host.learning import learn
+    from e4t_pack.nodes.host.learning.request import LoadedDomain
     from e4t_pack.nodes.personalize import Personalize
-    from world import photo
+    from world import chosen, photo
 
-    original = personalisation.tune
+    from e4t_core.methods.e4t.settings import TuningSettings
+
+    original = learn.train
 
     def counted(*arguments, **options):
         execute.tunings += 1
@@ -111,14 +114,16 @@ def run(base, domain, monkeypatch):
         mask=None,
         of=domain,
         mask_means="auto",
+        **sampling,
     ):
         image = photo() if image is None else image
-        return Personalize.execute(
-            model, clip, vae, personalisation.LoadedDomain(of), image, word, seed, mask, settings, mask_means
-        ).args
+        if sampling or isinstance(settings, TuningSettings):
+            settings = chosen(settings or of.info.preset, **sampling)
+        loaded = LoadedDomain(of)
+        return Personalize.execute(model, clip, vae, loaded, image, word, seed, mask, settings, mask_means).args
 
     execute.tunings = 0
-    monkeypatch.setattr(personalisation, "tune", counted)
+    monkeypatch.setattr(learn, "train", counted)
     return execute
 
 

@@ -8,26 +8,27 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent))
 
 import conftest  # noqa: F401 - sets up ComfyUI in this process
-from e4t_pack.nodes.host.learning.personalisation import LoadedDomain
+from e4t_pack.nodes.host.learning.request import LoadedDomain
 from e4t_pack.nodes.host.networks.base_model import ComfyUNet
 from e4t_pack.nodes.personalize import Personalize
-from world import QUICK, make_base, make_domain, photo
+from world import QUICK, chosen, make_base, make_domain, photo
 
 from e4t_core.fingerprint import fingerprint
+from e4t_core.weight_changes import full_differences
 
 
 def learned(parts) -> str:
     """Of a concept: its own fingerprint tells what went in, this one what came out."""
     concept = parts.concept
-    tensors = {f"difference {name}": value for name, value in concept.weight_differences.items()}
-    tensors |= {f"encoder {name}": value for name, value in concept.encoder.state_dict().items()}
-    return fingerprint(tensors | {"static": concept.static_embedding}, concept.fingerprint)
+    tensors = {f"difference {name}": value for name, value in full_differences(concept.weights).items()}
+    tensors |= {f"encoder {name}": value for name, value in concept.predictor.encoder.state_dict().items()}
+    return fingerprint(tensors | {"static": concept.embedding[0]}, concept.fingerprint)
 
 
 def main() -> None:
     model, clip, vae = make_base()
     domain = make_domain(ComfyUNet(model))
-    parts = Personalize.execute(model, clip, vae, LoadedDomain(domain), photo(), "S*", 1, None, QUICK).args[2]
+    parts = Personalize.execute(model, clip, vae, LoadedDomain(domain), photo(), "S*", 1, None, chosen(QUICK)).args[2]
     print(learned(parts))
 
 

@@ -10,7 +10,7 @@ import comfy.sd
 import pytest
 import torch
 from comfy_extras.nodes_model_advanced import ModelSamplingContinuousEDM, ModelSamplingDiscrete
-from e4t_pack.nodes.host.learning.content_key import weights_key
+from e4t_pack.nodes.host.learning.content_key import WeightHashes
 from e4t_pack.nodes.host.networks.base_model import (
     PREFIX,
     ComfyUNet,
@@ -198,6 +198,7 @@ def test_a_quantised_model_is_refused(base, monkeypatch):
 
 def test_weight_keys_follow_content_not_objects(base, domain):
     model, _ = hold(base, make_concept(domain))
+    weights_key = WeightHashes().weights_key
     key = weights_key(base[0])
     assert weights_key(model) == key, "concepts of ours are left out"
     assert weights_key(base[0].clone()) == key

@@ -19,10 +19,11 @@ from e4t_pack.nodes.host.sampling import patched_model
 from e4t_pack.nodes.load_domain import LoadDomain
 from e4t_pack.nodes.personalize import Personalize
 from oracle import ksample
-from world import LATENT, QUICK, photo
+from world import LATENT, QUICK, chosen, held, photo
 
 import nodes
 from e4t_core.concept import Concept
+from e4t_core.weight_changes import full_differences
 
 sys.path.append(str(Path(__file__).parents[1] / "commands"))
 import mkshing
@@ -31,7 +32,7 @@ from commands.convert.__main__ import main
 from commands.convert.mkshing_directory import read_directory
 from commands.convert.to_concept import to_concept
 from commands.convert.to_domain import Options, to_domain
-from e4t_core.tuning import ConceptPhotos
+from e4t_core.training import Photos
 
 TOKENS, WIDTH = 9, 32
 ARCHITECTURE = mkshing.architecture(grid=4, patch=8, layers=2, width=WIDTH)
@@ -84,10 +85,10 @@ def naive_word(files, features, image, word):
 
 def test_a_converted_domain_is_loaded_tuned_and_refined_like_any_other(base, files, folder):
     loaded = convert(files, folder, "--backbone", "inside")
-    model, clip, parts, losses = Personalize.execute(*base, loaded, photo(), "*s", 1, None, QUICK).args
+    model, clip, parts, losses = Personalize.execute(*base, loaded, photo(), "*s", 1, None, chosen(QUICK)).args
     assert isinstance(parts.concept, Concept) and len(losses["loss"]) == 1
-    assert parts.concept.clip_features.shape == (1, TOKENS, WIDTH)
-    trained = parts.concept.encoder.state_dict()
+    assert parts.concept.predictor.clip_features.shape == (1, TOKENS, WIDTH)
+    trained = parts.concept.predictor.encoder.state_dict()
     assert any(not torch.equal(trained[key], value) for key, value in loaded.domain.encoder.state_dict().items())
     with_word = draw(model, clip, "a photo of *s")
     assert torch.isfinite(with_word).all()
@@ -102,8 +103,8 @@ def test_a_converted_domain_is_loaded_tuned_and_refined_like_any_other(base, fil
 def test_without_tuning_word_and_denoise_in_the_node_are_mkshings(base, files, folder):
     loaded = convert(files, folder, "--backbone", "inside")
     settings = dataclasses.replace(QUICK, steps=0)
-    _, _, parts, _ = Personalize.execute(*base, loaded, photo(), "*s", 1, None, settings).args
-    check_is_mkshings(base, files, parts.concept, parts.domain_offset, ComfyUNet(base[0]).parameters(), square(photo()))
+    _, _, parts, _ = Personalize.execute(*base, loaded, photo(), "*s", 1, None, chosen(settings)).args
+    check_is_mkshings(base, files, parts.concept, parts.shared, ComfyUNet(base[0]).parameters(), square(photo()))
 
 
 def test_the_concept_of_a_tuned_directory_is_held_by_a_model_and_is_mkshings(base, files, folder):
@@ -120,11 +121,10 @@ def test_the_concept_of_a_tuned_directory_is_held_by_a_model_and_is_mkshings(bas
         )
         domain, _ = to_domain(source, Options(architecture=ARCHITECTURE, backbone="inside"))
         vectors = image_features(domain, None, image.clone())
-        concept = to_concept(source, domain, unet, text, ConceptPhotos(torch.randn(1, 4, LATENT, LATENT), vectors))
-        offset = patched_model.domain_offset(unet.parameters(), concept.domain_factors)
-    check_is_mkshings(base, files, concept, offset, files["tuned"], image)
-    parts = patched_model.ConceptParts(concept, text.empty(), offset)
-    clip = concept_clip.with_concept(base[1], "*s", concept.fingerprint, concept.static_embedding, STORE.prompts)
+        concept = to_concept(source, domain, unet, text, Photos(torch.randn(1, 4, LATENT, LATENT), vectors))
+    parts = held(base, concept)
+    check_is_mkshings(base, files, concept, parts.shared, files["tuned"], image)
+    clip = concept_clip.with_concept(base[1], "*s", concept.fingerprint, concept.embedding, STORE.prompts)
     model = patched_model.with_concept(base[0], parts, STORE.prompts)
     with_word = draw(model, clip, "a photo of *s")
     assert torch.isfinite(with_word).all()
@@ -142,7 +142,7 @@ def check_is_mkshings(base, files, concept, domain_offset, weights, image):
     unet, text = ComfyUNet(base[0]), ComfyTextEncoder(base[1])
     z, t, context = noisy()
     held = dict(unet.parameters())
-    for extra in (domain_offset, concept.weight_differences):
+    for extra in (domain_offset, full_differences(concept.weights)):
         held |= {name: held[name] + value for name, value in extra.items()}
     used = {name: weight.float() for name, weight in mkshing.used_weights(weights, files["offsets"]).items()}
     results = []
@@ -153,7 +153,7 @@ def check_is_mkshings(base, files, concept, domain_offset, weights, image):
     scale = naive_noise.abs().max()
     assert (noise - naive_noise).abs().max() <= 1e-5 * max(1.0, float(scale))
     word = naive_word(files, naive_features, image, text.word("face"))
-    assert (concept.word_embedding(features).double() - word).abs().max() <= 1e-5
+    assert (concept.predictor.word(features).double() - word).abs().max() <= 1e-5
 
 
 def test_a_stock_clip_vision_gives_the_tokens_of_the_same_open_clip_tower(files, folder):

@@ -19,8 +19,8 @@ from e4t_core.methods.e4t.domain_info import BackboneInfo
 pytest.importorskip("diffusers")
 pytest.importorskip("accelerate")
 
-from commands.pretrain.latents import SCALING
-from commands.pretrain.single_file import SingleFile
+from commands.base.latents import SCALING
+from commands.base.single_file import SingleFile
 
 # As narrow as ComfyUI takes for Stable Diffusion; the second level has no attention.
 BLOCKS = {

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import subprocess
 import sys
 from pathlib import Path
 
 import e4t_pack
 import pytest
+
+from e4t_core.loop_settings import SamplingSettings
+from e4t_core.methods.e4t.settings import PRESETS, TuningSettings
+from e4t_core.methods.textual_inversion import TextualInversionSettings
+from e4t_core.settings import settings_of
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -19,12 +25,14 @@ def listed():
     return {node.GET_SCHEMA().node_id: node for node in asyncio.run(extension.get_node_list())}
 
 
-def test_the_three_nodes_are_listed_by_their_names(listed):
+def test_the_nodes_are_listed_by_their_names(listed):
     names = {node_id: node.GET_SCHEMA().display_name for node_id, node in listed.items()}
     assert names == {
         "E4TLoadDomain": "Load E4T Domain",
         "E4TPersonalize": "E4T Personalize",
         "E4TSettings": "E4T Settings",
+        "E4TTextualInversion": "Learn Photo (Textual Inversion)",
+        "E4TSaveEmbedding": "Save E4T Embedding",
     }
 
 
@@ -32,8 +40,8 @@ def test_pressing_queue_twice_tunes_once_because_the_seed_stays(listed):
     inputs = listed["E4TPersonalize"].INPUT_TYPES()
     seed = inputs["required"]["seed"][1]
     assert seed["control_after_generate"] == "fixed"
-    assert inputs["required"]["word"][1]["default"] == "S*"
-    assert set(inputs["optional"]) == {"mask", "settings"}
+    assert inputs["required"]["trigger"][1]["default"] == "S*"
+    assert set(inputs["optional"]) == {"mask", "settings", "mask_means"}
 
 
 def test_every_input_has_a_tooltip(listed):
@@ -74,27 +82,58 @@ def test_the_door_is_small_and_opens_without_comfyui():
     subprocess.run([sys.executable, "-I", "-c", script], check=True, cwd="/")
 
 
-def test_the_settings_node_offers_every_setting_of_tuning(listed):
-    """With nothing changed it gives the face preset; each value that is set arrives."""
+def test_an_untouched_settings_node_is_the_domain_s_own_preset(listed):
+    """By its widgets' defaults, and through the API with nothing sent."""
     inputs = listed["E4TSettings"].INPUT_TYPES()
     shown = {name: declared[1] for kind in inputs.values() for name, declared in kind.items()}
-    defaults = {name: options["default"] for name, options in shown.items()}
-    presets = sys.modules["e4t_core.presets"]
-    assert listed["E4TSettings"].execute(**defaults).args[0] == presets.FACE
-    reached = set()
-    for name, options in shown.items():
-        value = not defaults[name] if isinstance(defaults[name], bool) else options["min"] + 2 * options.get("step", 1)
-        other = listed["E4TSettings"].execute(**{**defaults, name: value}).args[0]
-        changed = {field for field in vars(other) if getattr(other, field) != getattr(presets.FACE, field)}
-        assert changed, name
-        reached |= changed
-    assert reached == set(vars(presets.FACE))
+    assert "required" not in inputs or not inputs["required"]
+    own = TuningSettings(steps=3, learning_rate=2e-4, train_offsets=False, beta1=0.5)
+    for values in ({}, {name: options["default"] for name, options in shown.items()}):
+        choice = listed["E4TSettings"].execute(**values).args[0]
+        assert choice.of(own) == own and choice.sampling == SamplingSettings()
 
 
-def test_a_workflow_from_before_the_optional_settings_still_runs(listed):
+@pytest.mark.parametrize("name", [*settings_of(TuningSettings), *settings_of(SamplingSettings)])
+def test_a_widget_changes_its_setting_and_no_other(listed, name):
     inputs = listed["E4TSettings"].INPUT_TYPES()
-    required = {name: declared[1]["default"] for name, declared in inputs["required"].items()}
-    assert listed["E4TSettings"].execute(**required).args[0] == sys.modules["e4t_core.presets"].FACE
+    options = inputs["optional"][name][1]
+    for of in (TuningSettings, SamplingSettings):
+        if name in settings_of(of):
+            about = settings_of(of)[name]
+    own = TuningSettings(steps=3)
+    if about.kind is bool:
+        new = False if name == "refine" else not getattr(own, name)
+        value = new if name == "refine" else ("on" if new else "off")
+    else:
+        new = value = about.kind(0.5 if name in ("encoder_rate", "end_percent") else options["max"])
+    choice = listed["E4TSettings"].execute(**{name: value}).args[0]
+    before, after = (own, SamplingSettings()), (choice.of(own), choice.sampling)
+    changed = {
+        key
+        for old, now in zip(before, after, strict=True)
+        for key in vars(old)
+        if getattr(old, key) != getattr(now, key)
+    }
+    assert changed == {name}
+    assert new in (getattr(after[0], name, None), getattr(after[1], name, None))
+
+
+def test_a_preset_is_chosen_by_name_and_changed(listed):
+    choice = listed["E4TSettings"].execute(preset="cat", steps=7).args[0]
+    assert choice.of(TuningSettings()) == dataclasses.replace(PRESETS["cat"], steps=7)
+    assert choice.told() == "Settings: preset cat, but steps 7 (5) (in brackets: the preset's)."
+
+
+def test_a_widget_does_not_allow_what_the_setting_refuses(listed):
+    for node, of in (("E4TSettings", TuningSettings), ("E4TTextualInversion", TextualInversionSettings)):
+        inputs = listed[node].INPUT_TYPES()["optional"]
+        for name, about in settings_of(of).items():
+            options = inputs[name][1]
+            if about.kind is not bool:
+                assert about.fits(about.kind(options["max"])), name
+                assert about.fits(about.kind(options["min"])) or options["min"] == -1, name
+                assert about.fits(about.kind(options["default"])) or options["default"] == -1, name
+            assert about.tooltip[:20] in options["tooltip"]
 
 
 def test_there_is_a_folder_to_put_domain_files_into(tmp_path, monkeypatch):

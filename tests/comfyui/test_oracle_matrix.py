@@ -7,22 +7,13 @@
 
 from __future__ import annotations
 
-import copy
-import dataclasses
-
 import pytest
 import torch
 from comfy.patcher_extension import WrappersMP
-from e4t_pack.nodes.host.learning.result_store import STORE
 from e4t_pack.nodes.host.prompt import concept_clip
-from e4t_pack.nodes.host.sampling import patched_model
-from oracle import ROWS, Row
-from safetensors.torch import save_file
-from world import ComfyTextEncoder, ComfyUNet, make_concept
+from oracle import ROWS
+from oracle_world import World, constant, domain_word, make_parts, nothing, with_encoder
 
-import nodes
-
-FILES = {"S": "one", "T": "two"}
 # The real encoder's reference adds and batches in another order; everything is float32.
 TOLERANCE = 1e-4
 
@@ -30,64 +21,7 @@ TOLERANCE = 1e-4
 @pytest.fixture(scope="module")
 def parts(base, domain):
     """Two concepts of one domain as a MODEL holds them, by placeholder."""
-    unet, empty = ComfyUNet(base[0]), ComfyTextEncoder(base[1]).empty()
-    offset = patched_model.domain_offset(unet.parameters(), domain.offsets.collapse())
-    concepts = {"S": make_concept(domain, 1, "S*"), "T": make_concept(domain, 2, "T*")}
-    return {name: patched_model.ConceptParts(concept, empty, offset) for name, concept in concepts.items()}
-
-
-def with_encoder(parts, change, static=None):
-    """The same concepts with another last layer of their encoders and another static embedding."""
-    new = {}
-    for name, part in parts.items():
-        with torch.inference_mode(False), torch.no_grad():
-            encoder = copy.deepcopy(part.concept.encoder)
-            change(encoder.final, name)
-        concept = dataclasses.replace(part.concept, encoder=encoder, static_embedding=static(part.concept))
-        new[name] = dataclasses.replace(part, concept=concept)
-    return new
-
-
-class World:
-    """MODEL and CLIP of a row, ours and stock on the same patched weights."""
-
-    def __init__(self, base, parts, row: Row, embeddings) -> None:
-        self.row, self.parts, self.embeddings = row, parts, embeddings
-        model, clip = base[0], base[1]
-        for part in parts.values():
-            concept = part.concept
-            clip = concept_clip.with_concept(
-                clip, concept.word, concept.fingerprint, concept.static_embedding, STORE.prompts
-            )
-            model = patched_model.with_concept(model, part, STORE.prompts)
-        self.clip, self.stock_clip = row.clip(clip), row.clip(base[1])
-        self.model = row.model(model)
-        plain = model.clone()
-        plain.remove_wrappers_with_key(WrappersMP.CALC_COND_BATCH, patched_model.KEY)
-        self.stock_model = row.model(plain)
-
-    def encode(self, text: str) -> list:
-        return self._encode(self.clip, text, {name: part.concept.word for name, part in self.parts.items()})
-
-    def stock_encode(self, text: str) -> list:
-        return self._encode(self.stock_clip, text, {name: f"embedding:{file}" for name, file in FILES.items()})
-
-    @staticmethod
-    def _encode(clip, text, words):
-        for name, word in words.items():
-            text = text.replace(f"{{{name}}}", word)
-        return nodes.CLIPTextEncode().encode(clip, text)[0]
-
-    def write_inversions(self, vectors: dict[str, torch.Tensor]) -> None:
-        for name, vector in vectors.items():
-            save_file({"clip_l": vector[None].clone()}, self.embeddings / f"{FILES[name]}.safetensors")
-
-    def ours(self):
-        return self.row.sample(self.model, self.row.conds(self.encode))
-
-    def stock(self, vectors):
-        self.write_inversions(vectors)
-        return self.row.sample(self.stock_model, self.row.conds(self.stock_encode))
+    return make_parts(base, domain)
 
 
 @pytest.fixture
@@ -104,27 +38,13 @@ def calls(monkeypatch):
     return made
 
 
-def nothing(layer, _name):
-    layer.weight.zero_()
-    layer.bias.zero_()
-
-
-def constant(layer, name):
-    layer.weight.zero_()
-    layer.bias.copy_(torch.randn(layer.bias.shape, generator=torch.Generator().manual_seed(ord(name))))
-
-
-def domain_word(concept):
-    return concept.domain_word_embedding
-
-
 by_name = pytest.mark.parametrize("row", ROWS, ids=[row.name for row in ROWS])
 
 
 @by_name
 def test_a_zero_encoder_equals_stock_bit_for_bit(row, base, parts, embeddings, calls):
     world = World(base, with_encoder(parts, nothing, domain_word), row, embeddings)
-    vectors = {name: part.concept.domain_word_embedding for name, part in parts.items()}
+    vectors = {name: part.concept.predictor.domain_word_embedding for name, part in parts.items()}
     ours = world.ours()
     assert calls, "refinement did not run"
     assert torch.equal(ours, world.stock(vectors))
@@ -134,11 +54,11 @@ def test_a_zero_encoder_equals_stock_bit_for_bit(row, base, parts, embeddings, c
 def test_a_constant_encoder_equals_stock_with_that_vector_bit_for_bit(row, base, parts, embeddings):
     changed = with_encoder(parts, constant, domain_word)
     world = World(base, changed, row, embeddings)
-    features = torch.zeros((1, next(iter(parts.values())).concept.encoder.feature_width))
-    vectors = {name: part.concept.word_embedding(features)[0] for name, part in changed.items()}
+    features = torch.zeros((1, next(iter(parts.values())).concept.predictor.encoder.feature_width))
+    vectors = {name: part.concept.predictor.word(features)[0] for name, part in changed.items()}
     ours = world.ours()
     assert torch.equal(ours, world.stock(vectors))
-    plain = {name: part.concept.domain_word_embedding for name, part in parts.items()}
+    plain = {name: part.concept.predictor.domain_word_embedding for name, part in parts.items()}
     assert not torch.equal(ours, world.stock(plain)), "the word made no difference, so the row proves nothing"
 
 
@@ -151,7 +71,7 @@ def test_a_real_encoder_equals_encoding_everything_anew_at_every_evaluation(row,
     assert len(calls) == reference.calls
     scale = expected.abs().max()
     assert (ours - expected).abs().max() <= TOLERANCE * scale
-    statics = {name: part.concept.static_embedding for name, part in parts.items()}
+    statics = {name: part.concept.embedding[0] for name, part in parts.items()}
     assert (ours - world.stock(statics)).abs().max() > 10 * TOLERANCE * scale, "the encoder made no difference"
 
 
@@ -160,7 +80,7 @@ class Reference:
 
     def __init__(self, world: World) -> None:
         self.world, self.seen, self.calls = world, [], 0
-        self.statics = self._tensors({name: part.concept.static_embedding for name, part in world.parts.items()})
+        self.statics = self._tensors({name: part.concept.embedding[0] for name, part in world.parts.items()})
         other = {name: torch.ones(768) for name in world.parts}
         self.word_rows = [
             index
@@ -176,7 +96,7 @@ class Reference:
     def sample(self):
         model = self.world.stock_model.clone()
         model.add_wrapper(WrappersMP.CALC_COND_BATCH, self)
-        self.world.write_inversions({name: part.concept.static_embedding for name, part in self.world.parts.items()})
+        self.world.write_inversions({name: part.concept.embedding[0] for name, part in self.world.parts.items()})
         return self.world.row.sample(model, self.world.row.conds(self.world.stock_encode))
 
     def __call__(self, executor, model, conds, x, sigma, model_options):
@@ -185,7 +105,7 @@ class Reference:
         rows = []
         for row in range(x.shape[0]):
             words = {
-                name: part.concept.word_embedding(features[row : row + 1])[0] for name, part in self.world.parts.items()
+                name: part.concept.predictor.word(features[row : row + 1])[0] for name, part in self.world.parts.items()
             }
             rows.append(self._tensors(words))
         fresh = [torch.cat(tensors) for tensors in zip(*rows, strict=True)]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 
 import comfy.model_management
@@ -12,18 +11,17 @@ from e4t_pack.nodes.host.networks.base_model import PREFIX, ComfyUNet, effective
 from e4t_pack.nodes.host.prompt.prompt_memory import PromptMemory
 from e4t_pack.nodes.host.sampling.patched_model import (
     LOST,
-    ConceptParts,
     _warn_if_lost,
-    domain_offset,
     held_concepts,
     lost_share,
     with_concept,
 )
 from oracle import ksample
 from test_base_model import QUERY, unet_lora
-from world import ComfyTextEncoder, make_concept, make_domain
+from world import held, make_concept, make_domain
 
 from e4t_core.methods.e4t.weight_offsets import offset_weight
+from e4t_core.weight_changes import full_differences, shared_factors
 
 NATIVE = f"{PREFIX}input_blocks.1.1.transformer_blocks.0.attn1.to_q.weight"
 
@@ -34,8 +32,7 @@ def unet(base):
 
 
 def parts_of(base, unet, concept):
-    offset = domain_offset(unet.parameters(), concept.domain_factors)
-    return ConceptParts(concept, ComfyTextEncoder(base[1]).empty(), offset)
+    return held(base, concept)
 
 
 def loaded(model):
@@ -58,7 +55,7 @@ def test_strength_zero_is_the_base_bit_for_bit(base, domain, unet):
 
 def test_zero_offsets_without_differences_leave_the_base_bit_for_bit(base, domain, unet):
     zero = {name: (torch.zeros_like(p), q) for name, (p, q) in domain.offsets.collapse().items()}
-    concept = make_concept(domain, domain_factors=zero, weight_differences={})
+    concept = make_concept(domain, factors=zero, differences={})
     model = with_concept(base[0], parts_of(base, unet, concept), PromptMemory())
     assert held_concepts(model)
     assert torch.equal(ksample(model, stock_conds(base)), ksample(base[0], stock_conds(base)))
@@ -68,7 +65,8 @@ def test_loaded_weights_are_base_plus_domain_offset_plus_difference(base, domain
     concept = make_concept(domain)
     weights = loaded(with_concept(base[0], parts_of(base, unet, concept), PromptMemory()))
     expected = (
-        offset_weight(unet.parameters()[QUERY], *concept.domain_factors[QUERY]) + concept.weight_differences[QUERY]
+        offset_weight(unet.parameters()[QUERY], *shared_factors(concept.weights)[QUERY])
+        + full_differences(concept.weights)[QUERY]
     )
     assert torch.allclose(weights[NATIVE], expected, atol=1e-6)
     assert not torch.allclose(weights[NATIVE], unet.parameters()[QUERY], atol=1e-3)
@@ -78,14 +76,9 @@ def test_two_concepts_share_one_domain_offset(base, domain, unet):
     first, second = (parts_of(base, unet, make_concept(domain, seed, f"{seed}*")) for seed in (1, 2))
     memory = PromptMemory()
     both = with_concept(with_concept(base[0], first, memory), second, memory)
-    expected = (
-        unet.parameters()[QUERY]
-        + first.domain_offset[QUERY]
-        + first.concept.weight_differences[QUERY]
-        + second.concept.weight_differences[QUERY]
-    )
+    expected = unet.parameters()[QUERY] + first.shared[QUERY] + first.differences[QUERY] + second.differences[QUERY]
     assert torch.allclose(loaded(both)[NATIVE], expected, atol=1e-6)
-    assert [held.concept.word for held in held_concepts(both)] == ["1*", "2*"]
+    assert [held.concept.trigger for held in held_concepts(both)] == ["1*", "2*"]
     assert len(held_concepts(with_concept(both, first, memory))) == 2, "a concept held already is not added again"
 
 
@@ -95,10 +88,10 @@ def test_concepts_of_two_domains_bring_both_offsets(base, domain, unet):
     both = with_concept(with_concept(base[0], first, PromptMemory()), second, PromptMemory())
     expected = (
         unet.parameters()[QUERY]
-        + first.domain_offset[QUERY]
-        + second.domain_offset[QUERY]
-        + first.concept.weight_differences[QUERY]
-        + second.concept.weight_differences[QUERY]
+        + first.shared[QUERY]
+        + second.shared[QUERY]
+        + first.differences[QUERY]
+        + second.differences[QUERY]
     )
     assert torch.allclose(loaded(both)[NATIVE], expected, atol=1e-6)
 
@@ -155,9 +148,9 @@ def test_the_base_is_not_changed_by_holding_concepts(base, domain, unet):
 
 def test_the_size_of_parts_counts_their_tensors(base, domain, unet):
     concept = make_concept(domain)
-    small = parts_of(base, unet, dataclasses.replace(concept, weight_differences={}))
+    small = parts_of(base, unet, make_concept(domain, differences={}))
     assert parts_of(base, unet, concept).size() - small.size() == sum(
-        4 * value.numel() for value in concept.weight_differences.values()
+        4 * value.numel() for value in full_differences(concept.weights).values()
     )
 
 
@@ -177,7 +170,7 @@ def test_what_a_coarse_float_type_loses_is_measured_and_said(base, domain, caplo
         model_state_dict = staticmethod(lambda _prefix: coarse)
 
     concept = make_concept(domain)
-    differences = {name: size * value.sign() for name, value in concept.weight_differences.items()}
+    differences = {name: size * value.sign() for name, value in full_differences(concept.weights).items()}
     with caplog.at_level(logging.WARNING):
         _warn_if_lost(Coarse, differences)
     assert ("too coarse" in caplog.text) == is_lost

@@ -21,7 +21,8 @@ from personalized import draw, encode
 from test_base_model import unet_lora
 from world import QUICK, make_base, make_domain, photo
 
-from e4t_core.presets import TuningSettings
+from e4t_core.loop_settings import SamplingSettings
+from e4t_core.methods.e4t.settings import TuningSettings
 
 OFFSETS_ONLY = dataclasses.replace(QUICK, train_encoder=False)
 
@@ -37,13 +38,13 @@ def test_a_photo_goes_in_and_a_word_comes_out(run, base, untouched):
 
 def test_several_photos_are_one_concept(run):
     _, _, parts, _ = run(image=photo(3))
-    assert parts.concept.clip_features.shape[0] == 1
+    assert parts.concept.predictor.clip_features.shape[0] == 1
 
 
 def test_zero_steps_are_the_encoder_s_first_answer(run, base, domain):
     model, clip, parts, losses = run(settings=dataclasses.replace(QUICK, steps=0))
     assert losses == {"loss": []}
-    assert parts.concept.weight_differences == {}
+    assert parts.differences == {}
     assert torch.isfinite(draw(model, clip)).all()
 
 
@@ -62,7 +63,7 @@ def test_zero_steps_with_zero_offsets_are_the_untouched_base(run, base, domain):
 
 
 def test_refinement_off_equals_stock_nodes_on_the_same_patched_weights(run):
-    model, clip, _, _ = run(settings=dataclasses.replace(QUICK, refine=False))
+    model, clip, _, _ = run(refine=False)
     stock = model.clone()
     stock.remove_wrappers_with_key(WrappersMP.CALC_COND_BATCH, patched_model.KEY)
     assert torch.equal(draw(model, clip), draw(stock, clip))
@@ -80,12 +81,12 @@ def test_the_word_is_frozen_after_end_percent(run, monkeypatch):
 
     calls, original = [], ConceptCLIP.encode_again
     monkeypatch.setattr(ConceptCLIP, "encode_again", lambda self, *a: calls.append(1) or original(self, *a))
-    model, clip, _, _ = run(settings=dataclasses.replace(QUICK, end_percent=0.5))
+    model, clip, _, _ = run(end_percent=0.5)
     draw(model, clip, steps=6)
     frozen_calls = len(calls)
     assert 1 <= frozen_calls < 6
     calls.clear()
-    model, clip, _, _ = run(settings=dataclasses.replace(QUICK, end_percent=0.0))
+    model, clip, _, _ = run(end_percent=0.0)
     draw(model, clip, steps=4)
     assert len(calls) == 1
 
@@ -150,19 +151,18 @@ def test_another_word_for_the_same_photo_needs_no_tuning(run):
     _, _, first, _ = run()
     model, clip, second, _ = run(word="T*")
     assert run.tunings == 1
-    assert (first.concept.word, second.concept.word) == ("S*", "T*")
+    assert (first.concept.trigger, second.concept.trigger) == ("S*", "T*")
     assert not torch.equal(draw(model, clip, "a photo of T*"), draw(model, clip, "a photo of S*"))
 
 
 @pytest.mark.parametrize("change", [{"refine": False}, {"end_percent": 0.5}], ids=["refine", "end_percent"])
 def test_how_it_is_sampled_needs_no_tuning_and_gives_what_a_tuning_with_it_gives(run, change):
-    other = dataclasses.replace(QUICK, **change)
-    tuned_with = run(settings=other)
+    tuned_with = run(**change)
     STORE.clear()
     first = run()
-    found = run(settings=other)
+    found = run(**change)
     assert run.tunings == 2
-    assert (first[2].concept.settings, found[2].concept.settings) == (QUICK, other)
+    assert (first[2].concept.sampling, found[2].concept.sampling) == (SamplingSettings(), SamplingSettings(**change))
     assert found[2].concept.fingerprint == tuned_with[2].concept.fingerprint
     expected = draw(tuned_with[0], tuned_with[1], steps=4)
     assert torch.equal(draw(found[0], found[1], steps=4), expected)
@@ -190,7 +190,7 @@ def test_twenty_tunings_with_twenty_seeds_keep_memory_flat(run, monkeypatch):
     alive, held = [], []
     for seed in range(20):
         model, clip, made, _ = run(settings=settings, seed=100 + seed)
-        assert made.concept.weight_differences
+        assert made.differences
         alive.append(weakref.ref(made.concept))
         ksample(model, {"positive": encode(clip, f"a photo of S* {seed}"), "negative": encode(clip, "blurry")})
         del model, clip, made
@@ -227,7 +227,7 @@ def test_domains_with_other_forms_of_offsets_work(form, run, base):
     _, _, alone, _ = run(of=domain, word="T*", seed=2)
     _, _, behind, _ = run(model=first_model, clip=first_clip, of=domain, word="T*", seed=2)
     assert alone.concept.fingerprint == behind.concept.fingerprint
-    assert bool(first.domain_offset) == (form == "direct")
+    assert bool(first.shared) == (form == "direct")
 
 
 # Determinism ------------------------------------------------------------------------------------------------------
@@ -240,10 +240,10 @@ def test_equal_inputs_give_an_equal_concept_bit_for_bit(run, embeddings, domain)
     _, _, second, _ = run(*fresh)
     assert run.tunings == 2
     assert first.concept.fingerprint == second.concept.fingerprint
-    differences = first.concept.weight_differences
-    assert differences and differences.keys() == second.concept.weight_differences.keys()
-    assert all(torch.equal(differences[key], second.concept.weight_differences[key]) for key in differences)
-    assert torch.equal(first.concept.static_embedding, second.concept.static_embedding)
+    differences = first.differences
+    assert differences and differences.keys() == second.differences.keys()
+    assert all(torch.equal(differences[key], second.differences[key]) for key in differences)
+    assert torch.equal(first.concept.embedding[0], second.concept.embedding[0])
 
 
 def test_a_new_process_learns_the_same_bit_for_bit(run):
@@ -261,7 +261,7 @@ def probe(base, parts):
     generator = torch.Generator().manual_seed(77)
     unet = ComfyUNet(base[0])
     tuned = dict(unet.parameters())
-    for extra in (parts.domain_offset, parts.concept.weight_differences):
+    for extra in (parts.shared, parts.differences):
         tuned |= {name: tuned[name] + value for name, value in extra.items()}
     outputs = []
     with unet.using(tuned):
@@ -278,9 +278,7 @@ def test_the_micro_batch_changes_predictions_by_rounding_only(run, base):
     settings = TuningSettings(steps=1, learning_rate=1e-4, regularization=0.01, batch=16, micro_batch=16)
     made = {micro: run(settings=dataclasses.replace(settings, micro_batch=micro))[2] for micro in (16, 4, 1)}
     predictions = {micro: probe(base, parts) for micro, parts in made.items()}
-    untuned = probe(
-        base, dataclasses.replace(made[16], concept=dataclasses.replace(made[16].concept, weight_differences={}))
-    )
+    untuned = probe(base, dataclasses.replace(made[16], differences={}))
     moved = (predictions[16] - untuned).square().mean().sqrt()
     assert moved > 0
     for micro in (4, 1):
@@ -294,10 +292,7 @@ def test_b_alone_equals_b_behind_a_bit_for_bit(run):
     STORE.clear()
     _, _, alone, _ = run(word="B*", image=photo(seed=4))
     assert behind.concept.fingerprint == alone.concept.fingerprint
-    assert all(
-        torch.equal(value, behind.concept.weight_differences[name])
-        for name, value in alone.concept.weight_differences.items()
-    )
+    assert all(torch.equal(value, behind.differences[name]) for name, value in alone.differences.items())
     assert len(patched_model.held_concepts(both)) == 2
     assert not torch.equal(draw(both, both_clip, "A*"), draw(both, both_clip, "B*"))
 
@@ -328,7 +323,7 @@ def test_the_same_photo_again_behind_itself_is_sampled_as_the_last_node_says(run
     first = run()
     draw(first[0], first[1], steps=2)
     assert len(calls) == 2
-    model, clip, _, _ = run(model=first[0], clip=first[1], word="T*", settings=dataclasses.replace(QUICK, refine=False))
+    model, clip, _, _ = run(model=first[0], clip=first[1], word="T*", refine=False)
     calls.clear()
     draw(model, clip, "a photo of T*", steps=2)
     assert run.tunings == 1 and not calls
@@ -343,7 +338,7 @@ def test_b_behind_a_and_a_lora_holds_the_weights_it_was_tuned_with(run, base):
     behind, _, again, _ = run(model=lora_behind, word="B*", image=photo(seed=4), settings=OFFSETS_ONLY)
     assert parts.concept.fingerprint == again.concept.fingerprint
     name = "diffusion_model.input_blocks.1.1.transformer_blocks.0.attn1.to_q.weight"
-    a = run(word="A*", settings=OFFSETS_ONLY)[2].concept.weight_differences
+    a = run(word="A*", settings=OFFSETS_ONLY)[2].differences
     canonical = {native: own for own, native in patched_model._native_names(base[0]).items()}
     expected = weight_of(alone, name) + a[canonical[name.removeprefix("diffusion_model.")]]
     assert (weight_of(behind, name) - expected).abs().max() < 1e-6

@@ -9,7 +9,7 @@ import comfy.model_management
 import pytest
 import torch
 from comfy.patcher_extension import WrappersMP
-from e4t_pack.nodes.host.learning import personalisation, progress
+from e4t_pack.nodes.host.learning import learn, progress
 from e4t_pack.nodes.host.learning.result_store import STORE
 from e4t_pack.nodes.host.networks.base_model import ComfyUNet
 from personalized import draw
@@ -38,7 +38,7 @@ def test_cancel_at_every_phase_harms_nothing(run, untouched, monkeypatch, phase)
         original(self, report)
 
     if phase in ("latent", "features", "models"):
-        monkeypatch.setattr(personalisation, "check_cancelled", cancelled)
+        monkeypatch.setattr(learn, "check_cancelled", cancelled)
     else:
         monkeypatch.setattr(progress.Progress, "step", step)
     with pytest.raises((Stop, comfy.model_management.InterruptProcessingException)):
@@ -116,24 +116,24 @@ def out_of_memory_above(monkeypatch, limit):
     return tried
 
 
-def test_out_of_memory_tries_once_more_with_half_the_micro_batch(run, untouched, monkeypatch, caplog):
-    tried = out_of_memory_above(monkeypatch, 1)
+@pytest.mark.parametrize(("limit", "tried_sizes"), [(2, [4, 2]), (1, [4, 2, 1])])
+def test_out_of_memory_goes_on_to_smaller_micro_batches(run, untouched, monkeypatch, caplog, limit, tried_sizes):
+    tried = out_of_memory_above(monkeypatch, limit)
     with caplog.at_level(logging.WARNING):
-        _, _, parts, _ = run()
-    assert tried[:2] == [LEVELS, 1], "the subject is looked for one by one"
-    assert [size for size in tried if size != LEVELS][-1] == 1 and 2 in tried
-    assert parts.concept.settings.batch == QUICK.batch
-    assert "trying once more with 1" in caplog.text
+        _, _, held, _ = run(settings=dataclasses.replace(QUICK, batch=4, micro_batch=4))
+    assert tried[0] == LEVELS and tried[1] == 1, "the subject is looked for one by one"
+    assert tried[-1] == limit and 4 in tried and held.concept.settings.batch == 4
+    assert [f"trying again with {size}" in caplog.text for size in (2, 1)] == [2 in tried_sizes, 1 in tried_sizes]
     monkeypatch.undo()
     untouched()
 
 
-def test_out_of_memory_twice_keeps_its_type_and_says_what_to_lower(run, untouched, monkeypatch):
+def test_out_of_memory_with_the_smallest_plan_keeps_its_type_and_says_what_to_lower(run, untouched, monkeypatch):
     out_of_memory_above(monkeypatch, 0)
     with pytest.raises(torch.OutOfMemoryError) as error:
         run()
     assert comfy.model_management.is_oom(error.value)
-    assert "lower micro_batch in E4T Settings" in "".join(error.value.__notes__)
+    assert "switch train_unet off in E4T Settings" in "".join(error.value.__notes__)
     monkeypatch.undo()
     assert len(STORE) == 0
     untouched()

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import re
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from comfy.patcher_extension import PatcherInjection
-from e4t_pack.nodes.host.learning import progress
+from e4t_pack.nodes.host.learning import pictures, progress
 from oracle import ksample, latent
 from personalized import draw, encode
 from world import QUICK, photo
+
+from e4t_core.methods.e4t import photo_fit
 
 
 def test_the_first_preview_is_the_crop_and_the_bar_reaches_its_end(run, monkeypatch):
@@ -52,10 +55,8 @@ def test_a_word_averaged_with_another_clip_s_prompt_is_told_as_not_refined(run, 
 
 
 def test_the_node_says_what_became_of_the_photo_and_forgets_old_notes(run, monkeypatch):
-    from e4t_pack.nodes.host.learning import personalisation
-
     shown = []
-    monkeypatch.setattr(personalisation, "show_text", shown.append)
+    monkeypatch.setattr(progress, "show_text", shown.append)
     frame = 1 - F.pad(torch.ones((1, 40, 40)), (12,) * 4)
     run(mask=frame)
     assert "marks what is around the subject" in shown[-1] and "S* learned in" in shown[-1]
@@ -66,55 +67,51 @@ def test_the_node_says_what_became_of_the_photo_and_forgets_old_notes(run, monke
 
 
 def test_at_no_steps_nothing_is_called_learned(run, monkeypatch):
-    from e4t_pack.nodes.host.learning import personalisation
-
     shown = []
-    monkeypatch.setattr(personalisation, "show_text", shown.append)
+    monkeypatch.setattr(progress, "show_text", shown.append)
     run(settings=dataclasses.replace(QUICK, steps=0))
     assert "S* is the encoder's first answer (0 steps: nothing is tuned)" in shown[-1] and "learned" not in shown[-1]
 
 
 def test_a_photo_that_the_domain_does_not_know_is_learned_with_a_warning(run, domain, monkeypatch, caplog):
-    from e4t_pack.nodes.host.learning import personalisation
-
     shown = []
-    monkeypatch.setattr(personalisation, "show_text", shown.append)
+    monkeypatch.setattr(progress, "show_text", shown.append)
 
     def knows(threshold):
         # As loaded from a file: another object of the same content.
         return dataclasses.replace(domain, info=dataclasses.replace(domain.info, fit_threshold=threshold))
 
     with caplog.at_level(logging.WARNING):
-        parts = run(image=photo(2), of=knows(1.0))[2]
-    assert len(parts.gains) == 2 and max(parts.gains) < 1
+        run(image=photo(2), of=knows(1.0))
     told = "photos 1, 2 do not look like 'face' (score"
     # Said before the tuning, so that it can be cancelled, and after it.
-    assert told not in shown[0] and told in shown[1] and told in shown[-1] and "learned in" in shown[-1]
+    first = next(number for number, text in enumerate(shown) if told in text)
+    assert told not in shown[0] and "step 1" not in "".join(shown[:first])
+    assert told in shown[-1] and "learned in" in shown[-1]
+    gains = [float(score) for score in re.search(r"score ([-\d.]+), ([-\d.]+),", shown[-1]).groups()]
+    assert max(gains) < 1
     assert told in caplog.text
     run(image=photo(2), of=knows(1.0))
     assert "was learned before" in shown[-1] and told in shown[-1]
-    between = knows(sum(parts.gains) / 2)
-    run(image=photo(2), of=between)
-    one = 1 + parts.gains.index(min(parts.gains))
-    assert f"photo {one} does not look like 'face'" in shown[-1]
+    monkeypatch.setattr(photo_fit, "photo_gains", lambda *arguments: (0.2, -0.1))
+    run(image=photo(2), of=knows(0.05), seed=9)
+    assert "photo 2 does not look like 'face' (score -0.10" in shown[-1]
+    monkeypatch.undo()
+    monkeypatch.setattr(progress, "show_text", shown.append)
     for threshold in (-1e6, None):
         run(image=photo(2, seed=1), of=knows(threshold), seed=2 if threshold else 3)
         assert "look like" not in shown[-1]
 
 
 def test_a_domain_without_a_threshold_spends_no_pass_on_the_question(run, monkeypatch):
-    from e4t_pack.nodes.host.learning import personalisation
-
     asked = []
-    monkeypatch.setattr(personalisation, "photo_gains", lambda *arguments: asked.append(arguments) or ())
-    assert run()[2].gains == () and not asked
+    monkeypatch.setattr(photo_fit, "photo_gains", lambda *arguments: asked.append(arguments) or ())
+    assert run()[2].concept.notes == () and not asked
 
 
 def test_the_node_says_when_the_domain_that_finds_the_subject_was_trained_without_masks(run, domain, monkeypatch):
-    from e4t_pack.nodes.host.learning import personalisation
-
     shown = []
-    monkeypatch.setattr(personalisation, "show_text", shown.append)
+    monkeypatch.setattr(progress, "show_text", shown.append)
     run()
     assert "was not trained with masks" in shown[-1]
     run(mask=torch.ones((1, 64, 64)))
@@ -125,41 +122,33 @@ def test_the_node_says_when_the_domain_that_finds_the_subject_was_trained_withou
 
 @pytest.mark.parametrize("word", ["face", "of", "Anna", "CAT"])
 def test_an_everyday_word_as_a_trigger_is_told(run, monkeypatch, word):
-    from e4t_pack.nodes.host.learning import personalisation
-
     shown = []
-    monkeypatch.setattr(personalisation, "show_text", shown.append)
+    monkeypatch.setattr(progress, "show_text", shown.append)
     run(word=word)
     assert f"'{word}' is an everyday word" in shown[-1] and "capitals count" in shown[-1]
 
 
 @pytest.mark.parametrize("word", ["S*", "ohwx", "sks", "my-cat", "anna*"])
 def test_a_rare_trigger_is_not_talked_about(run, monkeypatch, word):
-    from e4t_pack.nodes.host.learning import personalisation
-
     shown = []
-    monkeypatch.setattr(personalisation, "show_text", shown.append)
+    monkeypatch.setattr(progress, "show_text", shown.append)
     run(word=word)
     assert "everyday" not in shown[-1]
 
 
 def test_the_node_says_which_settings_are_not_the_preset_s(run, monkeypatch):
-    from e4t_pack.nodes.host.learning import personalisation
-
     shown = []
-    monkeypatch.setattr(personalisation, "show_text", shown.append)
+    monkeypatch.setattr(progress, "show_text", shown.append)
     run(settings=dataclasses.replace(QUICK, steps=1, learning_rate=2e-5, train_unet=not QUICK.train_unet))
-    assert "instead of the domain's preset" in shown[-1] and "learning_rate 2e-05 (" in shown[-1]
+    assert "the domain's own preset, but" in shown[-1] and "learning_rate 2e-05 (" in shown[-1]
     assert f"train_unet {'off (on)' if QUICK.train_unet else 'on (off)'}" in shown[-1]
     run(settings=None)
-    assert "preset" not in shown[-1]
+    assert "Settings:" not in shown[-1]
 
 
 def test_the_node_says_when_a_mask_only_decides_the_crop(run, monkeypatch):
-    from e4t_pack.nodes.host.learning import personalisation
-
     shown = []
-    monkeypatch.setattr(personalisation, "show_text", shown.append)
+    monkeypatch.setattr(progress, "show_text", shown.append)
     mask = torch.ones((1, 64, 64))
     run(mask=mask, settings=dataclasses.replace(QUICK, use_mask=False))
     assert "mask decides the crop only" in shown[-1]
@@ -168,10 +157,8 @@ def test_the_node_says_when_a_mask_only_decides_the_crop(run, monkeypatch):
 
 
 def test_the_node_says_that_it_looks_for_the_subject_where_there_is_no_mask(run, monkeypatch):
-    from e4t_pack.nodes.host.learning import personalisation
-
     shown = []
-    monkeypatch.setattr(personalisation, "show_text", shown.append)
+    monkeypatch.setattr(progress, "show_text", shown.append)
     for mask in (None, torch.zeros((1, 64, 64))):
         run(mask=mask)
         assert "The subject is found by itself" in shown[-1]
@@ -183,8 +170,8 @@ def test_the_node_says_that_it_looks_for_the_subject_where_there_is_no_mask(run,
 
 
 def test_the_preview_dims_what_is_not_learned(run, monkeypatch):
-    pictures, masks, original = [], [], progress.Progress.step
-    monkeypatch.setattr(progress.Progress, "_send", lambda self, value, maximum, picture: pictures.append(picture))
+    sent, masks, original = [], [], progress.Progress.step
+    monkeypatch.setattr(progress.Progress, "_send", lambda self, value, maximum, picture: sent.append(picture))
 
     def step(self, report):
         masks.append(report.masks)
@@ -192,14 +179,14 @@ def test_the_preview_dims_what_is_not_learned(run, monkeypatch):
 
     monkeypatch.setattr(progress.Progress, "step", step)
     run(mask=(torch.arange(64) < 32).float().expand(1, 64, 64))
-    first, last = (np.asarray(p).astype(float) for p in (pictures[0], [p for p in pictures if p is not None][-1]))
+    first, last = (np.asarray(p).astype(float) for p in (sent[0], [p for p in sent if p is not None][-1]))
     learned = F.interpolate(masks[-1], size=first.shape[:2], mode="nearest")
     # Its rim is blurred: by one latent cell, and by the preview's scaling.
     inside, outside = (F.max_pool2d(part, 65, 1, 32)[0, 0].numpy() == 0 for part in (1 - learned, learned))
     photo = last[:, : first.shape[1]]  # the loss curve is beside it
     assert inside.any() and outside.any()
     assert np.allclose(photo[inside], first[inside], atol=3)
-    grey = progress.DIM * first.mean(axis=-1, keepdims=True).repeat(3, axis=-1)
+    grey = pictures.DIM * first.mean(axis=-1, keepdims=True).repeat(3, axis=-1)
     # On average: the preview's scaling rings at edges, and where it is clipped depends on the brightness.
     assert np.abs(photo[outside] - grey[outside]).mean() < 2
 

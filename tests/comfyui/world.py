@@ -17,19 +17,24 @@ import comfy.taesd.taesd
 import comfy.utils
 import torch
 from e4t_pack.nodes.host.learning.result_store import STORE
+from e4t_pack.nodes.host.learning.settings_choice import SettingsChoice
 from e4t_pack.nodes.host.networks.base_model import ComfyUNet
 from e4t_pack.nodes.host.networks.text_encoder import ComfyTextEncoder
 from e4t_pack.nodes.host.prompt import concept_clip
 from e4t_pack.nodes.host.sampling import patched_model
+from e4t_pack.nodes.host.sampling.held_concept import HeldConcept
 
 from e4t_core.concept import Concept
+from e4t_core.loop_settings import SamplingSettings
 from e4t_core.methods.e4t.clip_backbone import build_vision_tower
 from e4t_core.methods.e4t.concept_encoder import ConceptEncoder
 from e4t_core.methods.e4t.domain import Domain
 from e4t_core.methods.e4t.domain_info import BackboneInfo, DomainInfo
 from e4t_core.methods.e4t.offset_forms import make_offsets
-from e4t_core.presets import TuningSettings
+from e4t_core.methods.e4t.settings import TuningSettings
+from e4t_core.methods.e4t.word_predictor import E4TPredictor
 from e4t_core.templates import NEUTRAL
+from e4t_core.weight_changes import Full, Scaled
 
 ROOT = Path(__file__).resolve().parents[2]
 LATENT = 8  # side of a latent in the tests
@@ -143,42 +148,50 @@ def photo(count: int = 1, height: int = 80, width: int = 64, seed: int = 0) -> t
 
 
 def make_concept(
-    domain: Domain, seed: int = 0, word: str = "S*", settings: TuningSettings = QUICK, **changes
+    domain: Domain,
+    seed: int = 0,
+    trigger: str = "S*",
+    differences: dict[str, torch.Tensor] | None = None,
+    factors: dict[str, tuple[torch.Tensor, torch.Tensor]] | None = None,
+    **changes,
 ) -> Concept:
     """A concept as tuning would make it, without tuning: random differences and features."""
     generator = torch.Generator().manual_seed(seed)
-    differences = {
-        name: 0.01 * torch.randn(shape, generator=generator) for name, shape in domain.info.projections.items()
-    }
+    drawn = {name: 0.01 * torch.randn(shape, generator=generator) for name, shape in domain.info.projections.items()}
     word_row = 0.38 / 768**0.5 * torch.randn(768, generator=torch.Generator().manual_seed(99))
+    clip_features = torch.randn((1, 2, 32), generator=generator)
+    pairs = domain.offsets.collapse() if factors is None else factors
     concept = Concept(
-        word=word,
+        trigger=trigger,
+        method="e4t",
+        fingerprint=f"concept {seed} {trigger}",
+        base_fingerprint="",
+        embedding=(word_row + 0.1 * torch.randn(768, generator=generator) / 768**0.5)[None],
+        weights=(
+            *(Scaled(name, p, q, domain.fingerprint) for name, (p, q) in pairs.items()),
+            *(Full(name, value) for name, value in (drawn if differences is None else differences).items()),
+        ),
+        settings=QUICK,
+        seed=seed,
+        predictor=E4TPredictor(domain.encoder, clip_features, word_row, domain.info.scale),
         domain_name=domain.info.name,
         domain_fingerprint=domain.fingerprint,
-        fingerprint=f"concept {seed} {word}",
-        base_fingerprint="",
-        domain_word_embedding=word_row,
-        scale=domain.info.scale,
-        encoder=domain.encoder,
-        clip_features=torch.randn((1, 2, 32), generator=generator),
-        static_embedding=word_row + 0.1 * torch.randn(768, generator=generator) / 768**0.5,
-        domain_factors=domain.offsets.collapse(),
-        weight_differences=differences,
-        settings=settings,
-        seed=seed,
     )
     return dataclasses.replace(concept, **changes)
 
 
+def held(base, concept: Concept) -> HeldConcept:
+    """A concept as a MODEL holds it."""
+    return HeldConcept.of(concept, ComfyTextEncoder(base[1]).empty(), ComfyUNet(base[0]).parameters())
+
+
+def chosen(settings: TuningSettings, **sampling) -> SettingsChoice:
+    """What E4T Settings gives with every value set."""
+    return SettingsChoice("", dataclasses.asdict(settings), SamplingSettings(**sampling))
+
+
 def hold(base, concept: Concept, memory=None):
     """(MODEL, CLIP) that hold a concept, as "E4T Personalize" makes them."""
-    model, clip = base[0], base[1]
     memory = memory or STORE.prompts
-    unet = ComfyUNet(model)
-    parts = patched_model.ConceptParts(
-        concept,
-        ComfyTextEncoder(base[1]).empty(),
-        patched_model.domain_offset(unet.parameters(), concept.domain_factors),
-    )
-    new_clip = concept_clip.with_concept(clip, concept.word, concept.fingerprint, concept.static_embedding, memory)
-    return patched_model.with_concept(model, parts, memory), new_clip
+    new_clip = concept_clip.with_concept(base[1], concept.trigger, concept.fingerprint, concept.embedding, memory)
+    return patched_model.with_concept(base[0], held(base, concept), memory), new_clip

@@ -8,8 +8,12 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
+from diffusers import AutoencoderTiny
+from transformers import CLIPTextConfig, CLIPTextModel
 
-from miniworld.unet import UNetModel
+from e4t_core.methods.e4t.clip_backbone import build_vision_tower
+from e4t_core.methods.e4t.domain_info import BackboneInfo
+from miniworld.unet import UNetModel, UNetShape
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -28,24 +32,28 @@ def write_header(path: Path, shapes: Shapes) -> Path:
 
 
 def base_shapes() -> dict[str, tuple[int, ...]]:
-    """A whole checkpoint: the mini world's UNet, a one-layer text encoder, a two-level autoencoder."""
+    """A whole checkpoint: the mini world's UNet at its stock width, CLIP-L's text model with one layer, a tiny VAE."""
+    text = CLIPTextConfig(
+        hidden_size=768, intermediate_size=3072, num_hidden_layers=1, num_attention_heads=12, vocab_size=49408
+    )
     with torch.device("meta"):
-        unet = UNetModel().state_dict()
+        unet = UNetModel(UNetShape(width=320)).state_dict()
+        words = CLIPTextModel(text).state_dict()
+        coder = AutoencoderTiny().state_dict()
     shapes = {f"model.diffusion_model.{name}": tuple(weight.shape) for name, weight in unet.items()}
-    shapes["cond_stage_model.transformer.text_model.encoder.layers.0.mlp.fc1.weight"] = (3072, 768)
-    shapes["first_stage_model.encoder.conv_in.weight"] = (8, 3, 3, 3)
-    shapes["first_stage_model.encoder.down.0.block.0.conv1.weight"] = (8, 8, 3, 3)
-    shapes["first_stage_model.encoder.down.1.block.0.conv1.weight"] = (8, 8, 3, 3)
+    for name, weight in words.items():
+        shapes[f"cond_stage_model.transformer.text_model.{name.removeprefix('text_model.')}"] = tuple(weight.shape)
+    for name, weight in coder.items():
+        part, _, number, rest = name.split(".", 3)
+        # The stock decoder's layer 0 is a clamp, which has no weights.
+        place = f"first_stage_model.taesd_{part}.{int(number) + (part == 'decoder')}.{rest}"
+        shapes[place] = tuple(weight.shape)
     return shapes
 
 
-def backbone_shapes(depth: int = 32, width: int = 1280) -> dict[str, tuple[int, ...]]:
+def backbone_shapes(architecture: str = "ViT-H-14", width: int = 1280) -> dict[str, tuple[int, ...]]:
     """A whole open_clip model's vision tower."""
-    shapes = {"visual.conv1.weight": (width, 3, 14, 14), "visual.positional_embedding": (257, width)}
-    for block in range(depth):
-        prefix = f"visual.transformer.resblocks.{block}"
-        shapes[f"{prefix}.attn.in_proj_weight"] = (3 * width, width)
-        shapes[f"{prefix}.attn.out_proj.weight"] = (width, width)
-        shapes[f"{prefix}.mlp.c_fc.weight"] = (4 * width, width)
-        shapes[f"{prefix}.mlp.c_proj.weight"] = (width, 4 * width)
-    return shapes
+    info = BackboneInfo(kind="open_clip", architecture=architecture, layers=(1,), width=width, image_size=224)
+    with torch.device("meta"):
+        tower = build_vision_tower(info).state_dict()
+    return {f"visual.{name}": tuple(weight.shape) for name, weight in tower.items()}

@@ -12,8 +12,8 @@ from layouts import make_folder
 from safetensors.torch import save_file
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from commands.pretrain.config import Config
-from commands.pretrain.config_file import load_config
+from commands.pretrain.config.config_file import load_config
+from commands.pretrain.config.sections import Config
 from e4t_core.methods.e4t.clip_backbone import build_vision_tower
 from e4t_core.methods.e4t.domain_info import BackboneInfo
 

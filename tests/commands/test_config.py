@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from commands.pretrain.config import ConfigError
-from commands.pretrain.config_file import CONFIGS, known_keys, load_config
+from commands.base.setting_rules import ConfigError
+from commands.pretrain.config.config_file import CONFIGS, known_keys, load_config
 from e4t_core.templates import NEUTRAL, STYLE
 
 SHIPPED = sorted(CONFIGS.glob("*.toml"))
@@ -80,6 +80,9 @@ def test_the_rate_rises_over_the_warm_up_and_falls_at_the_end() -> None:
         ("domain.templates=neutrall", "must be one of"),
         ('domain.templates=["a photo of {} {}"]', "{} once"),
         ("domain.templates=[]", "1 to 64"),
+        ('domain.word="human face"', "domain.word = 'human face' must be one word without spaces"),
+        ('domain.name="a\\u0007b"', "domain.name = 'a\\x07b' holds control characters"),
+        ("domain.v_size=100000", "domain.v_size = 100000 must be at least 1 and at most 16384"),
         ("domain.image_size=500", "multiple of 8"),
         ("domain.scale=0", "greater than 0"),
         ("base.kind=python", "must be written as 'package.module:function'"),
@@ -90,6 +93,10 @@ def test_the_rate_rises_over_the_warm_up_and_falls_at_the_end() -> None:
         ("data.sources.0.kind=tar", "must be one of folder, shards, parquet, python"),
         ('output.preview_prompts=["a photo"]', 'must hold "{}" exactly once'),
         ("domain=5", "must be a section"),
+        ("domain.name=../../x", "must be a plain file name"),
+        ("domain.name=a\\b", "must be a plain file name"),
+        ("domain.name=.hidden", "must be a plain file name"),
+        (f"domain.name={'a' * 101}", "must be a plain file name"),
     ],
 )
 def test_a_mistake_is_named_in_one_sentence(override: str, says: str) -> None:

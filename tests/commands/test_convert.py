@@ -38,11 +38,12 @@ from e4t_core.files.domain_file import load_domain, save_domain
 from e4t_core.methods.e4t.clip_backbone import ClipBackbone
 from e4t_core.methods.e4t.domain import Domain
 from e4t_core.methods.e4t.patch_token_encoder import PatchTokenEncoder
+from e4t_core.methods.e4t.settings import FACE
 from e4t_core.methods.e4t.weight_offsets import offset_weight
-from e4t_core.objective import predict_offset
-from e4t_core.presets import FACE
+from e4t_core.methods.e4t.word_model import WordModel
 from e4t_core.templates import NEUTRAL, STYLE
-from e4t_core.tuning import ConceptPhotos
+from e4t_core.training import Photos
+from e4t_core.weight_changes import full_differences, shared_factors
 
 pytest.importorskip("open_clip")
 TOKENS = 9  # 4 × 4 patches: [CLS] and every second one
@@ -165,8 +166,8 @@ def test_one_denoise_with_a_converted_domain_is_mkshings(published: Directory, t
     words, noise = published.word_and_noise(z, t, text.word("face"))
     vectors = ClipBackbone(domain.info.backbone, domain.backbone_state).cls_features(image())  # type: ignore[arg-type]
     with unet.using(domain.offsets.apply_all(unet.parameters())):
-        offset = predict_offset(unet, domain.encoder, z, t, vectors, text.empty())
-        found = text.word("face") + domain.info.scale * offset
+        model = WordModel.of(unet, text, domain.encoder, "face", domain.info.scale, ("a photo of {}",))
+        found = model.word(z, t, vectors)
         prediction = unet.denoise(z, t, text.encode(["a photo of {}"] * 3, found))
     assert (words[0] - words[1]).abs().max() > 1e-3, "the word must follow the noise level, or this test is blind"
     assert (found - words).abs().max() <= 1e-5
@@ -182,26 +183,26 @@ def test_a_tuned_directory_is_a_concept_whose_weights_word_and_denoise_are_mkshi
     vectors = ClipBackbone(domain.info.backbone, domain.backbone_state).cls_features(image())  # type: ignore[arg-type]
     text, unet = TinyText(), published.unet
     before = {name: weight.clone() for name, weight in unet.parameters().items()}
-    photos = ConceptPhotos(torch.randn((1, 4, 8, 8), generator=torch.Generator().manual_seed(5)), vectors)
+    photos = Photos(torch.randn((1, 4, 8, 8), generator=torch.Generator().manual_seed(5)), vectors)
     concept = to_concept(source, domain, unet, text, photos)
-    assert concept.word == "*s" and concept.settings.steps == 0
+    assert concept.trigger == "*s" and concept.settings.steps == 0
     weights = unet.parameters()
     assert all(torch.equal(weights[name], before[name]) for name in before), "the base was changed"
     # As a MODEL holds it: base, the domain's offset once, the concept's own difference.
     held = dict(weights)
-    for name, (p, q) in concept.domain_factors.items():
+    for name, (p, q) in shared_factors(concept.weights).items():
         held[name] = offset_weight(held[name], p, q)
-    held |= {name: held[name] + difference for name, difference in concept.weight_differences.items()}
+    held |= {name: held[name] + difference for name, difference in full_differences(concept.weights).items()}
     used = used_weights(published.weights, published.offsets)
     assert all((held[name].double() - used[name]).abs().max() <= 1e-5 for name in used)
     z, t = noisy()
     words, noise = published.word_and_noise(z, t, text.word("face"))
     with unet.using(held):
-        found = concept.word_embedding(unet.features(z, t, text.empty().expand(3, -1, -1)))
+        found = concept.predictor.word(unet.features(z, t, text.empty().expand(3, -1, -1)))
         prediction = unet.denoise(z, t, text.encode(["a photo of {}"] * 3, found))
     assert (found - words).abs().max() <= 1e-5 and (prediction - noise).abs().max() <= 1e-5
-    assert torch.isfinite(concept.static_embedding).all()
-    assert (concept.static_embedding - text.word("face")).abs().max() > 1e-3
+    assert torch.isfinite(concept.embedding[0]).all()
+    assert (concept.embedding[0] - text.word("face")).abs().max() > 1e-3
     assert len({concept.fingerprint, concept.base_fingerprint, concept.domain_fingerprint}) == 3
 
 
@@ -210,14 +211,14 @@ def test_a_tuned_directory_of_offsets_alone_changes_no_other_weight(tmp_path: Pa
     write(tmp_path / "tuned", tuned_config(), encoder=published.encoder, weight_offsets=published.offsets)
     source = read_directory(tmp_path / "tuned")
     domain, _ = to_domain(source, Options(architecture=published.architecture))
-    photos = ConceptPhotos(torch.randn(1, 4, 8, 8), torch.randn(1, TOKENS, 8))
-    assert to_concept(source, domain, published.unet, TinyText(), photos).weight_differences == {}
+    photos = Photos(torch.randn(1, 4, 8, 8), torch.randn(1, TOKENS, 8))
+    assert full_differences(to_concept(source, domain, published.unet, TinyText(), photos).weights) == {}
 
 
 def test_a_concept_needs_a_tuned_directory_and_its_own_base(published: Directory, tmp_path: Path) -> None:
     source = read_directory(published.folder)
     domain, _ = to_domain(source)
-    photos = ConceptPhotos(torch.randn(1, 4, 8, 8), torch.randn(1, TOKENS, 8))
+    photos = Photos(torch.randn(1, 4, 8, 8), torch.randn(1, TOKENS, 8))
     with pytest.raises(MkshingFileError, match="is pre-trained, not tuned"):
         to_concept(source, domain, published.unet, TinyText(), photos)
     tuned = Directory(tmp_path / "tuned", tuned=True)

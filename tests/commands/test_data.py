@@ -14,12 +14,14 @@ from layouts import make_folder, make_parquet, make_shards, picture
 from PIL import Image
 from torch import Tensor
 
-from commands.pretrain.data import Batch, CorruptionCount, TrainingData, make_loader, micro_batches
-from commands.pretrain.folders import FolderSource
-from commands.pretrain.parquet import ParquetSource
-from commands.pretrain.pictures import CorruptSample, DataError, decode, to_float
-from commands.pretrain.shards import ShardSource, scan_shard
-from commands.pretrain.sources import Source
+from commands.pretrain.data.corruption import CorruptionCount
+from commands.pretrain.data.folder_source import FolderSource
+from commands.pretrain.data.micro_batches import Batch, make_loader, micro_batches
+from commands.pretrain.data.parquet_source import ParquetSource
+from commands.pretrain.data.pictures import CorruptSample, DataError, decode, to_float
+from commands.pretrain.data.shard_source import ShardSource, scan_shard
+from commands.pretrain.data.sources import Source
+from commands.pretrain.data.training_data import TrainingData
 
 SIZE, SEED, BATCH = 32, 7, 8
 

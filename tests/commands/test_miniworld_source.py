@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from commands.pretrain.data import TrainingData, make_loader, micro_batches
+from commands.pretrain.data.micro_batches import make_loader, micro_batches
+from commands.pretrain.data.training_data import TrainingData
 from miniworld.concept_photos import CHUNK, concept_scene, subject_masks, training_identities
 from miniworld.pretraining import TrainingPhotos, load_base
 from miniworld.renderer import render

@@ -9,8 +9,8 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState
 
-from commands.pretrain.config_file import load_config
-from commands.pretrain.training import Training
+from commands.pretrain.config.config_file import load_config
+from commands.pretrain.run.training import Training
 from e4t_core.files.domain_file import load_domain
 from e4t_core.methods.e4t.domain import Domain
 from miniworld.domains import load_mini_domain

@@ -4,7 +4,7 @@ from collections import Counter
 
 import pytest
 
-from commands.pretrain.order import MIX_BLOCK, EpochOrder, Mix, permutation
+from commands.pretrain.data.sample_order import MIX_BLOCK, EpochOrder, Mix, permutation
 
 
 def test_a_permutation_is_one_and_never_changes() -> None:

@@ -1,6 +1,8 @@
 """``prepare``: every data set's own layout, corrupt files, and going on after an interruption."""
 
+import io
 import json
+import os
 from pathlib import Path
 
 import lmdb
@@ -9,11 +11,13 @@ import webdataset
 from layouts import make_folder, noise, picture
 from PIL import Image
 
-from commands.pretrain import prepare as module
-from commands.pretrain.layouts import LAYOUTS
-from commands.pretrain.pictures import DataError
-from commands.pretrain.prepare import Preparation, main, prepare
-from commands.pretrain.shards import ShardSource
+from commands.prepare import main
+from commands.pretrain.data import prepare_shards as module
+from commands.pretrain.data.dataset_layouts import LAYOUTS
+from commands.pretrain.data.pictures import DataError
+from commands.pretrain.data.preparation import Preparation
+from commands.pretrain.data.prepare_shards import prepare
+from commands.pretrain.data.shard_source import ShardSource
 
 COUNT = 25
 BESIDE = {
@@ -205,3 +209,51 @@ def test_a_database_that_was_cut_is_named(tmp_path: Path) -> None:
         opened.truncate(20480)
     with pytest.raises(DataError, match=r"data\.mdb (is cut|could not be read)"):
         LAYOUTS["lsun-cat"](tmp_path)
+
+
+def test_only_pictures_are_opened_and_their_faults_are_the_same_at_every_run(tmp_path: Path) -> None:
+    make_folder(tmp_path / "raw", 3)
+    drawing = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(drawing, "EPS")  # Pillow would start Ghostscript for it
+    (tmp_path / "raw" / "drawing.jpg").write_bytes(drawing.getvalue())
+    (tmp_path / "raw" / "text.png").write_bytes(b"no picture at all")
+    manifests = [prepare(tmp_path / "raw", tmp_path / out, Preparation("folder", side=32)) for out in ("a", "b")]
+    assert manifests[0] == manifests[1]
+    reasons = {entry["name"]: entry["reason"] for entry in manifests[0]["corrupt_names"]}
+    assert reasons == dict.fromkeys(("drawing.jpg", "text.png"), "it is no JPEG, PNG, WEBP, BMP picture")
+    assert manifests[0]["samples"] == 3
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
+def test_a_pipe_among_the_pictures_is_skipped(tmp_path: Path) -> None:
+    make_folder(tmp_path / "raw", 3)
+    os.mkfifo(tmp_path / "raw" / "pipe.jpg")
+    manifest = prepare(tmp_path / "raw", tmp_path / "shards", Preparation("folder", side=32))
+    assert manifest["samples"] == 3
+    assert manifest["corrupt_names"] == [{"name": "pipe.jpg", "reason": "it is no ordinary file"}]
+    os.mkfifo(tmp_path / "shards" / "pipe.tar")
+    (tmp_path / "shards" / "manifest.json").unlink()
+    assert ShardSource(tmp_path / "shards", window=2).parts == (3,)
+
+
+def test_a_phones_jpeg_is_stored_as_jpeg(tmp_path: Path) -> None:
+    picture = Image.new("RGB", (40, 40), "red")
+    (tmp_path / "raw").mkdir()
+    picture.save(tmp_path / "raw" / "a.jpg", "MPO", save_all=True, append_images=[picture])
+    prepare(tmp_path / "raw", tmp_path / "shards", Preparation("folder", side=0))
+    (sample,) = webdataset.WebDataset([str(tmp_path / "shards" / "folder-000000.tar")], shardshuffle=False)
+    assert Image.open(io.BytesIO(sample["jpg"])).format == "MPO"
+
+
+@pytest.mark.parametrize("layout", list(LAYOUTS))
+def test_a_name_that_no_folder_can_have_is_told(layout: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    assert main([layout, str(tmp_path / ("a" * 300)), str(tmp_path / "shards")]) == 1
+    assert "cannot be looked at (File name too long)" in caplog.text
+
+
+def test_what_a_killed_run_left_is_taken_away(tmp_path: Path) -> None:
+    make_folder(tmp_path / "raw", 3)
+    prepare(tmp_path / "raw", tmp_path / "shards", Preparation("folder", side=32))
+    (tmp_path / "shards" / ".folder-000000.tar.1-a.tmp").write_bytes(b"half")
+    prepare(tmp_path / "raw", tmp_path / "shards", Preparation("folder", side=32))
+    assert not list((tmp_path / "shards").glob(".*"))

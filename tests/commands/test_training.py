@@ -15,10 +15,10 @@ from safetensors.torch import load_file
 from small_base import config_of, overrides
 from training_runs import losses, same, start, train
 
+from commands.base.setting_rules import ConfigError
 from commands.pretrain.__main__ import main
-from commands.pretrain.config import ConfigError
-from commands.pretrain.pictures import DataError
-from commands.pretrain.training import Training
+from commands.pretrain.data.pictures import DataError
+from commands.pretrain.run.training import Training
 from e4t_core.files.domain_file import load_domain
 from e4t_core.fingerprint import fingerprint
 
@@ -126,7 +126,10 @@ def test_the_base_is_frozen(place: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("off", "still"), [("train_offsets", "offsets."), ("train_encoder", "encoder.")])
 def test_what_does_not_train_keeps_its_first_weights(off: str, still: str, place: Path, tmp_path: Path) -> None:
-    first = {name: value.clone() for name, value in Training(config_of(place, tmp_path)).trained.state_dict().items()}
+    first = {
+        name: value.clone()
+        for name, value in Training(config_of(place, tmp_path)).encoder_and_offsets.state_dict().items()
+    }
     AcceleratorState._reset_state(reset_partial_state=True)
     last = train(place, tmp_path, f"training.{off}=false", "training.steps=2")
     changed = {name for name in last if not torch.equal(first[name], last[name])}
@@ -158,7 +161,7 @@ def test_a_setting_has_an_effect(name: str, place: Path, tmp_path: Path) -> None
 def test_other_forms_of_offsets_train_resume_and_are_described(form: str, place: Path, tmp_path: Path) -> None:
     more = (f"training.offset_form={form}", "training.micro_batch=1", "output.preview_every=4")
     first = Training(config_of(place, tmp_path / "whole", *more))
-    assert first.trained.offset_rms(torch.ones(1, 2, 64)) == 0
+    assert first.encoder_and_offsets.offset_rms(torch.ones(1, 2, 64)) == 0
     AcceleratorState._reset_state(reset_partial_state=True)
     whole = train(place, tmp_path / "whole", *more)
     train(place, tmp_path / "parts", *more, "training.steps=2")
@@ -194,6 +197,7 @@ def test_the_domain_file_describes_the_run(place: Path, tmp_path: Path) -> None:
     assert (info.word, info.base_family, info.prediction, info.step) == ("face", "sd1", "epsilon", 4)
     assert info.training["learning_rate"] == pytest.approx(4e-4)
     assert info.training["data"] == ["data"]
+    assert info.training["use_mask"] is False
     assert not info.backbone.weights_inside and len(info.backbone.sha256) == 64
     assert domain.backbone_state is None
 

@@ -17,12 +17,13 @@ from safetensors.torch import load_file, save_file
 from small_base import config_of, overrides
 from training_runs import losses, start, train, wait_for_steps
 
-from commands.pretrain.__main__ import STOPPED, main
-from commands.pretrain.checkpoints import CheckpointError
-from commands.pretrain.errors import Stopped, TrainingError
-from commands.pretrain.features import FeatureCache
-from commands.pretrain.pictures import DataError
-from commands.pretrain.training import Training
+from commands.interruptible import STOPPED
+from commands.pretrain.__main__ import main
+from commands.pretrain.data.pictures import DataError
+from commands.pretrain.run.checkpoints import CheckpointError
+from commands.pretrain.run.errors import Stopped, TrainingError
+from commands.pretrain.run.feature_cache import FeatureCache
+from commands.pretrain.run.training import Training
 from e4t_core.fingerprint import fingerprint
 
 pytestmark = pytest.mark.usefixtures("fresh_accelerate")
@@ -106,7 +107,7 @@ def test_a_loss_that_is_no_number_stops_the_run_and_says_where(place: Path, tmp_
     train(place, tmp_path, "training.steps=2")
     training = Training(config_of(place, tmp_path, "training.steps=8"))
     with torch.no_grad():
-        training.trained.encoder.final.weight.fill_(float("inf"))
+        training.encoder_and_offsets.encoder.final.weight.fill_(float("inf"))
     with pytest.raises(TrainingError, match=r"In step 3 of 8 the term 'diffusion' .* checkpoint is of step 2"):
         training.run()
     assert training.checkpoints.steps() == [2]
@@ -115,7 +116,7 @@ def test_a_loss_that_is_no_number_stops_the_run_and_says_where(place: Path, tmp_
 def test_weights_that_are_no_numbers_are_never_saved(place: Path, tmp_path: Path) -> None:
     training = Training(config_of(place, tmp_path))
     with torch.no_grad():
-        next(iter(training.trained.offsets.parameters())).fill_(float("nan"))
+        next(iter(training.encoder_and_offsets.offsets.parameters())).fill_(float("nan"))
     with pytest.raises(TrainingError, match="became NaN or infinite"):
         training.save()
     assert training.checkpoints.steps() == []
@@ -177,7 +178,7 @@ def test_a_damaged_checkpoint_is_named(place: Path, tmp_path: Path) -> None:
     train(place, tmp_path, "training.steps=2")
     path = tmp_path / "checkpoints" / "step-00000002.safetensors"
     path.write_bytes(path.read_bytes()[:1000])
-    with pytest.raises(CheckpointError, match="could not be read .* delete it"):
+    with pytest.raises(CheckpointError, match="could not be read: delete it .* is truncated"):
         Training(config_of(place, tmp_path))
 
 

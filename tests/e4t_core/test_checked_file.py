@@ -221,7 +221,7 @@ def test_what_may_not_be_read_is_told() -> None:
         (lambda p, t: check_keys(p, TINY, t, {"a"}), "1 unknown tensors besides its 1, the first is b"),
         (
             lambda p, t: check_shapes(p, TINY, t, {"b": (2,), "a": (3, 2)}),
-            r"a in the shape \(2, 3\) in place of \(3, 2\)",
+            r"shape \(2, 3\) in place of \(3, 2\) for a",
         ),
         (lambda p, t: check_dtypes(p, TINY, t, {torch.float32}), "b as torch.float16"),
         (lambda p, t: check_finite(p, TINY, {"a": torch.tensor([1, float("nan")])}), "NaN or infinity in a"),

@@ -3,9 +3,8 @@ import torch
 import torch.nn.functional as F
 from tiny import TinyUNet, tiny_domain
 
-from e4t_core.concept import Concept
 from e4t_core.methods.e4t.concept_encoder import ConceptEncoder
-from e4t_core.presets import TuningSettings
+from e4t_core.methods.e4t.word_predictor import E4TPredictor
 
 
 def test_it_has_the_papers_size_for_stable_diffusion_and_vit_h() -> None:
@@ -38,7 +37,7 @@ def test_a_concepts_word_is_the_domain_word_plus_the_scaled_offset() -> None:
     unet = TinyUNet()
     encoder = tiny_domain(unet).encoder
     clip, word, features = torch.randn(1, 2, 5), torch.randn(6), torch.randn(3, unet.feature_width)
-    concept = Concept("S*", "tiny", "", "", "", word, 0.25, encoder, clip, word, {}, {}, TuningSettings(), 0)
+    predictor = E4TPredictor(encoder, clip, word, 0.25)
     expected = word + 0.25 * encoder(clip, features)
-    assert torch.equal(concept.word_embedding(features), expected)
+    assert torch.equal(predictor.word(features), expected)
     assert not torch.allclose(expected[0], expected[1])

@@ -1,9 +1,10 @@
 import dataclasses
+import json
 
 import pytest
 from tiny import TinyUNet, tiny_info
 
-from e4t_core.methods.e4t.domain_info import BackboneInfo, DomainMismatchError, check_base
+from e4t_core.methods.e4t.domain_info import BackboneInfo, DomainMismatchError, base_note, base_version, check_base
 
 UNET = TinyUNet()
 INFO = tiny_info(UNET)
@@ -79,3 +80,57 @@ def test_a_description_out_of_range_is_refused(name: str, value: object) -> None
 def test_backbone_layers_count_from_one_and_rise(layers: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match="layers"):
         BackboneInfo("open_clip", "ViT-H-14", layers, 1280, 224)
+
+
+@pytest.mark.parametrize(
+    "name, version",
+    [
+        ("CompVis/stable-diffusion-v1-4", "1.4"),
+        ("runwayml/stable-diffusion-v1-5", "1.5"),
+        ("v1-5-pruned-emaonly.safetensors", "1.5"),
+        ("SD 1.5\\sd_v1.4.ckpt", "1.4"),
+        ("stabilityai/stable-diffusion-2-1-base", "2.1"),
+        ("stabilityai/stable-diffusion-2", ""),
+        ("v2-1_768-ema-pruned.safetensors", "2.1"),
+        ("my-v21-5-mix", ""),
+        ("dreamshaper_8.safetensors", ""),
+        ("miniworld", ""),
+        ("", ""),
+    ],
+)
+def test_a_bases_name_says_its_version(name: str, version: str) -> None:
+    assert base_version(name) == version
+
+
+def test_the_base_it_was_trained_on_is_named_unless_it_is_the_wired_one() -> None:
+    converted = dataclasses.replace(INFO, base_name="CompVis/stable-diffusion-v1-4")
+    assert base_note(INFO) == base_note(converted, "sd-v1-4.safetensors") == ""
+    assert base_note(converted, "CompVis/stable-diffusion-v1-4") == ""
+    unknown = base_note(converted)
+    assert "Stable Diffusion 1.4" in unknown and "CompVis/stable-diffusion-v1-4" in unknown
+    other = base_note(converted, "v1-5-pruned-emaonly.safetensors")
+    assert "v1-5-pruned-emaonly.safetensors is called 1.5" in other and "1.4" in other
+    assert base_note(dataclasses.replace(INFO, base_name="miniworld")).count("miniworld") == 1
+
+
+@pytest.mark.parametrize(
+    "vision",
+    [
+        {"layers": 100_000},
+        {"layers": [1, 2, 3, 4]},
+        {"layers": True},
+        {"width": 2**63},
+        {"width": -1},
+        {"patch_size": 0},
+        {"head_width": 0},
+        {"image_size": 1e9},
+        {"mlp_ratio": float("nan")},
+        {"act": "x" * 3000},
+        {"a": {"b": {"c": {"d": {}}}}},
+    ],
+)
+def test_a_backbones_description_has_bounds(vision: dict[str, object]) -> None:
+    architecture = json.dumps({"embed_dim": 4, "vision_cfg": vision})
+    with pytest.raises(ValueError, match="Backbone architecture"):
+        BackboneInfo("open_clip", architecture, (1,), 8, 32)
+    BackboneInfo("open_clip", json.dumps({"embed_dim": 4, "vision_cfg": {"layers": 2, "mlp_ratio": 4.0}}), (1,), 8, 32)

@@ -10,14 +10,14 @@ import torch
 import torch.nn.functional as F
 from tiny import TinyText, TinyUNet, tiny_domain, tiny_photos
 from torch import Tensor
+from tuned import differences, factors, tune
 
 from e4t_core.concept import Concept
 from e4t_core.files.domain_file import DomainFileError, load_domain, save_domain
 from e4t_core.methods.e4t.domain import Domain
 from e4t_core.methods.e4t.offset_forms import DirectOffsets, HyperOffsets, make_offsets
+from e4t_core.methods.e4t.settings import TuningSettings
 from e4t_core.methods.e4t.weight_offsets import Offsets, WeightOffsets
-from e4t_core.presets import TuningSettings
-from e4t_core.tuning import tune
 
 NAME = "block.attn2.to_k.weight"
 FORMS = ("network", "direct", "hypernetwork")
@@ -44,9 +44,9 @@ def domain_of(form: str) -> Domain:
 def drawn_with(unet: TinyUNet, concept: Concept) -> dict[str, Tensor]:
     """The weights as a host builds them: base, what the domain shares, the concept's own difference."""
     weights = dict(unet.parameters())
-    for name, (p, q) in concept.domain_factors.items():
+    for name, (p, q) in factors(concept).items():
         weights[name] = weights[name] * (1 + p @ q.T)
-    return {name: weight + concept.weight_differences.get(name, 0) for name, weight in weights.items()}
+    return {name: weight + differences(concept).get(name, 0) for name, weight in weights.items()}
 
 
 def test_direct_offsets_are_a_factor_for_every_entry() -> None:
@@ -100,7 +100,7 @@ def test_a_tuned_concept_draws_with_the_weights_that_it_was_tuned_with(form: str
     got = drawn_with(unet, concept)
     assert all(torch.allclose(got[name], wanted[name], atol=1e-6) for name in base)
     assert not torch.allclose(wanted[domain.offsets.names[0]], base[domain.offsets.names[0]], atol=1e-4)
-    assert bool(concept.domain_factors) == (form != "hypernetwork")
+    assert bool(factors(concept)) == (form != "hypernetwork")
 
 
 @pytest.mark.parametrize("form", FORMS)

@@ -2,14 +2,15 @@ import pytest
 import torch
 import torch.nn.functional as F
 from tiny import TinyText, TinyUNet, tiny_info
+from tuned import tune
 
 from e4t_core.methods.e4t.clip_backbone import normalise, read_vectors
 from e4t_core.methods.e4t.domain import Domain, new_encoder
 from e4t_core.methods.e4t.domain_info import PATCH_TOKENS, BackboneInfo
 from e4t_core.methods.e4t.patch_token_encoder import PatchTokenEncoder
+from e4t_core.methods.e4t.settings import TuningSettings
 from e4t_core.methods.e4t.weight_offsets import WeightOffsets
-from e4t_core.presets import TuningSettings
-from e4t_core.tuning import ConceptPhotos, tune
+from e4t_core.training import Photos
 
 INFO = BackboneInfo("open_clip", "ViT-tiny", (3,), 5, 32, reading=PATCH_TOKENS, tokens=4)
 
@@ -55,11 +56,11 @@ def test_tuning_trains_a_copy_of_it() -> None:
     assert isinstance(encoder, PatchTokenEncoder) and encoder.layers == 4
     domain = Domain(encoder, WeightOffsets(info.projections), info)
     before = {key: value.clone() for key, value in encoder.state_dict().items()}
-    photos = ConceptPhotos(torch.randn(1, 4, 8, 8), torch.randn(1, 4, 5))
+    photos = Photos(torch.randn(1, 4, 8, 8), torch.randn(1, 4, 5))
     concept = tune(unet, TinyText(), domain, photos, info.preset, seed=1)
-    assert isinstance(concept.encoder, PatchTokenEncoder)
+    assert isinstance(concept.predictor.encoder, PatchTokenEncoder)
     assert all(torch.equal(value, before[key]) for key, value in encoder.state_dict().items())
-    assert all(not torch.equal(value, before[key]) for key, value in concept.encoder.state_dict().items())
+    assert all(not torch.equal(value, before[key]) for key, value in concept.predictor.encoder.state_dict().items())
 
 
 @pytest.mark.parametrize(

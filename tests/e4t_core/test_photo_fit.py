@@ -7,9 +7,14 @@ import pytest
 import torch
 from tiny import TinyText, TinyUNet, tiny_domain, tiny_photos
 
+from e4t_core.diffusion import draw_samples
 from e4t_core.files.domain_file import load_domain, save_domain
-from e4t_core.methods.e4t.photo_fit import LEVELS, RANGE, least_usual, photo_gains, unusual
-from e4t_core.objective import draw_samples, predict_offset
+from e4t_core.memory_plan import MemoryPlan
+from e4t_core.methods.e4t.method import E4T
+from e4t_core.methods.e4t.photo_fit import LEVELS, RANGE, least_usual, unusual
+from e4t_core.methods.e4t.settings import TuningSettings
+from e4t_core.methods.e4t.word_model import WordModel
+from e4t_core.training import BaseModel
 
 
 def by_hand(unet: TinyUNet, text: TinyText, domain, photos, photo: int) -> float:
@@ -27,12 +32,16 @@ def by_hand(unet: TinyUNet, text: TinyText, domain, photos, photo: int) -> float
         z = unet.schedule.add_noise(photos.latents[photo : photo + 1], sample.noise, t)
         offsets, base = domain.offsets.fixed(photos.clip_features.mean(0, keepdim=True)), unet.parameters()
         with torch.no_grad(), unet.using({name: offsets.apply(name, base[name]) for name in domain.offsets.names}):
-            offset = predict_offset(unet, domain.encoder, z, t, photos.clip_features[photo : photo + 1], text.empty())
-            word = text.word(domain.info.word) + domain.info.scale * offset
+            words = WordModel.of(unet, text, domain.encoder, domain.info.word, domain.info.scale, templates)
+            word = words.word(z, t, photos.clip_features[photo : photo + 1])
             contexts = text.encode([templates[sample.templates[0]]], word), text.empty()
             errors = [float((unet.denoise(z, t, context) - sample.noise).square().mean()) for context in contexts]
         shares.append(1 - errors[0] / errors[1])
     return sum(shares) / LEVELS
+
+
+def run_of(unet, text, domain, photos):
+    return E4T(domain).start(BaseModel(unet, text, "known"), photos, TuningSettings(), 0, "S*")
 
 
 def test_the_gain_is_what_its_formula_says_for_every_photo_and_micro_batch() -> None:
@@ -42,7 +51,7 @@ def test_the_gain_is_what_its_formula_says_for_every_photo_and_micro_batch() -> 
     passes: list[int] = []
     for micro_batch in (LEVELS, 5, 1):
         passes.clear()
-        gains = photo_gains(unet, text, domain, photos, micro_batch, lambda: passes.append(1))
+        gains = run_of(unet, text, domain, photos).gains(MemoryPlan(micro_batch), lambda: passes.append(1))
         assert gains == pytest.approx([by_hand(unet, text, domain, photos, n) for n in range(3)], abs=1e-5)
         assert len(passes) == 3 * math.ceil(LEVELS / micro_batch)
     assert len(set(gains)) == 3
@@ -52,7 +61,7 @@ def test_the_gain_is_what_its_formula_says_for_every_photo_and_micro_batch() -> 
 def test_a_word_that_says_the_same_as_none_gains_nothing() -> None:
     unet, text = TinyUNet(), TinyText()
     text.encode = lambda templates, words: text.empty().expand(len(templates), -1, -1)  # type: ignore[method-assign]
-    assert photo_gains(unet, text, tiny_domain(unet), tiny_photos(1)) == (0.0,)
+    assert run_of(unet, text, tiny_domain(unet), tiny_photos(1)).gains(MemoryPlan(4)) == (0.0,)
 
 
 def test_only_photos_below_the_threshold_are_unusual_and_none_without_one() -> None:

@@ -5,11 +5,12 @@ import pytest
 import torch
 from tiny import CLIP_WIDTH, LAYERS, TinyText, TinyUNet, tiny_domain, tiny_photos
 from torch import Tensor
-from tuned import SMOOTH, identical, run
+from tuned import SMOOTH, identical, run, tune
 
 from e4t_core.methods.e4t.concept_encoder import ConceptEncoder
 from e4t_core.methods.e4t.subject import PASSES, change_map, find_subject, gain_map, otsu_threshold, subject_mask
-from e4t_core.tuning import ConceptPhotos, StepReport, tune
+from e4t_core.methods.e4t.word_model import WordModel
+from e4t_core.training import Photos, StepReport
 
 SIZE = 16
 
@@ -92,20 +93,17 @@ class HalfUNet(TinyUNet):
         return z * LEFT * told
 
 
-def found_by(unet: TinyUNet, photos: ConceptPhotos, seed: int = 1) -> tuple[Tensor, int]:
+def found_by(unet: TinyUNet, photos: Photos, seed: int = 1) -> tuple[Tensor, int]:
     domain, text, calls = tiny_domain(unet), TinyText(), []
     with unet.using({}):
-        masks = find_subject(
-            unet, text, domain.encoder, latents=photos.latents, clip_features=photos.clip_features,
-            templates=("a photo of {}", "a picture of {}"), domain_word_embedding=text.word("face"), scale=0.5,
-            empty=text.empty(), seed=seed, on_pass=lambda: calls.append(1),
-        )  # fmt: skip
+        words = WordModel.of(unet, text, domain.encoder, "face", 0.5, ("a photo of {}", "a picture of {}"))
+        masks = find_subject(words, photos.latents, photos.clip_features, seed, lambda: calls.append(1))
     return masks, len(calls)
 
 
-def two_photos() -> ConceptPhotos:
+def two_photos() -> Photos:
     generator = torch.Generator().manual_seed(4)
-    return ConceptPhotos(
+    return Photos(
         torch.randn(2, 4, SIZE, SIZE, generator=generator), torch.randn(2, LAYERS, CLIP_WIDTH, generator=generator)
     )
 

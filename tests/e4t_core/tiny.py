@@ -13,11 +13,11 @@ from torch import Tensor, nn
 from e4t_core.methods.e4t.concept_encoder import ConceptEncoder
 from e4t_core.methods.e4t.domain import Domain
 from e4t_core.methods.e4t.domain_info import BackboneInfo, DomainInfo
+from e4t_core.methods.e4t.settings import TuningSettings
 from e4t_core.methods.e4t.weight_offsets import WeightOffsets
 from e4t_core.noise_schedule import NoiseSchedule, Prediction
-from e4t_core.presets import TuningSettings
 from e4t_core.templates import NEUTRAL
-from e4t_core.tuning import ConceptPhotos
+from e4t_core.training import Photos
 from e4t_core.unet import WordError
 
 CONTEXT = 6
@@ -200,12 +200,12 @@ def tiny_domain(unet: TinyUNet, seed: int = 3, **changes: object) -> Domain:
     return Domain(encoder, offsets, info)
 
 
-def tiny_photos(count: int = 1, seed: int = 11, masks: bool = False) -> ConceptPhotos:
+def tiny_photos(count: int = 1, seed: int = 11, masks: bool = False) -> Photos:
     generator = torch.Generator().manual_seed(seed)
     latents = torch.randn(count, 4, 8, 8, generator=generator)
     clip_features = torch.randn(count, LAYERS, CLIP_WIDTH, generator=generator)
     drawn = (torch.rand(count, 1, 8, 8, generator=generator) > 0.5).float()
-    return ConceptPhotos(latents, clip_features, drawn if masks else None)
+    return Photos(latents, clip_features, drawn if masks else None)
 
 
 def stable_diffusion_projections() -> dict[str, tuple[int, int]]:

@@ -7,25 +7,53 @@ from tiny import TinyText, TinyUNet, tiny_domain, tiny_photos
 from torch import Tensor
 
 from e4t_core.concept import Concept
-from e4t_core.presets import TuningSettings
-from e4t_core.tuning import ConceptPhotos, tune
+from e4t_core.memory_plan import MemoryPlan
+from e4t_core.methods.e4t.domain import Domain
+from e4t_core.methods.e4t.method import E4T
+from e4t_core.methods.e4t.settings import TuningSettings
+from e4t_core.training import BaseModel, OnStep, Photos, train
+from e4t_core.unet import TextEncoder, UNet
+from e4t_core.weight_changes import full_differences, shared_factors
 
 # A large eps makes Adam's step smooth in the gradient; with 1e-8 its first step is the gradient's SIGN, and rounding
 # decides it wherever a gradient is near zero.
 SMOOTH = TuningSettings(steps=2, learning_rate=1e-2, batch=8, micro_batch=4, eps=1e-2)
 
 
+def tune(
+    unet: UNet,
+    text: TextEncoder,
+    domain: Domain,
+    photos: Photos,
+    settings: TuningSettings,
+    seed: int,
+    trigger: str = "S*",
+    on_step: OnStep | None = None,
+    base_fingerprint: str = "",
+    plan: MemoryPlan | None = None,
+) -> Concept:
+    return train(E4T(domain), BaseModel(unet, text, base_fingerprint), photos, settings, seed, trigger, on_step, plan)
+
+
 def run(
-    settings: TuningSettings = SMOOTH, unet: TinyUNet | None = None, photos: ConceptPhotos | None = None, seed: int = 1
+    settings: TuningSettings = SMOOTH, unet: TinyUNet | None = None, photos: Photos | None = None, seed: int = 1
 ) -> Concept:
     unet = unet or TinyUNet()
     return tune(unet, TinyText(), tiny_domain(unet), photos or tiny_photos(), settings, seed)
 
 
+def differences(concept: Concept) -> dict[str, Tensor]:
+    return full_differences(concept.weights)
+
+
+def factors(concept: Concept) -> dict[str, tuple[Tensor, Tensor]]:
+    return shared_factors(concept.weights)
+
+
 def tensors_of(concept: Concept) -> dict[str, Tensor]:
-    tensors = {f"encoder.{key}": value for key, value in concept.encoder.state_dict().items()}
-    tensors |= {f"difference.{key}": value for key, value in concept.weight_differences.items()}
-    return tensors | {"static": concept.static_embedding, "clip": concept.clip_features}
+    tensors = {f"encoder.{key}": value for key, value in concept.predictor.encoder.state_dict().items()}
+    tensors |= {f"difference.{key}": value for key, value in differences(concept).items()}
+    return tensors | {"static": concept.embedding, "clip": concept.predictor.clip_features}
 
 
 def identical(one: Concept, other: Concept) -> bool:
@@ -41,6 +69,6 @@ def close(one: Concept, other: Concept, atol: float) -> bool:
 def tuned_weights(unet: TinyUNet, concept: Concept) -> dict[str, Tensor]:
     """As a host builds them: base, the domain's offset once, the concept's own difference."""
     weights = dict(unet.parameters())
-    for name, (p, q) in concept.domain_factors.items():
+    for name, (p, q) in factors(concept).items():
         weights[name] = weights[name] * (1 + p @ q.T)
-    return {name: weight + concept.weight_differences.get(name, 0) for name, weight in weights.items()}
+    return {name: weight + differences(concept).get(name, 0) for name, weight in weights.items()}

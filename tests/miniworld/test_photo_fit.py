@@ -5,9 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 
+from e4t_core.memory_plan import MemoryPlan
 from e4t_core.methods.e4t.domain import Domain
-from e4t_core.methods.e4t.photo_fit import photo_gains, unusual
-from e4t_core.tuning import ConceptPhotos
+from e4t_core.methods.e4t.method import E4T
+from e4t_core.methods.e4t.photo_fit import unusual
+from e4t_core.methods.e4t.settings import TuningSettings
+from e4t_core.training import BaseModel, Photos
 from miniworld.domains import load_backbone, load_mini_domain, narrow_networks
 from miniworld.heldout import concept_photo, held_out
 from miniworld.models import read
@@ -28,6 +31,7 @@ def test_a_domain_knows_its_own_photos_from_others(weights: str, word: str, othe
         torch.rand((1, 3, 128, 128), generator=torch.Generator().manual_seed(0)),
     )
     images = torch.cat([own, others, gray, noise])
-    photos = ConceptPhotos(base.vae.encode(images), load_backbone().cls_features(images).detach())
-    gains = photo_gains(base.unet, base.text, domain, photos)
+    photos = Photos(base.vae.encode(images), load_backbone().cls_features(images).detach())
+    run = E4T(domain).start(BaseModel(base.unet, base.text, "mini world"), photos, TuningSettings(), 0, "S*")
+    gains = run.gains(MemoryPlan(16))
     assert unusual(gains, info.fit_threshold) == tuple(range(PHOTOS, 2 * PHOTOS + 2)), gains

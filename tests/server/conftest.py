@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -28,9 +29,13 @@ from e4t_core.methods.e4t.clip_backbone import build_vision_tower
 from e4t_core.methods.e4t.concept_encoder import ConceptEncoder
 from e4t_core.methods.e4t.domain import Domain
 from e4t_core.methods.e4t.domain_info import BackboneInfo, DomainInfo
+from e4t_core.methods.e4t.settings import TuningSettings
 from e4t_core.methods.e4t.weight_offsets import WeightOffsets
-from e4t_core.presets import TuningSettings
 from miniworld.checkpoint import write_random_checkpoint
+
+# A shell has what it starts in the background ignore Ctrl-C, and what tests start would inherit that.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 UNET_PREFIX = "model.diffusion_model."
 STEPS = 2
@@ -81,7 +86,7 @@ def write_random_domain(path: Path, checkpoint: Path) -> None:
 
 
 def write_random_photo(path: Path) -> None:
-    """160×128 coloured noise."""
+    """160×128 pixels of colored noise."""
     pixels = torch.randint(0, 256, (128, 160, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     Image.fromarray(pixels.numpy()).save(path)
 

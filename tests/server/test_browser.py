@@ -14,6 +14,7 @@ import pytest
 from devtools.comfyui_client import Client
 from devtools.comfyui_server import Server
 from devtools.places import WORKFLOWS
+from devtools.serve import TEMPLATE
 
 if TYPE_CHECKING:
     from playwright.sync_api import Page
@@ -54,14 +55,18 @@ def page(server: Server, tmp_path: Path) -> Iterator[Page]:
         browser.close()
 
 
-def open_workflow(page: Page, sampling_steps: int | None = None) -> None:
-    """Opens the shipped workflow, as dropping its file onto the page does; fewer sampling steps save time."""
-    workflow = json.loads((WORKFLOWS / "one_photo.json").read_text(encoding="utf-8"))
+SHIPPED = sorted(path.stem for path in WORKFLOWS.glob("*.json"))
+
+
+def open_workflow(page: Page, sampling_steps: int | None = None, name: str = "one_photo") -> None:
+    """Opens a shipped workflow, as dropping its file onto the page does; fewer sampling steps save time."""
+    workflow = json.loads((WORKFLOWS / f"{name}.json").read_text(encoding="utf-8"))
     for node in workflow["nodes"]:
         if node["type"] == "KSampler" and sampling_steps is not None:
             node["widgets_values"][2] = sampling_steps
     # A page that is still starting puts its default graph over ours: load again until ours has stayed for a while.
-    is_open = "() => window.app.graph.nodes.some(node => node.type === 'E4TPersonalize')"
+    learns = next(node["type"] for node in workflow["nodes"] if any(o["type"] == "LOSS_MAP" for o in node["outputs"]))
+    is_open = f"() => window.app.graph.nodes.some(node => node.type === '{learns}')"
     deadline = time.monotonic() + PATIENCE
     stayed = 0
     while stayed < 3:
@@ -72,20 +77,31 @@ def open_workflow(page: Page, sampling_steps: int | None = None) -> None:
             stayed += 1
         else:
             stayed = 0
-            page.evaluate("workflow => window.app.loadGraphData(workflow, true, true, 'one_photo')", workflow)
+            page.evaluate(
+                "([workflow, name]) => window.app.loadGraphData(workflow, true, true, name)", [workflow, name]
+            )
         page.wait_for_timeout(1000)
 
 
-def test_the_workflow_opens_without_a_missing_node_and_says_what_its_api_twin_says(page: Page) -> None:
-    open_workflow(page)
+@pytest.mark.parametrize("name", SHIPPED)
+def test_a_workflow_opens_without_a_missing_node_and_says_what_its_api_twin_says(page: Page, name: str) -> None:
+    open_workflow(page, name=name)
     missing = page.evaluate(
         "() => window.app.graph.nodes.filter(node => !window.LiteGraph.registered_node_types[node.type])"
         ".map(node => node.type)"
     )
     assert missing == []
     said = page.evaluate("async () => (await window.app.graphToPrompt()).output")
-    twin = json.loads((WORKFLOWS / "api" / "one_photo.json").read_text(encoding="utf-8"))
+    twin = json.loads((WORKFLOWS / "api" / f"{name}.json").read_text(encoding="utf-8"))
     assert meaning(said) == meaning(twin)
+
+
+def test_the_link_that_serve_prints_opens_the_shipped_workflow(page: Page, server: Server) -> None:
+    page.goto(f"{server.client.url}/{TEMPLATE}", timeout=PATIENCE * 1000)
+    page.wait_for_function("() => window.app?.graph?.nodes.some(node => node.type === 'E4TPersonalize')")
+    assert page.evaluate("() => window.app.graph.nodes.length") == len(
+        json.loads((WORKFLOWS / "one_photo.json").read_text(encoding="utf-8"))["nodes"]
+    )
 
 
 def test_pressing_run_twice_with_nothing_touched_tunes_once(page: Page, server: Server) -> None:
@@ -101,6 +117,26 @@ def test_pressing_run_twice_with_nothing_touched_tunes_once(page: Page, server: 
     statuses = [client.history(prompt)["status"]["status_str"] for prompt in new]
     assert statuses == ["success", "success"]
     assert server.said().count(" learned in ") == learned + 1
+
+
+@pytest.mark.parametrize("nodes_2", [True, False], ids=["Nodes 2.0", "classic canvas"])
+def test_the_lines_of_a_text_stay_lines_on_the_node(page: Page, server: Server, nodes_2: bool) -> None:
+    page.evaluate("on => window.app.extensionManager.setting.set('Comfy.VueNodes.Enabled', on)", nodes_2)
+    open_workflow(page, sampling_steps=2)
+    client = Client(server.client.host, server.client.port)
+    before = set(json.loads(client.get("/history")))
+    page.get_by_test_id("queue-button").click()
+    deadline = time.monotonic() + PATIENCE
+    while not (new := set(json.loads(client.get("/history"))) - before):
+        assert time.monotonic() < deadline, "the run never ended"
+        time.sleep(0.5)
+    entry = client.history(new.pop())
+    lines = entry["outputs"]["4"]["text"] if "4" in entry["outputs"] else []
+    assert len(lines) > 1, "there is one line only, so this proves nothing"
+    place = ".comfy-markdown-content" if nodes_2 else ".dom-widget span"
+    shown = page.locator(place).filter(has_text=lines[0]).first
+    shown.wait_for(state="attached")
+    assert [line.strip() for line in shown.inner_text().splitlines() if line.strip()] == lines
 
 
 def meaning(prompt: dict[str, dict]) -> dict[str, dict]:

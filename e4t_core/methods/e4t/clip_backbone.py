@@ -87,12 +87,12 @@ def build_vision_tower(info: BackboneInfo) -> nn.Module:
     if info.layers[-1] > len(blocks):
         raise BackboneError(
             f"Block {info.layers[-1]} of the image backbone {shown(info.architecture)} is to be read, but it has only"
-            f" {len(blocks)}: correct the layers in the domain's description."
+            f" {len(blocks)}: correct the layers."
         )
     if tower.conv1.out_channels != info.width:
         raise BackboneError(
             f"The image backbone {shown(info.architecture)} has width {tower.conv1.out_channels}, but width {info.width} is"
-            " expected: correct the domain's description."
+            " expected: correct the width."
         )
     return tower
 
@@ -139,11 +139,15 @@ def read_backbone_weights(path: str | os.PathLike[str], info: BackboneInfo | Non
     path = Path(path)
     if not os.path.lexists(path):
         raise BackboneError(missing_backbone(path, info))
-    tensors = read_tensors(path, read_header(path, BACKBONE).tensors, BACKBONE)
+    return tower_weights(read_tensors(path, read_header(path, BACKBONE).tensors, BACKBONE))
+
+
+def tower_weights(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A vision tower's weights by open_clip's names, among those of a file as :func:`read_backbone_weights` takes it."""
     if TRANSFORMERS_ROWS in tensors:
         return from_transformers(tensors)
     visual = {key.removeprefix("visual."): value for key, value in tensors.items() if key.startswith("visual.")}
-    return visual or tensors
+    return visual or dict(tensors)
 
 
 def missing_backbone(path: Path, info: BackboneInfo | None = None) -> str:

@@ -12,8 +12,8 @@ from ...canonical_names import ATTENTION_PROJECTION
 from ...files.checked_file import shown
 from ...files.description import check_fields, check_free, choice, number, part, read_json, switch, table, text
 from ...noise_schedule import PREDICTIONS
-from ...presets import TuningSettings
 from ...templates import TEMPLATE_LIMIT, TEMPLATES_LIMIT, check_templates
+from .settings import TuningSettings
 from .weight_offsets import FORMS, NETWORK
 
 BACKBONE_KINDS = ("open_clip", "comfy")

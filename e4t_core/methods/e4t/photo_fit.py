@@ -15,20 +15,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import TypeVar
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ...objective import draw_samples, predict_offset
-from ...tuning import ConceptPhotos
-from ...unet import TextEncoder, UNet
-from .concept_encoder import OffsetEncoder
-from .domain import Domain
-from .weight_offsets import Offsets
-
-Module = TypeVar("Module", OffsetEncoder, Offsets)
+from ...diffusion import denoising_errors, draw_samples
+from ...training import Photos, chunks
+from .domain_info import DomainInfo
+from .word_model import WordModel
 
 # Noise levels per photo, and from which part of the schedule (0: clean). Nearer to clean a word explains little of any photo, and
 # less of a subject on white; nearer to noise chance decides.
@@ -44,32 +40,24 @@ SEED = 0
 
 @torch.no_grad()
 def photo_gains(
-    unet: UNet,
-    text: TextEncoder,
-    domain: Domain,
-    photos: ConceptPhotos,
+    words: WordModel,
+    photos: Photos,
     micro_batch: int = LEVELS,
     on_pass: Callable[[], object] = lambda: None,
 ) -> tuple[float, ...]:
     """The gain of the domain's word over none for each of n photos: 1 at most; below 0 where no word is better.
 
     It costs three passes of the UNet for each of ``LEVELS`` noise levels, without gradients: a twentieth of a tuning of 15
-    steps at batch 16. The base is not changed.
+    steps at batch 16. Call it inside ``unet.using(...)`` the domain's weights.
 
     Args:
-        unet, text: the base, as for tuning.
-        domain: whose word is asked.
-        photos: as for tuning; their masks do not matter.
+        words: the untuned domain's.
+        photos: on the UNet's device; their masks do not matter.
         micro_batch: how many noise levels pass the UNet at once.
         on_pass: called after each of them; whatever it raises passes through.
     """
-    parameters = unet.parameters()
-    device = next(iter(parameters.values())).device
-    latents, clip_features = photos.latents.to(device, torch.float32), photos.clip_features.to(device, torch.float32)
-    encoder, offsets = _on(device, domain.encoder), _on(device, domain.offsets)
-    fixed = offsets.fixed(clip_features.mean(dim=0, keepdim=True))
-    domain_word, empty = text.word(domain.info.word).to(device, torch.float32), text.empty().to(device)
-    templates = domain.info.templates
+    unet, latents, clip_features = words.unet, photos.latents, photos.clip_features
+    assert clip_features is not None
     lowest, end = (round(share * unet.schedule.timesteps) for share in RANGE)
 
     def gain(photo: int, levels: range) -> Tensor:
@@ -79,38 +67,26 @@ def photo_gains(
             levels,
             latent_shape=latents.shape[1:],
             batch=LEVELS,
-            templates=len(templates),
+            templates=len(words.templates),
             timesteps=end - lowest,
             stream="photo fit",
         )
-        t, noise = (sample.timesteps + lowest).to(device), sample.noise.to(device)
+        sample = replace(sample, timesteps=sample.timesteps + lowest).to(latents.device)
         clean = latents[photo].expand(len(levels), -1, -1, -1)
-        z, target = unet.schedule.add_noise(clean, noise, t), unet.schedule.target(clean, noise, t, unet.prediction)
-        features = clip_features[photo].expand(len(levels), -1, -1)
-        words = domain_word + domain.info.scale * predict_offset(unet, encoder, z, t, features, empty)
-        prompts = [templates[number] for number in sample.templates]
-        word, silent = (
-            (unet.denoise(z, t, context).float() - target).square().mean(dim=(1, 2, 3))
-            for context in (text.encode(prompts, words), empty.expand(len(levels), -1, -1))
-        )
-        return 1 - word / silent.clamp_min(torch.finfo(silent.dtype).tiny)
+        z = unet.schedule.add_noise(clean, sample.noise, sample.timesteps)
+        word = words.word(z, sample.timesteps, clip_features[photo].expand(len(levels), -1, -1))
+        contexts = words.contexts(sample.templates, word), words.empty.expand(len(levels), -1, -1)
+        spoken, silent = (denoising_errors(unet, clean, sample, context, z=z) for context in contexts)
+        return 1 - spoken / silent.clamp_min(torch.finfo(silent.dtype).tiny)
 
     gains = []
-    with unet.using({name: fixed.apply(name, parameters[name].float()) for name in offsets.names}):
-        for photo in range(latents.shape[0]):
-            parts = []
-            for start in range(0, LEVELS, micro_batch):
-                parts.append(gain(photo, range(start, min(start + micro_batch, LEVELS))))
-                on_pass()
-            gains.append(float(torch.cat(parts).mean()))
+    for photo in range(len(photos)):
+        parts = []
+        for levels in chunks(LEVELS, micro_batch):
+            parts.append(gain(photo, levels))
+            on_pass()
+        gains.append(float(torch.cat(parts).mean()))
     return tuple(gains)
-
-
-def _on(device: torch.device, module: Module) -> Module:
-    """A copy for a device; the domain stays as it is, and where it is."""
-    copy = module.blank().to_empty(device=device)
-    copy.load_state_dict(module.state_dict())
-    return copy.eval()
 
 
 def shows_nothing(photo: Tensor) -> bool:
@@ -135,3 +111,23 @@ def least_usual(gains: Sequence[float]) -> float:
 def unusual(gains: Sequence[float], threshold: float | None) -> tuple[int, ...]:
     """Numbers of the photos, from 0, that the domain's word explains less than is usual; none without a threshold."""
     return () if threshold is None else tuple(n for n, gain in enumerate(gains) if gain < threshold)
+
+
+def about_fit(info: DomainInfo, gains: Sequence[float]) -> tuple[str, ...]:
+    """A warning if photos do not look like what the domain was trained for.
+
+    Args:
+        gains: of each photo, as :func:`photo_gains` gives them; empty if they were not measured.
+    """
+    found = unusual(gains, info.fit_threshold)
+    if not found:
+        return ()
+    which = "this photo does" if len(gains) == 1 else f"photo {found[0] + 1} does"
+    if len(found) > 1:
+        which = f"photos {', '.join(str(number + 1) for number in found)} do"
+    scores = ", ".join(f"{gains[number]:.2f}" for number in found)
+    warning = (
+        f"To the domain {info.name!r} {which} not look like {info.word!r} (score {scores}, usual {info.fit_threshold:.2f}"
+        " or more): the result may not look like it. Crop closer with a mask, or load a domain that was made for it."
+    )
+    return (warning,)

@@ -21,9 +21,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ...objective import draw_samples, predict_offset
-from ...unet import TextEncoder, UNet
-from .concept_encoder import OffsetEncoder
+from ...diffusion import draw_samples
+from .word_model import WordModel
 
 logger = logging.getLogger(__name__)
 
@@ -40,64 +39,52 @@ SMOOTHING = 1 / 8
 
 @torch.no_grad()
 def find_subject(
-    unet: UNet,
-    text: TextEncoder,
-    encoder: OffsetEncoder,
-    *,
-    latents: Tensor,
-    clip_features: Tensor,
-    templates: Sequence[str],
-    domain_word_embedding: Tensor,
-    scale: float,
-    empty: Tensor,
-    seed: int,
-    on_pass: Callable[[], object],
+    words: WordModel, latents: Tensor, clip_features: Tensor, seed: int, on_pass: Callable[[], object]
 ) -> Tensor:
     """Masks ``(n, 1, h, w)`` in {0, 1} of the photos' subject; call it inside ``unet.using(...)`` the domain's weights.
 
     Args:
+        words: the untuned domain's.
         latents: ``(n, 4, h, w)``, clean, in the UNet's scale.
         clip_features: ``(n, L, C)``.
-        templates: prompts, each with "{}" once where the word stands.
-        domain_word_embedding: e_d ``(D,)``.
-        scale: s.
-        empty: context ``(1, L, D)`` of the empty prompt.
         seed: of noise, timesteps and templates.
         on_pass: called ``PASSES`` times per photo.
     """
+    unet = words.unet
 
-    def noisy(photo: int, bounds: tuple[float, float]) -> tuple[Tensor, Tensor, Tensor, list[str]]:
-        """One photo's latents with noise, timesteps, targets, prompts."""
+    def noisy(photo: int, bounds: tuple[float, float]) -> tuple[Tensor, Tensor, Tensor, tuple[int, ...]]:
+        """One photo's latents with noise, timesteps, targets, numbers of templates."""
         lowest, end = (round(share * unet.schedule.timesteps) for share in bounds)
         sample = draw_samples(
             seed,
             range(photo * LEVELS, (photo + 1) * LEVELS),
             latent_shape=latents.shape[1:],
             batch=LEVELS,
-            templates=len(templates),
+            templates=len(words.templates),
             timesteps=max(1, end - lowest),
             stream=f"subject from {lowest}",
         )
         t, noise = (sample.timesteps + lowest).to(latents.device), sample.noise.to(latents.device)
         clean = latents[photo].expand(LEVELS, -1, -1, -1)
         target = unet.schedule.target(clean, noise, t, unet.prediction)
-        return unet.schedule.add_noise(clean, noise, t), t, target, [templates[number] for number in sample.templates]
+        return unet.schedule.add_noise(clean, noise, t), t, target, sample.templates
 
-    def individual(photo: int, z: Tensor, t: Tensor, prompts: list[str]) -> Tensor:
-        offset = predict_offset(unet, encoder, z, t, clip_features[photo].expand(len(t), -1, -1), empty)
-        return unet.denoise(z, t, text.encode(prompts, domain_word_embedding + scale * offset))
+    def individual(photo: int, z: Tensor, t: Tensor, templates: Sequence[int]) -> Tensor:
+        word = words.word(z, t, clip_features[photo].expand(len(t), -1, -1))
+        return unet.denoise(z, t, words.contexts(templates, word))
 
     def changes(photo: int, part: slice) -> Tensor:
-        z, t, _, prompts = noisy(photo, CHANGE_RANGE)
-        z, t, prompts = z[part], t[part], prompts[part]
-        coarse = unet.denoise(z, t, text.encode(prompts, domain_word_embedding.expand(len(t), -1)))
-        return change_map(individual(photo, z, t, prompts), coarse)
+        z, t, _, templates = noisy(photo, CHANGE_RANGE)
+        z, t, templates = z[part], t[part], templates[part]
+        domain_word = words.domain_word_embedding.expand(len(t), -1)
+        coarse = unet.denoise(z, t, words.contexts(templates, domain_word))
+        return change_map(individual(photo, z, t, templates), coarse)
 
     def gains(photo: int, part: slice) -> Tensor:
-        z, t, target, prompts = noisy(photo, GAIN_RANGE)
-        z, t, target, prompts = z[part], t[part], target[part], prompts[part]
-        silent = unet.denoise(z, t, empty.expand(len(t), -1, -1))
-        return gain_map(individual(photo, z, t, prompts), silent, target)
+        z, t, target, templates = noisy(photo, GAIN_RANGE)
+        z, t, target, templates = z[part], t[part], target[part], templates[part]
+        silent = unet.denoise(z, t, words.empty.expand(len(t), -1, -1))
+        return gain_map(individual(photo, z, t, templates), silent, target)
 
     found = []
     for photo in range(latents.shape[0]):

@@ -23,6 +23,7 @@ class TunedWeights:
         train_offsets: whether Delta trains.
         train_unet: whether all UNet weights train.
         clip_features: ``(1, L, C)`` of the concept, for offsets that depend on it.
+        unet: weights ``W0 + d`` that were tuned elsewhere, by canonical name; they do not train.
     """
 
     def __init__(
@@ -32,13 +33,17 @@ class TunedWeights:
         train_offsets: bool,
         train_unet: bool,
         clip_features: Tensor | None = None,
+        unet: Mapping[str, Tensor] | None = None,
     ) -> None:
         self._base = base
         self._offsets, self._clip_features = offsets, clip_features
         self.parameters: list[nn.Parameter] = []
         self._held: dict[str, Tensor] = {}
+        given = unet or {}
         for name, weight in self._base.items():
-            if train_unet and weight.is_floating_point():
+            if name in given:
+                self._held[name] = given[name]
+            elif train_unet and weight.is_floating_point():
                 copy = nn.Parameter(weight.detach().to(torch.float32, copy=True))
                 self._held[name] = copy
                 self.parameters.append(copy)
@@ -48,6 +53,7 @@ class TunedWeights:
             self.parameters.extend(offsets.parameters())
         self._fixed = None if train_offsets else offsets.fixed(clip_features)
         self._trains = bool(self.parameters)
+        self._as_pretrained = not self._trains and not given
         self._constant: dict[str, Tensor] | None = None
         # What the model that draws the concept holds already, for all concepts of the domain.
         self._shared = Factors(offsets.shared())
@@ -71,7 +77,7 @@ class TunedWeights:
     def differences(self) -> dict[str, Tensor]:
         """Tuned weight - (base + domain offset), float32 on the CPU; only tensors that changed."""
         differences: dict[str, Tensor] = {}
-        if not self._trains and self._shared.pairs:
+        if self._as_pretrained and self._shared.pairs:
             return differences
         now = self._offsets.fixed(self._clip_features)
         offset = set(self._offsets.names)

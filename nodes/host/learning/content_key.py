@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import weakref
+from collections import OrderedDict
 from collections.abc import Mapping
 from typing import Any
 
@@ -18,36 +19,48 @@ from ..networks.base_model import ConceptPatch
 # ComfyUI leaves it uninitialised then: other numbers at every loading.
 UNUSED = "text_projection.weight"
 
-# Raw weights are hashed once per module: a few seconds for a full-size model.
-_raw: weakref.WeakKeyDictionary[torch.nn.Module, str] = weakref.WeakKeyDictionary()
-_bases: dict[str, str] = {}
+# Base models whose fingerprint is remembered: 64 characters each.
+BASES = 64
 
 
-def weights_key(patcher: ModelPatcher) -> str:
-    """Content hash of a model's effective weights: raw weights and patches, E4T concepts left out."""
-    patches = patcher.get_key_patches()
-    if patcher.model not in _raw:
-        digest = hashlib.sha256()
+class WeightHashes:
+    """Content hashes of models' weights, each computed once: a few seconds for a full-size model."""
+
+    def __init__(self) -> None:
+        self._raw: weakref.WeakKeyDictionary[torch.nn.Module, str] = weakref.WeakKeyDictionary()
+        self._bases: OrderedDict[str, str] = OrderedDict()
+
+    def clear(self) -> None:
+        """Forget all."""
+        self._raw.clear()
+        self._bases.clear()
+
+    def weights_key(self, patcher: ModelPatcher) -> str:
+        """Content hash of a model's effective weights: raw weights and patches, E4T concepts left out."""
+        patches = patcher.get_key_patches()
+        if patcher.model not in self._raw:
+            digest = hashlib.sha256()
+            for key in sorted(patches):
+                if key.endswith(UNUSED):
+                    continue
+                _feed(digest, key)
+                # The raw weight, also while a patched copy is loaded in its place.
+                _feed(digest, patches[key][0][0])
+            self._raw[patcher.model] = digest.hexdigest()
+        digest = hashlib.sha256(self._raw[patcher.model].encode())
         for key in sorted(patches):
-            if key.endswith(UNUSED):
-                continue
-            _feed(digest, key)
-            # The raw weight, also while a patched copy is loaded in its place.
-            _feed(digest, patches[key][0][0])
-        _raw[patcher.model] = digest.hexdigest()
-    digest = hashlib.sha256(_raw[patcher.model].encode())
-    for key in sorted(patches):
-        foreign = [patch for patch in patches[key][1:] if not isinstance(patch[1], ConceptPatch)]
-        if foreign:
-            _feed(digest, [key, *foreign])
-    return digest.hexdigest()
+            foreign = [patch for patch in patches[key][1:] if not isinstance(patch[1], ConceptPatch)]
+            if foreign:
+                _feed(digest, [key, *foreign])
+        return digest.hexdigest()
 
-
-def base_fingerprint(key: str, parameters: Mapping[str, Tensor]) -> str:
-    """The core's content hash of base weights by canonical name, computed once per :func:`weights_key`."""
-    if key not in _bases:
-        _bases[key] = fingerprint(parameters)
-    return _bases[key]
+    def base_fingerprint(self, key: str, parameters: Mapping[str, Tensor]) -> str:
+        """The core's content hash of base weights by canonical name, computed once per :meth:`weights_key`."""
+        if key not in self._bases:
+            self._bases[key] = fingerprint(parameters)
+            while len(self._bases) > BASES:
+                self._bases.popitem(last=False)
+        return self._bases[key]
 
 
 def content_key(*parts: Any) -> str:

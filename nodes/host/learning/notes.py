@@ -1,31 +1,33 @@
-"""What "E4T Personalize" says about a photo and what became of it, beside what the settings do."""
+"""What a person is told about what was wired into a learning node, and what became of it."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
 
 from ....e4t_core.methods.e4t.domain_info import DomainInfo
-from ....e4t_core.methods.e4t.photo_fit import unusual
+from ....e4t_core.methods.e4t.settings import TuningSettings
+from ..prompt.trigger_notes import about_trigger
+from .photos import PreparedPhotos
+from .request import Request
+
+logger = logging.getLogger(__name__)
+
+BYPASSED = "A LoRA of Load LoRA (Bypass) is not seen by tuning: load it with Load LoRA, or behind E4T Personalize."
 
 
-def about_fit(info: DomainInfo, gains: Sequence[float]) -> list[str]:
-    """A warning if photos do not look like what the domain was trained for.
-
-    Args:
-        gains: of each photo, as ``photo_fit.photo_gains`` gives them; empty if they were not measured.
-    """
-    found = unusual(gains, info.fit_threshold)
-    if not found:
-        return []
-    which = "this photo does" if len(gains) == 1 else f"photo {found[0] + 1} does"
-    if len(found) > 1:
-        which = f"photos {', '.join(str(number + 1) for number in found)} do"
-    scores = ", ".join(f"{gains[number]:.2f}" for number in found)
-    warning = (
-        f"To the domain {info.name!r} {which} not look like {info.word!r} (score {scores}, usual {info.fit_threshold:.2f}"
-        " or more): the result may not look like it. Crop closer with a mask, or load a domain that was made for it."
-    )
-    return [warning]
+def about_request(request: Request, photos: PreparedPhotos) -> list[str]:
+    """What may be other than a person expects, each in a sentence."""
+    notes = [*about_trigger(request.clip, request.trigger), *photos.notes, *request.notes]
+    settings = request.settings
+    if photos.masks is not None and not settings.use_mask and settings.steps > 0:
+        notes.append("The mask decides the crop only: use_mask is off, so all of the crop is learned.")
+    finds = isinstance(settings, TuningSettings) and settings.find_subject
+    if photos.masks is None and settings.use_mask and finds and settings.steps > 0 and request.loaded is not None:
+        notes += about_subject(request.loaded.domain.info)
+    if request.model.injections or request.clip.patcher.injections:
+        notes.append(BYPASSED)
+        logger.warning("E4T: %s", BYPASSED)
+    return notes
 
 
 def about_subject(info: DomainInfo) -> list[str]:

@@ -36,7 +36,7 @@ class PhotoError(ValueError):
 
 
 @dataclass(frozen=True, eq=False)
-class Photos:
+class PreparedPhotos:
     """Square crops of n photos of one concept.
 
     Attributes:
@@ -50,7 +50,9 @@ class Photos:
     notes: tuple[str, ...] = ()
 
 
-def prepare_photos(images: Tensor, masks: Tensor | None, size: int, margin: float, mask_means: str = AUTO) -> Photos:
+def prepare_photos(
+    images: Tensor, masks: Tensor | None, size: int, margin: float, mask_means: str = AUTO
+) -> PreparedPhotos:
     """Crop and scale photos.
 
     Without a mask, a picture's transparency is its mask. Colors under transparent pixels are never learned: they are
@@ -106,7 +108,7 @@ def prepare_photos(images: Tensor, masks: Tensor | None, size: int, margin: floa
     ]
     for note in filter(None, notes):
         logger.info("E4T: %s", note)
-    return Photos(prepared, _stacked(mask_crops, size), tuple(filter(None, notes)))
+    return PreparedPhotos(prepared, _stacked(mask_crops, size), tuple(filter(None, notes)))
 
 
 def crop_square(size: tuple[int, int], mask: Tensor | None, margin: float) -> tuple[int, int, int]:

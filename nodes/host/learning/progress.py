@@ -1,56 +1,82 @@
-"""What a person sees while a node works: progress bar, preview picture, text on the node; and the cancel button."""
+"""What a person sees while a node learns: progress bar, preview picture and text on the node; and the cancel button."""
 
 from __future__ import annotations
 
-import logging
+import time
+from collections.abc import Sequence
+from types import TracebackType
+from typing import TYPE_CHECKING
 
 import comfy.model_management
-import numpy as np
-import torch
-import torch.nn.functional as F
 from comfy_api.latest import ComfyAPISync
 from comfy_execution.utils import get_executing_context
-from PIL import Image, ImageDraw
+from PIL import Image
 from torch import Tensor
 
-from ....e4t_core.tuning import StepReport
+from ....e4t_core.training import StepReport
+from ..node_text import show_text
+from .pictures import contact_sheet, dimmed, with_curve
 
-logger = logging.getLogger(__name__)
+if TYPE_CHECKING:
+    from typing import Self
 
-PREVIEW = 256
-DIM = 0.35  # brightness of what is not learned
-INK, PAPER = (40, 90, 200), (250, 250, 250)
-
-
-def show_text(text: str) -> None:
-    """Show a text on the node that is executing, if there is a browser to see it."""
-    context = get_executing_context()
-    if context is None:
-        return
-    try:
-        from server import PromptServer
-    except ImportError:
-        return
-    server = getattr(PromptServer, "instance", None)
-    if server is not None:
-        server.send_progress_text(text, context.node_id)
+# Seconds between two texts that differ in the time left only.
+PATIENCE = 1.0
+# Characters of an error's first line; the whole is in the log and in ComfyUI's own dialog.
+LONGEST = 300
 
 
 class Progress:
-    """The progress of one tuning; its :meth:`step` is the core's ``on_step``.
+    """One run of a node that learns, as a ``with`` block: whatever ends it is said on the node.
+
+    Its :meth:`step` is the core's ``on_step``.
 
     Args:
-        photos: ``(n, H, W, 3)`` in [0, 1], as they are learned from: the node's first preview.
+        trigger: what is learned is called so.
     """
 
-    def __init__(self, photos: Tensor) -> None:
-        self._tensor = photos.detach().float().cpu()
-        self._photos = _contact_sheet(self._tensor)
+    def __init__(self, trigger: str) -> None:
+        self._trigger = trigger
+        self._notes: tuple[str, ...] = ()
+        self._early: tuple[str, ...] = ()
+        self._told: tuple[str, ...] = ()
+        self._photos: Tensor | None = None
         self._dimmed = False
+        self._place = ""
+        self._said_at = 0.0
+        self._since: tuple[float, int] | None = (
+            None  # when, and after how many micro-batches, steps began to be counted
+        )
+        self.sheet: Image.Image | None = None
+        """The photos as they are learned, dark where they are not: the preview, once there is one."""
+        self.said: list[str] = []
+        """The lines that the node shows now."""
 
-    def show_photos(self) -> None:
-        """The first preview: what is learned from, after the crop."""
-        self._send(0, 1, self._photos)
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, _kind: type[BaseException] | None, error: BaseException | None, _trace: TracebackType | None
+    ) -> None:
+        place = f" {self._place}" if self._place else ""
+        if isinstance(error, comfy.model_management.InterruptProcessingException):
+            self._say(f"{self._trigger}: cancelled{place}.")
+        elif isinstance(error, Exception):
+            reason = (str(error) or type(error).__name__).split("\n")[0][:LONGEST]
+            self._say(f"{self._trigger}: stopped by an error{place}: {reason}")
+
+    def begin(self, photos: Tensor, notes: Sequence[str]) -> None:
+        """Show what is learned from, and what the person should know about it.
+
+        Args:
+            photos: ``(n, H, W, 3)`` in [0, 1], after the crop.
+            notes: sentences that stay below all that is said.
+        """
+        self._photos = photos.detach().float().cpu()
+        self.sheet = contact_sheet(self._photos)
+        self._notes = tuple(notes)
+        self._send(0, 1, self.sheet)
+        self._say(f"Learning {self._trigger} ...")
 
     def step(self, report: StepReport) -> None:
         """Advance the bar; the preview beside the photo is the loss so far, and what is not learned of the photo is dim.
@@ -58,14 +84,52 @@ class Progress:
         Raises:
             InterruptProcessingException: the person has cancelled. It is no ``Exception``: clean up in ``finally``.
         """
+        # Said as soon as it is known, so that a person can cancel.
+        self._early = report.notes
         picture = None
-        if report.masks is not None and not self._dimmed:
-            self._dimmed, self._photos = True, _contact_sheet(dimmed(self._tensor, report.masks))
-            picture = self._photos
-        if report.micro == report.micros:
-            picture = _beside(self._photos, loss_curve(report.losses)) if len(report.losses) > 1 else self._photos
+        if report.masks is not None and not self._dimmed and self._photos is not None:
+            self._dimmed, self.sheet = True, contact_sheet(dimmed(self._photos, report.masks))
+            picture = self.sheet
+        if report.micro == report.micros and self.sheet is not None:
+            picture = with_curve(self.sheet, report.losses)
         self._send(report.done, report.total, picture)
+        self._tell_place(report)
         check_cancelled()
+
+    def again(self, sheet: Image.Image | None, losses: tuple[float, ...]) -> None:
+        """Show the preview and the curve of a concept that was learned before."""
+        if sheet is not None:
+            self.sheet = sheet
+            self._send(0, 1, with_curve(sheet, losses))
+
+    def done(self, told: str, notes: Sequence[str] = ()) -> None:
+        """Say how it ended well, and what was noticed on the way; the browser keeps it until another text comes."""
+        self._early = tuple(notes)
+        self._say(told)
+
+    def _tell_place(self, report: StepReport) -> None:
+        now = time.monotonic()
+        if report.phase == "tuning" and self._since is None:
+            # The first micro-batch also loads and warms up; the others do not.
+            self._since = now, report.done
+        place, doing = {
+            "subject": ("while looking for the subject", "looking for the subject ..."),
+            "tuning": (f"at step {report.step} of {report.steps}", f"step {report.step} of {report.steps}"),
+            "word": ("while averaging the word", "averaging the word ..."),
+        }[report.phase]
+        if place == self._place and now - self._said_at < PATIENCE and report.notes == self._told:
+            return
+        self._told = report.notes
+        self._place = place
+        if report.phase == "tuning" and self._since is not None and report.done > self._since[1]:
+            pace = (now - self._since[0]) / (report.done - self._since[1])
+            doing += f", about {max(1, round(pace * (report.total - report.done)))} s left"
+        self._say(f"Learning {self._trigger}: {doing}")
+
+    def _say(self, text: str) -> None:
+        self._said_at = time.monotonic()
+        self.said = "\n".join([text, *self._early, *self._notes]).split("\n")
+        show_text("\n".join(self.said))
 
     def _send(self, value: int, maximum: int, picture: Image.Image | None) -> None:
         if get_executing_context() is not None:
@@ -75,47 +139,3 @@ class Progress:
 def check_cancelled() -> None:
     """Raise ComfyUI's InterruptProcessingException if the person has cancelled."""
     comfy.model_management.throw_exception_if_processing_interrupted()
-
-
-def loss_curve(losses: tuple[float, ...], size: int = PREVIEW) -> Image.Image:
-    """A square picture of the loss over the optimiser steps; a flat or single-valued curve is a line in the middle."""
-    picture = Image.new("RGB", (size, size), PAPER)
-    draw = ImageDraw.Draw(picture)
-    low, high = min(losses), max(losses)
-    margin, span = size // 10, (high - low) or 1.0
-    points = []
-    for index, loss in enumerate(losses):
-        x = margin + index * (size - 2 * margin) / max(len(losses) - 1, 1)
-        height = (loss - low) / span if high > low else 0.5
-        points.append((x, size - margin - height * (size - 2 * margin)))
-    draw.line(points if len(points) > 1 else points * 2, fill=INK, width=3)
-    draw.text((margin // 2, margin // 4), f"loss {losses[0]:.4f} -> {losses[-1]:.4f}", fill=INK)
-    return picture
-
-
-def dimmed(photos: Tensor, masks: Tensor) -> Tensor:
-    """Photos ``(n, H, W, 3)`` in [0, 1], grey and dark where masks ``(n, 1, h, w)`` say that little is learned."""
-    masks = masks.detach().float().cpu()
-    shares = masks / masks.amax(dim=(1, 2, 3), keepdim=True).clamp_min(torch.finfo(masks.dtype).tiny)
-    shares = F.interpolate(shares, size=photos.shape[1:3], mode="bilinear").movedim(1, -1)
-    dark = photos.mean(dim=-1, keepdim=True) * DIM
-    return dark + shares * (photos - dark)
-
-
-def _contact_sheet(photos: Tensor) -> Image.Image:
-    with torch.no_grad():
-        arrays = (photos.detach().cpu().clamp(0, 1) * 255).round().byte().numpy()
-    pictures = [Image.fromarray(np.ascontiguousarray(array)).resize((PREVIEW, PREVIEW)) for array in arrays]
-    columns = 1 if len(pictures) == 1 else 2 if len(pictures) <= 4 else 4
-    tile = PREVIEW // columns
-    sheet = Image.new("RGB", (PREVIEW, tile * -(-len(pictures) // columns)), PAPER)
-    for index, picture in enumerate(pictures):
-        sheet.paste(picture.resize((tile, tile)), (index % columns * tile, index // columns * tile))
-    return sheet
-
-
-def _beside(left: Image.Image, right: Image.Image) -> Image.Image:
-    both = Image.new("RGB", (left.width + right.width, max(left.height, right.height)), PAPER)
-    both.paste(left, (0, 0))
-    both.paste(right, (left.width, 0))
-    return both

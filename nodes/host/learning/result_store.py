@@ -1,23 +1,39 @@
 """Tuned concepts, kept by content in RAM: the same inputs are never tuned twice, whatever ComfyUI's cache drops.
 
-This is the one piece of state that outlives a node's execution. It also holds the memory of encoded prompts, because
-a conditioning may stay cached while the MODEL it belongs to is evicted and made again.
+This is the one piece of state that outlives a node's execution: with the concepts, what a node shows of them, the content
+hashes of models, and the memory of encoded prompts, because a conditioning may stay cached while the MODEL it belongs to is
+evicted and made again. ComfyUI's "Free model and node cache" empties it, see ``free_memory``.
 """
 
 from __future__ import annotations
 
 import logging
 from collections import OrderedDict
+from dataclasses import dataclass
 
 import psutil
+from PIL import Image
 
 from ..prompt.prompt_memory import PromptMemory
-from ..sampling.patched_model import ConceptParts
+from ..sampling.held_concept import HeldConcept
+from .content_key import WeightHashes
 
 logger = logging.getLogger(__name__)
 
 # A share of the machine's RAM: a full-size concept with all UNet differences is 3.4 GB.
 SHARE = 0.2
+
+
+@dataclass(frozen=True, eq=False)
+class Kept:
+    """A tuned concept and the preview that its node shows."""
+
+    held: HeldConcept
+    sheet: Image.Image | None = None
+
+    def size(self) -> int:
+        """Bytes of RAM."""
+        return self.held.size() + (3 * self.sheet.width * self.sheet.height if self.sheet else 0)
 
 
 class ResultStore:
@@ -29,34 +45,40 @@ class ResultStore:
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
-        self.prompts = PromptMemory()
-        self._results: OrderedDict[str, ConceptParts] = OrderedDict()
+        self.prompts, self.hashes = PromptMemory(), WeightHashes()
+        self._results: OrderedDict[str, Kept] = OrderedDict()
 
     def __len__(self) -> int:
         return len(self._results)
 
     def size(self) -> int:
         """Bytes held."""
-        return sum(parts.size() for parts in self._results.values())
+        return sum(kept.size() for kept in self._results.values())
 
-    def get(self, key: str) -> ConceptParts | None:
+    def get(self, key: str) -> HeldConcept | None:
         """The result of a key, which becomes the most recently used; or None."""
         if key in self._results:
             self._results.move_to_end(key)
-        return self._results.get(key)
+            return self._results[key].held
+        return None
 
-    def put(self, key: str, parts: ConceptParts) -> None:
-        """Keep a result, dropping the least recently used ones beyond the bound."""
-        self._results[key] = parts
+    def sheet(self, key: str) -> Image.Image | None:
+        """The preview that was kept with a result, if any."""
+        return self._results[key].sheet if key in self._results else None
+
+    def put(self, key: str, held: HeldConcept, sheet: Image.Image | None = None) -> None:
+        """Keep a result and its preview, dropping the least recently used ones beyond the bound."""
+        self._results[key] = Kept(held, sheet)
         self._results.move_to_end(key)
         while len(self._results) > 1 and self.size() > self.limit:
             dropped, _ = self._results.popitem(last=False)
             logger.debug("E4T result store: dropped %s.", dropped[:12])
 
     def clear(self) -> None:
-        """Forget all results and prompts."""
+        """Forget everything."""
         self._results.clear()
         self.prompts.clear()
+        self.hashes.clear()
 
 
 STORE = ResultStore(int(psutil.virtual_memory().total * SHARE))

@@ -13,7 +13,6 @@ from torch.nn.utils.stateless import _reparametrize_module
 
 from ....e4t_core.unet import WordError
 from .base_model import SUPPORTED, effective_weights
-from .idle_layers import idle_layers, left_out
 
 
 class UnsupportedCLIPError(ValueError):
@@ -40,7 +39,6 @@ class ComfyTextEncoder:
         self._network: comfy.sd1_clip.SDClipModel = getattr(outer, outer.clip)
         self._tokenizer = getattr(clip.tokenizer, clip.tokenizer.clip)
         self._weights = effective_weights(clip.patcher, f"{outer.clip}.")
-        self._idle = idle_layers(self._weights)
         self._device = clip.patcher.load_device
 
     @property
@@ -58,14 +56,14 @@ class ComfyTextEncoder:
         if len(pieces) != 1:
             named = ", ".join(repr(self._tokenizer.inv_vocab.get(piece, piece)) for piece in pieces) or "nothing"
             raise WordError(
-                f"The domain word {word!r} must be one token of this CLIP, but it is {len(pieces)} ({named}): use the"
+                f"The word {word!r} must be one token of this CLIP, but it is {len(pieces)} ({named}): choose another word, or the"
                 " base model that the domain was made for, or another domain."
             )
         rows = self._weights["transformer.text_model.embeddings.token_embedding.weight"]
         return rows[pieces[0]].detach().clone()
 
     def encode(self, templates: Sequence[str], words: Tensor) -> Tensor:
-        """Contexts ``(B, L, D)``, differentiable in ``words`` ``(B, D)``.
+        """Contexts ``(B, L, D)``, differentiable in ``words`` ``(B, D)`` or ``(B, V, D)``.
 
         Raises:
             ValueError: a template does not hold "{}" once, or is too long.
@@ -87,7 +85,7 @@ class ComfyTextEncoder:
             raise ValueError(f"The prompt template {template!r} must hold '{{}}' once, where the word stands.")
         row: list[int | Tensor] = [self._tokenizer.start_token, *self._pieces(before)]
         if word is not None:
-            row += [word, *self._pieces(after[0])]
+            row += [*word.reshape(-1, word.shape[-1]), *self._pieces(after[0])]
         row.append(self._tokenizer.end_token)
         room = self._tokenizer.max_length - len(row)
         if room < 0:
@@ -102,10 +100,22 @@ class ComfyTextEncoder:
         # ComfyUI's layers add in place to tensors that autograd has saved: it gets copies of those, not of the weights.
         weights = {weight.data_ptr() for weight in self._weights.values()}
         copies = torch.autograd.graph.saved_tensors_hooks(
-            lambda tensor: tensor if tensor.data_ptr() in weights else tensor.clone(), lambda tensor: tensor
+            lambda tensor: tensor if tensor.data_ptr() in weights else copy_with_strides(tensor), lambda tensor: tensor
         )
-        with _reparametrize_module(self._network, self._weights), left_out(self._network, self._idle), copies:
+        with _reparametrize_module(self._network, self._weights), copies:
             return self._network.encode(rows)[0]
+
+
+def copy_with_strides(tensor: Tensor) -> Tensor:
+    """A copy that lies in memory as the tensor does.
+
+    A plain clone packs its rows. But PyTorch pads a mask's rows to the alignment that its attention kernels on graphics cards
+    ask for, and the backward pass relies on that.
+    """
+    memory = tensor.untyped_storage().clone()
+    return torch.empty(0, dtype=tensor.dtype, device=tensor.device).set_(
+        memory, tensor.storage_offset(), tensor.size(), tensor.stride()
+    )
 
 
 def unload(*patchers: object) -> None:

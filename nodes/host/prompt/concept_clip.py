@@ -1,82 +1,110 @@
-"""A CLIP that knows concepts: their words in prompts, and how to encode a prompt again with other word embeddings.
+"""A CLIP that knows concepts: their triggers in prompts, and which prompts it has encoded.
 
 It is ComfyUI's own CLIP in every other respect: LoRA loaders, clip skip and every text-encode node keep working, and
-what it gives them is ordinary conditioning with the static embedding in the word's place.
+what it gives them is ordinary conditioning with the static embedding in the trigger's place.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
-import comfy.model_management
 import comfy.sd
 import torch
+from comfy.patcher_extension import CallbacksMP
 from torch import Tensor
 
-from ..networks.idle_layers import idle_layers, left_out
-from .prompt_memory import EncodedPrompt, PromptMemory
-from .prompt_words import check_alias, rewrite_aliases, tokenizer_with_words
+from .drawn_elsewhere import tell_if_drawn_elsewhere
+from .encoded_prompt import EncodedPrompt
+from .prompt_memory import PromptMemory
+from .reencoding import Keyframes, Place, Reencoding, encoder_methods
+from .triggers import check_trigger, embedding_file, near_misses, rewrite_triggers, tokenizer_with_concepts
 
-# Key under which a conditioning names the remembered prompts it was made from; it is a hint, content decides.
+# Key under which a conditioning names the prompts it was made from, and keeps them; content decides what they mean.
 MARK = "e4t_prompts"
-# Of a range of a hook schedule: each hook and the keyframe that holds there.
-Keyframes = Sequence[tuple[Any, Any]]
+KEY = "e4t"
+# A token vector that another node has scaled points in the same direction up to rounding: the cosine's distance from 1.
+SAME_DIRECTION = 1e-10
 
 
-class AliasTakenError(ValueError):
-    """A word that already stands for another concept in this CLIP."""
+class TriggerTakenError(ValueError):
+    """A trigger that already stands for another concept in this CLIP."""
 
 
 @dataclass(frozen=True, eq=False)
-class Word:
-    """A concept's word as a CLIP knows it.
+class KnownConcept:
+    """A concept as a CLIP knows it.
 
     Attributes:
-        alias: how it is written in prompts.
+        trigger: how it is written in prompts.
         fingerprint: content hash of the concept.
-        token: static embedding ``(D,)``; this very tensor stands in token lists.
+        embedding: static embedding ``(V, D)``; its rows stand in token lists.
     """
 
-    alias: str
+    trigger: str
     fingerprint: str
-    token: Tensor
+    embedding: Tensor
+
+    @property
+    def token(self) -> Tensor:
+        """What the tokenizer is given: ``(D,)`` for one token, ``(V, D)`` for several."""
+        return self.embedding[0] if self.embedding.shape[0] == 1 else self.embedding
+
+
+class Tokens(dict[str, Any]):
+    """A CLIP's tokens by text encoder, with what the prompt's text said; other packs see an ordinary dictionary.
+
+    Attributes:
+        triggers: of concepts in the text.
+        near: trigger -> what stands in its place, in other upper and lower case.
+    """
+
+    triggers: frozenset[str] = frozenset()
+    near: dict[str, str] = {}  # noqa: RUF012 - replaced, never changed
 
 
 class ConceptCLIP(comfy.sd.CLIP):
-    """ComfyUI's CLIP plus concept words. Made by :func:`with_concept`; never changes the CLIP it was made from."""
+    """ComfyUI's CLIP plus concepts. Made by :func:`with_concept`; never changes the CLIP it was made from."""
 
-    words: dict[str, Word]
+    concepts: dict[str, KnownConcept]
     memory: PromptMemory
-    stock_tokenizer: object
-    _idle_of: tuple[object, tuple[int, ...]] | None = None
+    stock_tokenizer: Any
 
     @classmethod
     def of(cls, clip: comfy.sd.CLIP, memory: PromptMemory) -> ConceptCLIP:
-        """A clone of a CLIP, with its words if it has any."""
+        """A clone of a CLIP, with its concepts if it has any."""
         new = cls(no_init=True)
         plain = comfy.sd.CLIP.clone(clip)
         for name, value in vars(plain).items():
             setattr(new, name, value)
         new.memory = memory
-        new.words = dict(getattr(clip, "words", {}))
+        new.concepts = dict(getattr(clip, "concepts", {}))
         new.stock_tokenizer = getattr(clip, "stock_tokenizer", clip.tokenizer)
         return new
 
     def clone(self, disable_dynamic: bool = False) -> ConceptCLIP:
-        """As the stock one; the words come along."""
+        """As the stock one; the concepts come along."""
         new = ConceptCLIP(no_init=True)
         for name, value in vars(super().clone(disable_dynamic=disable_dynamic)).items():
             setattr(new, name, value)
-        new.words, new.memory, new.stock_tokenizer = self.words, self.memory, self.stock_tokenizer
+        new.concepts, new.memory, new.stock_tokenizer = self.concepts, self.memory, self.stock_tokenizer
         return new
 
     def tokenize(self, text: str, return_word_ids: bool = False, **kwargs: Any) -> Any:
-        """As the stock one; aliases are rewritten to ``embedding:e4t/<alias>`` first."""
-        return super().tokenize(rewrite_aliases(text, self.words), return_word_ids, **kwargs)
+        """As the stock one; triggers are rewritten to ``embedding:e4t/<trigger>`` first."""
+        inner = getattr(self.stock_tokenizer, self.stock_tokenizer.clip)
+        written, found = rewrite_triggers(
+            text, self.concepts, lambda name: embedding_file(name, inner.embedding_directory)
+        )
+        tokens = super().tokenize(written, return_word_ids, **kwargs)
+        if type(tokens) is not dict:
+            return tokens
+        told = Tokens(tokens)
+        told.triggers, told.near = found, near_misses(text, self.concepts.keys() - found)
+        return told
 
     def encode_from_tokens(self, tokens: Any, return_pooled: Any = False, return_dict: bool = False) -> Any:
         """As the stock one; what comes out is remembered, and a dictionary is marked with it."""
@@ -102,143 +130,140 @@ class ConceptCLIP(comfy.sd.CLIP):
             marked.append([static, {**extra, **self._remember(tokens, static, held)}])
         return marked
 
-    def _remember(self, tokens: Any, static: Tensor, keyframes: Keyframes = ()) -> dict[str, Any]:
+    def encode_again(self, prompt: Reencoding, words: dict[str, Tensor], company: Sequence[object]) -> Tensor:
+        """A prompt that this CLIP has encoded, with other word embeddings: see :meth:`Reencoding.encode`."""
+        return prompt.encode(words, company)
+
+    def _remember(self, tokens: Any, given: Tensor, keyframes: Keyframes = ()) -> dict[str, Any]:
         """Remember a prompt; what to add to its conditioning."""
-        sections = tokens.get(self.tokenizer.clip_name) if isinstance(tokens, dict) else None
-        if sections is None or static.ndim != 3 or static.shape[0] != 1 or static.shape[1] % max(len(sections), 1):
+        if not torch.is_tensor(given) or given.ndim != 3:
             return {}
-        found = {word.fingerprint: word.alias for row in sections for item in row if (word := self._word_of(item[0]))}
-        # The prompt's own view of this CLIP, clip skip as it is now; the patcher is shared, to be loaded once.
-        clip = copy.copy(self) if found else None
-        encode = (lambda words, company: clip.encode_again(sections, words, company, keyframes)) if clip else None
-        prompt = EncodedPrompt(static.detach().cpu(), len(sections), found, encode, self.cond_stage_model)
-        self.memory.remember(prompt)
+        static = given.detach().to("cpu", copy=True)
+        sections = _sections(tokens, self.tokenizer.clip_name)
+        places, concepts = self._places(sections or [])
+        # Some packs keep a prompt's tokens to themselves; the text still told of a trigger.
+        hidden = getattr(tokens, "triggers", frozenset()) - set(concepts.values()) if not places else frozenset()
+        concepts |= {self.concepts[trigger].fingerprint: trigger for trigger in hidden}
+        even = sections is not None and static.shape[0] == 1 and static.shape[1] % len(sections) == 0
+        recipe = self._recipe(tokens, sections, places, static, keyframes) if even and sections and places else None
+        near = {self.concepts[trigger].fingerprint: said for trigger, said in getattr(tokens, "near", {}).items()}
+        prompt = EncodedPrompt(
+            static[:1],
+            len(sections) if even and sections else 1,
+            concepts,
+            partial(recipe.clip.encode_again, recipe) if recipe else None,
+            self.cond_stage_model,
+            _by_section(places, len(sections)) if even and sections and not hidden else (),
+            near,
+        )
+        if static.shape[0] == 1:
+            self.memory.remember(prompt, given)
         # The text encoder is needed at every evaluation: it asks to be held in memory together with the UNet.
-        return {MARK: (prompt,), "additional_models": [clip.patcher]} if clip else {}
+        return {MARK: (prompt,)} | ({"additional_models": [self.patcher]} if concepts else {})
 
-    def _word_of(self, token: Any) -> Word | None:
-        if not torch.is_tensor(token):
+    def _recipe(
+        self, tokens: Any, sections: list[list[Any]], places: tuple[Place, ...], static: Tensor, keyframes: Keyframes
+    ) -> Reencoding:
+        methods, own = encoder_methods(self.cond_stage_model)
+        kept = {**tokens, self.tokenizer.clip_name: [list(section) for section in sections]}
+        # The prompt's own view of this CLIP, clip skip as it is now.
+        return Reencoding(
+            copy.copy(self), kept, places, static, keyframes, methods, own and not self.patcher.object_patches
+        )
+
+    def _places(self, sections: list[list[Any]]) -> tuple[tuple[Place, ...], dict[str, str]]:
+        """Where the concepts' tokens stand, and fingerprint -> trigger of these concepts."""
+        places, concepts = [], {}
+        for number, section in enumerate(sections):
+            for position, item in enumerate(section):
+                found = self._concept_of(item[0])
+                if found:
+                    known, vector, factor = found
+                    places.append(Place(number, position, known.fingerprint, vector, factor))
+                    concepts[known.fingerprint] = known.trigger
+        return tuple(places), concepts
+
+    def _concept_of(self, token: Any) -> tuple[KnownConcept, int, float] | None:
+        """(concept, which of its vectors, factor) of a concept's token, copied or scaled by another pack or not."""
+        vector = token.get("data") if isinstance(token, dict) else token
+        if not torch.is_tensor(vector):
             return None
-        known = list(self.words.values())
-        same = next((word for word in known if word.token is token), None)
-        # Other packs copy tokens; then the content decides.
-        return same or next(
-            (word for word in known if token.shape == word.token.shape and torch.equal(token.cpu(), word.token)), None
-        )
-
-    def encode_again(
-        self,
-        sections: list[list[Any]],
-        words: dict[str, Tensor],
-        company: Sequence[object],
-        keyframes: Keyframes = (),
-    ) -> Tensor:
-        """Encode a prompt with other word embeddings: ``(B, T, D)`` in ONE call of the text encoder.
-
-        Args:
-            sections: its token lists, with weights.
-            words: fingerprint -> embeddings ``(B, D)``; rows that are equal are encoded once, ``(1, T, D)``.
-            company: patchers in use (the UNet's), to be loaded together with the text encoder if that has to be loaded.
-            keyframes: of a scheduled CLIP's hooks, as they were when the prompt was first encoded.
-        """
-        rows = max(value.shape[0] for value in words.values())
-        if all(bool((value == value[:1]).all()) for value in words.values()):
-            rows = 1
-        batch = []
-        for index in range(rows):
-            for row in sections:
-                batch.append([self._with_embedding(item, words, index) for item in row])
-        encoder = self.cond_stage_model
-        encoder.reset_clip_options()
-        if self.layer_idx is not None:
-            encoder.set_clip_options({"layer": self.layer_idx})
-        if not self._is_loaded():
-            comfy.model_management.load_models_gpu([*company, self.patcher])
-        device = self.patcher.load_device
-        encoder.set_clip_options({"execution_device": device})
-        with (
-            comfy.model_management.cuda_device_context(device),
-            left_out(getattr(encoder, encoder.clip), self._idle()),
-            self._hooks_at(keyframes),
-        ):
-            encoded = encoder.encode_token_weights({self.tokenizer.clip_name: batch})[0]
-        return encoded.reshape(rows, -1, encoded.shape[-1])
-
-    @contextmanager
-    def _hooks_at(self, keyframes: Keyframes) -> Iterator[None]:
-        """The text encoder under this CLIP's hooks at these keyframes, as stock scheduled encoding sets them."""
-        hooks = self.patcher.forced_hooks
-        if not keyframes or hooks is None:
-            yield
-            return
-        for hook, keyframe in keyframes:
-            hook.hook_keyframe._current_keyframe = keyframe
-        try:
-            self.patcher.patch_hooks(hooks)
-            yield
-        finally:
-            hooks.reset()
-
-    def _with_embedding(self, item: Any, words: dict[str, Tensor], index: int) -> tuple[Any, ...]:
-        word = self._word_of(item[0])
-        if word is None or word.fingerprint not in words:
-            return (item[0], item[1])
-        values = words[word.fingerprint]
-        return (values[min(index, values.shape[0] - 1)], item[1])
-
-    def _idle(self) -> tuple[int, ...]:
-        """Layers that add nothing, LoRAs counted; looked for once for each set of patches."""
-        key = self.patcher.patches_uuid
-        if self._idle_of is None or self._idle_of[0] != key:
-            held, encoder = self.patcher, self.cond_stage_model
-            touched = {*held.patches, *held.object_patches, *held.weight_wrapper_patches}
-            own = {} if held.hook_patches else {k: w for k, w in encoder.named_parameters() if k not in touched}
-            self._idle_of = (key, idle_layers(own, f"{encoder.clip}."))
-        return self._idle_of[1]
-
-    def _is_loaded(self) -> bool:
-        """The text encoder is on its device with these patches: loading anything could evict the UNet."""
-        loaded = any(
-            kept.model is not None and kept.model.model is self.patcher.model
-            for kept in comfy.model_management.current_loaded_models
-        )
-        return loaded and self.patcher.model.current_weight_patches_uuid == self.patcher.patches_uuid
+        # Two concepts may have the same static embedding: the very tensor counts first.
+        for known in self.concepts.values():
+            for index, row in enumerate(known.embedding):
+                if vector.data_ptr() == row.data_ptr() and vector.numel() == row.numel():
+                    return known, index, 1.0
+        flat = vector.detach().to("cpu", torch.float32).reshape(-1)
+        for known in self.concepts.values():
+            if flat.shape[0] != known.embedding.shape[1]:
+                continue
+            for index, row in enumerate(known.embedding):
+                if torch.equal(flat, row):
+                    return known, index, 1.0
+                a, b = flat.double(), row.double()
+                along, size = float(a @ b), float(a @ a) * float(b @ b)
+                if along > 0 and size - along**2 < SAME_DIRECTION * size:
+                    return known, index, along / float(b @ b)
+        return None
 
 
-def check_free(clip: comfy.sd.CLIP, alias: str) -> None:
-    """Check, before any work, that a word does not stand for a concept in this CLIP yet.
+def _sections(tokens: Any, name: str) -> list[list[Any]] | None:
+    """The tokens of one text encoder, section by section; None if they are not as ComfyUI's tokenizer gives them."""
+    sections = tokens.get(name) if isinstance(tokens, dict) else None
+    if not isinstance(sections, (list, tuple)) or not sections:
+        return None
+    fine = all(
+        isinstance(section, (list, tuple))
+        and all(isinstance(item, (list, tuple)) and item and not isinstance(item[0], (list, tuple)) for item in section)
+        for section in sections
+    )
+    return [list(section) for section in sections] if fine else None
+
+
+def _by_section(places: Sequence[Place], sections: int) -> tuple[frozenset[str], ...]:
+    return tuple(frozenset(place.concept for place in places if place.section == n) for n in range(sections))
+
+
+def check_free(clip: comfy.sd.CLIP, trigger: str) -> None:
+    """Check, before any work, that a trigger does not stand for a concept in this CLIP yet.
 
     Raises:
-        AliasTakenError: it does.
+        TriggerTakenError: it does.
     """
-    if alias in getattr(clip, "words", {}):
-        raise AliasTakenError(
-            f"The word {alias!r} already stands for another concept in this CLIP: give this one another word,"
-            " or wire in the CLIP from before."
+    if trigger in getattr(clip, "concepts", {}):
+        raise TriggerTakenError(
+            f"The trigger {trigger!r} already stands for another concept in this CLIP: give this one another, or wire in the CLIP"
+            " from before."
         )
 
 
 def with_concept(
-    clip: comfy.sd.CLIP, alias: str, fingerprint: str, static_embedding: Tensor, memory: PromptMemory
+    clip: comfy.sd.CLIP, trigger: str, fingerprint: str, embedding: Tensor, memory: PromptMemory
 ) -> ConceptCLIP:
     """A CLIP that also knows one more concept.
 
     Args:
         clip: stock or with concepts; not changed.
-        alias: the concept's word, see :func:`~.prompt_words.check_alias`.
+        trigger: see :func:`~.triggers.check_trigger`.
         fingerprint: content hash of the concept.
-        static_embedding: ``(D,)``.
+        embedding: static, ``(D,)`` or ``(V, D)`` for V tokens.
         memory: where its encoded prompts are remembered.
 
     Raises:
-        AliasError: the alias cannot stand for a concept.
-        AliasTakenError: it already stands for another concept in this CLIP.
+        TriggerError: the trigger cannot stand for a concept.
+        TriggerTakenError: it already stands for another concept in this CLIP.
     """
-    check_alias(alias)
+    check_trigger(trigger)
     new = ConceptCLIP.of(clip, memory)
-    other = new.words.get(alias)
+    other = new.concepts.get(trigger)
     if other is not None and other.fingerprint != fingerprint:
-        check_free(clip, alias)
-    new.words[alias] = Word(alias, fingerprint, static_embedding.detach().float().cpu().clone())
-    new.tokenizer = tokenizer_with_words(new.stock_tokenizer, {name: word.token for name, word in new.words.items()})
+        check_free(clip, trigger)
+    vectors = embedding.detach().float().cpu().clone().reshape(-1, embedding.shape[-1])
+    new.concepts[trigger] = KnownConcept(trigger, fingerprint, vectors)
+    tokens = {name: known.token for name, known in new.concepts.items()}
+    new.tokenizer = tokenizer_with_concepts(new.stock_tokenizer, tokens)
+    new.patcher.remove_callbacks_with_key(CallbacksMP.ON_CLEANUP, KEY)
+    new.patcher.add_callback_with_key(
+        CallbacksMP.ON_CLEANUP, KEY, partial(tell_if_drawn_elsewhere, memory, tuple(new.concepts))
+    )
     return new

@@ -8,77 +8,27 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
-import comfy.model_management
 import torch
 from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import CallbacksMP, WrappersMP
 from torch import Tensor
 
 from ....e4t_core.canonical_names import canonical_names
-from ....e4t_core.concept import Concept
 from ..networks.base_model import PREFIX, ConceptPatch
 from ..prompt.prompt_memory import PromptMemory
-from .refinement import HeldConcept, Refinement
+from .held_concept import HeldConcept
+from .pieces import KEY
+from .refinement import Refinement
 
 logger = logging.getLogger(__name__)
 
-KEY = "e4t"
 # A concept that keeps less than half of its differences' energy is not the one that was tuned.
 LOST = 0.5
 
 
 class WordTakenError(ValueError):
-    """A word that already stands for another concept in this MODEL."""
-
-
-@dataclass(frozen=True, eq=False)
-class ConceptParts:
-    """A tuned concept with all that a MODEL needs to hold it; shared by every MODEL that does.
-
-    Attributes:
-        concept: the core's concept.
-        empty: context ``(1, L, D)`` of the empty prompt.
-        domain_offset: ``W0 * P Q^T`` of the domain on this concept's base, by canonical name.
-        encoder: the concept encoder as a model that ComfyUI moves and counts together with the UNet. One for as long as
-            the network lives: ComfyUI takes a network that outlives its patcher for a memory leak.
-        gains: how well the domain's word explained each photo, see ``photo_fit``; empty where it was not measured.
-    """
-
-    concept: Concept
-    empty: Tensor
-    domain_offset: dict[str, Tensor]
-    encoder: ModelPatcher | None = None
-    gains: tuple[float, ...] = ()
-
-    def __post_init__(self) -> None:
-        if self.encoder is None:
-            devices = comfy.model_management.get_torch_device(), comfy.model_management.unet_offload_device()
-            object.__setattr__(self, "encoder", ModelPatcher(self.concept.encoder, *devices))
-
-    def size(self) -> int:
-        """Bytes of RAM."""
-        tensors = [self.empty, *self.domain_offset.values(), *self.concept.weight_differences.values()]
-        tensors += list(self.concept.encoder.parameters())
-        return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
-
-
-def domain_offset(weights: Mapping[str, Tensor], factors: Mapping[str, tuple[Tensor, Tensor]]) -> dict[str, Tensor]:
-    """``W0 * P Q^T``, ``(M, N)`` float32 on the CPU by canonical name; zero matrices are left out.
-
-    Args:
-        weights: effective base weights by canonical name.
-        factors: P ``(M, 3)`` and Q ``(N, 3)`` by canonical name.
-    """
-    offsets = {}
-    with torch.inference_mode(False), torch.no_grad():
-        for name, (p, q) in factors.items():
-            weight = weights[name].float()
-            offset = weight * (p.to(weight) @ q.to(weight).T)
-            if offset.any():
-                offsets[name] = offset.cpu()
-    return offsets
+    """A trigger that already stands for another concept in this MODEL."""
 
 
 def held_concepts(model: ModelPatcher) -> tuple[HeldConcept, ...]:
@@ -87,46 +37,50 @@ def held_concepts(model: ModelPatcher) -> tuple[HeldConcept, ...]:
     return wrappers[0].concepts if wrappers else ()
 
 
-def with_concept(model: ModelPatcher, parts: ConceptParts, memory: PromptMemory, strength: float = 1.0) -> ModelPatcher:
+def with_concept(model: ModelPatcher, added: HeldConcept, memory: PromptMemory, strength: float = 1.0) -> ModelPatcher:
     """A clone of a MODEL that also holds one more concept; at strength 0 it is a plain clone, which draws none.
 
     Args:
         model: stock, or with concepts; not changed.
-        parts: what to add.
+        added: what to add.
         memory: of encoded prompts.
         strength: factor of the weight changes; the word follows its encoder at any strength but 0.
     """
     new = model.clone()
     if strength == 0:
         return new
-    concept, added = parts.concept, HeldConcept(parts.concept, parts.empty, parts.domain_offset)
-    held = held_concepts(model)
+    concept, held = added.concept, held_concepts(model)
     if any(h.concept.fingerprint == concept.fingerprint for h in held):
         # Its weights are there; how it is called and sampled is what was said last.
         held = tuple(added if h.concept.fingerprint == concept.fingerprint else h for h in held)
     else:
         _patch(new, _missing_offset(held, added), strength)
-        _patch(new, concept.weight_differences, strength)
-        _warn_if_lost(new, concept.weight_differences)
-        new.set_additional_models(KEY, [*new.get_additional_models_with_key(KEY), parts.encoder])
+        _patch(new, added.differences, strength)
+        _warn_if_lost(new, added.differences)
+        if added.network is not None:
+            new.set_additional_models(KEY, [*new.get_additional_models_with_key(KEY), added.network])
         held = (*held, added)
     refinement = Refinement(held, memory)
     new.remove_wrappers_with_key(WrappersMP.CALC_COND_BATCH, KEY)
     new.add_wrapper_with_key(WrappersMP.CALC_COND_BATCH, KEY, refinement)
+    new.remove_wrappers_with_key(WrappersMP.OUTER_SAMPLE, KEY)
+    new.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, KEY, refinement.begin)
+    new.remove_wrappers_with_key(WrappersMP.PREDICT_NOISE, KEY)
+    new.add_wrapper_with_key(WrappersMP.PREDICT_NOISE, KEY, refinement.predict_noise)
     new.remove_callbacks_with_key(CallbacksMP.ON_CLEANUP, KEY)
     new.add_callback_with_key(CallbacksMP.ON_CLEANUP, KEY, refinement.forget_run)
     return new
 
 
-def check_free(model: ModelPatcher, word: str) -> None:
-    """Check, before any work, that a word does not stand for a concept of this MODEL yet.
+def check_free(model: ModelPatcher, trigger: str) -> None:
+    """Check, before any work, that a trigger does not stand for a concept of this MODEL yet.
 
     Raises:
         WordTakenError: it does.
     """
-    if any(held.concept.word == word for held in held_concepts(model)):
+    if any(held.concept.trigger == trigger for held in held_concepts(model)):
         raise WordTakenError(
-            f"The word {word!r} already stands for another concept in this MODEL: give this one another word, or wire in"
+            f"The trigger {trigger!r} already stands for another concept in this MODEL: give this one another, or wire in"
             " the MODEL from before."
         )
 
@@ -137,12 +91,13 @@ def _missing_offset(held: Sequence[HeldConcept], added: HeldConcept) -> Mapping[
     All of it, if the domain is new; nothing, if it is held for the same base. With a LoRA between two concepts the
     second one's base is another: the difference of the two offsets is ``L * P Q^T``.
     """
-    before = [h for h in held if h.concept.domain_fingerprint == added.concept.domain_fingerprint]
+    owner = added.concept.domain_fingerprint
+    before = [h for h in held if owner and h.concept.domain_fingerprint == owner]
     if not before:
-        return added.domain_offset
+        return added.shared
     if before[-1].concept.base_fingerprint == added.concept.base_fingerprint:
         return {}
-    old, new = before[-1].domain_offset, added.domain_offset
+    old, new = before[-1].shared, added.shared
     with torch.inference_mode(False), torch.no_grad():
         differences = {
             name: new.get(name, torch.zeros(())) - old.get(name, torch.zeros(()))

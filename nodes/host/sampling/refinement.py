@@ -10,48 +10,40 @@ recognises by content: never the dictionaries it was given, never a prompt witho
 from __future__ import annotations
 
 import logging
-from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ....e4t_core.concept import Concept
-from ..learning.progress import show_text
-from ..networks.base_model import spatial_features
+from ..node_text import show_text
 from ..prompt.concept_clip import MARK
-from ..prompt.prompt_memory import EncodedPrompt, PromptMemory, Recipe
+from ..prompt.drawn_elsewhere import note_refinement
+from ..prompt.encoded_prompt import EncodedPrompt
+from ..prompt.prompt_memory import PromptMemory
+from ..prompt.recognition import Recipe, recognise
+from ..prompt.reencoding import UnfaithfulError
+from .announcement import CHANGED, HIDDEN, REGION, Sighting, Sightings, announcement
+from .held_concept import HeldConcept
+from .regions import Regions, find_regions
+from .word_at_step import WordAtStep
 
 logger = logging.getLogger(__name__)
 
 Conds = list[list[dict[str, Any]] | None]
 
 
-@dataclass(frozen=True, eq=False)
-class HeldConcept:
-    """A concept as a MODEL holds it.
-
-    Attributes:
-        concept: word, encoder, features.
-        empty: context ``(1, L, D)`` of the empty prompt, by the text encoder it was tuned with.
-        domain_offset: the offset of its domain that the MODEL holds since it was added, by canonical name.
-    """
-
-    concept: Concept
-    empty: Tensor
-    domain_offset: Mapping[str, Tensor] = field(default_factory=dict)
-
-
 @dataclass
 class _Run:
     """What is remembered within one sampling run; thrown away at its end."""
 
-    announced: bool = False
+    told: str = ""
+    roles: dict[object, str] = field(default_factory=dict)
+    failed: dict[EncodedPrompt, str] = field(default_factory=dict)
+    regions: Regions | None = None
     recipes: dict[int, tuple[Tensor, Recipe | None]] = field(default_factory=dict)
-    features: list[tuple[Tensor, Tensor, Tensor, Tensor]] = field(default_factory=list)
-    words: dict[str, Tensor] = field(default_factory=dict)
+    words: WordAtStep = field(default_factory=WordAtStep)
     contexts: dict[EncodedPrompt, tuple[dict[str, Tensor], Tensor]] = field(default_factory=dict)
 
 
@@ -75,35 +67,92 @@ class Refinement:
         """Called when sampling ends, also by cancel or error."""
         self._run = _Run()
 
+    def begin(self, executor: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+        """The OUTER_SAMPLE wrapper: only here are the prompts' roles known ("positive", "negative" ...)."""
+        conds = getattr(executor.class_obj, "conds", {})
+        self._run.roles = {cond.get("uuid"): role for role, group in conds.items() for cond in group or ()}
+        return executor(*arguments, **options)
+
+    def predict_noise(self, executor: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+        """The PREDICT_NOISE wrapper: what is sampled, before anything cuts it."""
+        return self._run.words.predict_noise(executor, *arguments, **options)
+
     def __call__(
         self, executor: Callable[..., Any], model: Any, conds: Conds, x: Tensor, sigma: Tensor, model_options: dict
     ) -> Any:
         """One evaluation: ``x`` ``(B, 4, h, w)`` at noise level ``sigma`` ``(B,)``."""
-        self._announce(conds)
+        note_refinement(self._memory)
+        self._run.words.evaluate(executor, model, conds, x, sigma, model_options)
+        if self._run.regions is None:
+            self._run.regions = self._find_regions(conds, model_options)
         refined: Conds = []
         for group in conds:
             refined.append(group and [self._refine(cond, model, x, sigma) for cond in group])
-        return executor(model, refined, x, sigma, model_options)
+        regions = self._run.regions
+        for region in regions.found:
+            region.context = self._rebuilt(region.recipe, model, x, sigma) if region.followed is not False else None
+        if not regions.found:
+            self._announce(conds)
+            return executor(model, refined, x, sigma, model_options)
+        made = executor(model, refined, x, sigma, regions.options(model_options, x.shape[0]))
+        # Only now is it known whether cross-attention was given them.
+        regions.seen()
+        self._announce(conds)
+        return made
+
+    def _find_regions(self, conds: Conds, model_options: dict) -> Regions:
+        try:
+            return find_regions(conds, model_options, self._memory)
+        except Exception as error:
+            logger.warning("E4T: regions of other nodes could not be looked through: %s", error, exc_info=True)
+            return Regions()
 
     def _refine(self, cond: dict[str, Any], model: Any, x: Tensor, sigma: Tensor) -> dict[str, Any]:
         recipe = self._recipe(cond)
-        if recipe is None or not _is_active(cond, sigma):
-            return cond
-        fresh = {}
-        for prompt in recipe.prompts():
-            words = {
-                fingerprint: self._word(self._by_fingerprint[fingerprint], model, x, sigma)
-                for fingerprint in prompt.concepts
-                if fingerprint in self._by_fingerprint and self._by_fingerprint[fingerprint].concept.settings.refine
-            }
-            if words:
-                fresh[prompt] = self._context(prompt, words, model)
-        if not fresh:
+        context = self._rebuilt(recipe, model, x, sigma) if recipe and _is_active(cond, sigma) else None
+        if context is None:
             return cond
         old = cond["model_conds"]["c_crossattn"]
         # Others hold these dictionaries too (guiders, clones): a copy gets the new context.
-        new = type(old)(recipe.rebuild(fresh))
-        return {**cond, "model_conds": {**cond["model_conds"], "c_crossattn": new}}
+        return {**cond, "model_conds": {**cond["model_conds"], "c_crossattn": type(old)(context)}}
+
+    def _rebuilt(self, recipe: Recipe, model: Any, x: Tensor, sigma: Tensor) -> Tensor | None:
+        """A conditioning with the words of this evaluation, ``(B, T, D)`` or fewer rows; None where none is refined."""
+        fresh = {}
+        for prompt in recipe.prompts():
+            context = self._encoded_anew(prompt, recipe.latents_of(prompt, x.shape[0]), model, x, sigma)
+            if context is not None:
+                fresh[prompt] = context
+        return recipe.rebuild(fresh) if fresh else None
+
+    def _encoded_anew(
+        self, prompt: EncodedPrompt, latents: Sequence[int], model: Any, x: Tensor, sigma: Tensor
+    ) -> Tensor | None:
+        """A prompt with the words of this evaluation, ``(B, T, D)`` or ``(1, T, D)``; None where they stay fixed.
+
+        Args:
+            latents: those of ``x`` that the prompt is for; rows of others mean nothing.
+        """
+        held = [self._by_fingerprint[key] for key in prompt.concepts if key in self._by_fingerprint]
+        following = [concept for concept in held if concept.concept.refines]
+        if not following or prompt.encode is None or prompt in self._run.failed or not latents:
+            return None
+        try:
+            words = {one.concept.fingerprint: self._run.words.word(one, model, x, sigma) for one in following}
+            if len(latents) == x.shape[0]:
+                return self._context(prompt, words, model)
+            some = self._context(prompt, {key: word[latents] for key, word in words.items()}, model)
+            if some.shape[0] == 1:
+                return some
+            full = some.new_zeros((x.shape[0], *some.shape[1:]))
+            full[latents] = some
+            return full
+        except Exception as error:
+            # A sampler must not end because of a word: the fixed one is in the prompt already.
+            known = isinstance(error, UnfaithfulError)
+            logger.warning("E4T: a prompt could not be encoded again: %s", error, exc_info=not known)
+            self._run.failed[prompt] = HIDDEN if known else f"encoding it again failed ({type(error).__name__})"
+            return None
 
     def _recipe(self, cond: dict[str, Any]) -> Recipe | None:
         """How this conditioning is made of remembered prompts; looked up once per run and tensor."""
@@ -112,41 +161,17 @@ class Refinement:
         if not torch.is_tensor(tensor) or tensor.ndim != 3:
             return None
         if id(tensor) not in self._run.recipes:
-            recipe = self._memory.recognise(tensor, cond.get(MARK, ()))
+            recipe = self._recognised(tensor, cond)
             # The tensor is kept with its recipe, so that its id cannot be given to another one.
             self._run.recipes[id(tensor)] = (tensor, recipe)
         return self._run.recipes[id(tensor)][1]
 
-    def _word(self, held: HeldConcept, model: Any, x: Tensor, sigma: Tensor) -> Tensor:
-        """e_c ``(B, D)`` of a concept at this evaluation; frozen once the schedule has passed ``end_percent``."""
-        fingerprint, settings = held.concept.fingerprint, held.concept.settings
-        end = model.model_sampling.percent_to_sigma(settings.end_percent)
-        last = self._run.words.get(fingerprint)
-        if last is not None and last.shape[0] == x.shape[0] and float(sigma[0]) < end:
-            return last
-        word = held.concept.word_embedding(self._features(held, model, x, sigma))
-        self._run.words[fingerprint] = word
-        return word
-
-    def _features(self, held: HeldConcept, model: Any, x: Tensor, sigma: Tensor) -> Tensor:
-        """F ``(B, width)`` on the encoder's device; several passes over one evaluation cost one feature pass."""
-        for empty, seen, level, features in self._run.features:
-            if torch.equal(seen, x) and torch.equal(level, sigma) and torch.equal(empty, held.empty):
-                return features
-        patcher = getattr(model, "current_patcher", None)
-        if patcher is not None and patcher.current_hooks is not None:
-            # The last prompt's hooks would still be in the weights; the word must not depend on who came last.
-            patcher.apply_hooks(None)
-        network, dtype = model.diffusion_model, model.get_dtype_inference()
-        z = model.model_sampling.calculate_input(sigma, x).to(dtype)
-        t = model.model_sampling.timestep(sigma).float()
-        context = held.empty.to(x.device, dtype).expand(x.shape[0], -1, -1)
-        features = spatial_features(network, z, t, context, {})
-        features = features.to(next(held.concept.encoder.parameters()).device)
-        kept = [entry for entry in self._run.features if torch.equal(entry[1], x) and torch.equal(entry[2], sigma)]
-        # Samplers write into x: compare with a copy.
-        self._run.features = [*kept, (held.empty, x.clone(), sigma.clone(), features)]
-        return features
+    def _recognised(self, tensor: Tensor, cond: dict[str, Any]) -> Recipe | None:
+        try:
+            return recognise(tensor, cond.get(MARK, ()), self._memory)
+        except Exception as error:
+            logger.warning("E4T: a prompt could not be recognised: %s", error, exc_info=True)
+            return None
 
     def _context(self, prompt: EncodedPrompt, words: dict[str, Tensor], model: Any) -> Tensor:
         """The prompt encoded with these words ``(B or 1, T, D)``; equal words are not encoded twice."""
@@ -162,53 +187,51 @@ class Refinement:
         return context
 
     def _announce(self, conds: Conds) -> None:
-        """At a run's first evaluation: say in the log and on the sampler node where each word is."""
-        if self._run.announced:
-            return
-        self._run.announced = True
+        """At a run's first evaluation, and when something changes, say in the log and on the node where each word is."""
         given = [cond for group in conds if group for cond in group]
+        encoded = {key for prompt in self._memory.prompts() for key in prompt.concepts}
         # Concepts of this MODEL that no prompt names are told of, too.
-        names = {held.concept.fingerprint: held.concept.word for held in self.concepts}
-        followed, fixed = Counter[str](), Counter[str]()
+        concepts = {
+            (key := held.concept.fingerprint): Sightings(
+                held.concept.trigger, refines=held.concept.refines, encoded=key in encoded
+            )
+            for held in self.concepts
+        }
         for cond in given:
             recipe = self._recipe(cond)
-            here = {
-                key: word for prompt in (recipe.prompts() if recipe else []) for key, word in prompt.concepts.items()
-            }
-            lost = self._unfollowed(cond, given)
-            names |= here | lost
-            followed.update(here.keys())
-            fixed.update(lost.keys() - here.keys())
-        text = "\n".join(self._tell(key, word, followed[key], fixed[key], len(given)) for key, word in names.items())
-        good = all(key in self._by_fingerprint and followed[key] and not fixed[key] for key in names)
+            role = self._run.roles.get(cond.get("uuid"), "")
+            for key, (trigger, why) in (self._seen_in(recipe) | self._unfollowed(cond, given)).items():
+                sightings = concepts.setdefault(key, Sightings(trigger, held=False))
+                sightings.seen.append(Sighting(role, why))
+            prompts = [*cond.get(MARK, ()), *(source.prompt for source in (recipe.sources() if recipe else []))]
+            for key, said in ((key, said) for prompt in prompts for key, said in prompt.near.items()):
+                if key in concepts:
+                    concepts[key].near = said
+        regions = self._run.regions.found if self._run.regions else []
+        for region in regions:
+            for key, (trigger, why) in self._seen_in(region.recipe).items():
+                sightings = concepts.setdefault(key, Sightings(trigger, held=False))
+                sightings.seen.append(Sighting("region", why or ("" if region.followed else REGION)))
+        unknown = sum((recipe := self._recipe(cond)) is None or not recipe.complete for cond in given)
+        text, good = announcement(concepts, len(given) + len(regions), unknown)
+        if text == self._run.told or (self._run.told and not self._run.failed):
+            return
+        self._run.told = text
         logger.log(logging.INFO if good else logging.WARNING, "E4T: %s", text)
         show_text(text)
 
-    def _tell(self, key: str, word: str, followed: int, fixed: int, given: int) -> str:
-        """Where a concept's word is: in how many prompts, and in how many of them without refinement."""
-        held = self._by_fingerprint.get(key)
-        if held is None:
-            return (
-                f"{word} is in a prompt, but this MODEL does not hold that concept: wire the MODEL output of the"
-                " E4T Personalize node that made it into the sampler."
-            )
-        if not followed and not fixed:
-            return (
-                f"{word} was found in none of {_prompts(given)}: write it into the prompt, and encode that with the"
-                " CLIP output of E4T Personalize."
-            )
-        text = f"{word} in {followed + fixed} of {_prompts(given)}"
-        if not held.concept.settings.refine:
-            return f"{text} (refinement off)"
-        if not fixed:
-            return text
-        return (
-            f"{text}, but not refined in {fixed}: a node changed that prompt in a way that cannot be followed, so the"
-            " word stays the same at all steps there."
-        )
+    def _seen_in(self, recipe: Recipe | None) -> dict[str, tuple[str, str]]:
+        """Concept -> its trigger, and why its word is fixed there ("": it is not), in a recognised conditioning."""
+        seen: dict[str, tuple[str, str]] = {}
+        for source in recipe.sources() if recipe else []:
+            prompt = source.prompt
+            why = HIDDEN if prompt.encode is None else self._run.failed.get(prompt, "")
+            for key, trigger in prompt.concepts_in(source.chunk).items():
+                seen[key] = (trigger, seen.get(key, ("", ""))[1] or why)
+        return seen
 
-    def _unfollowed(self, cond: dict[str, Any], given: list[dict[str, Any]]) -> dict[str, str]:
-        """Concept -> word that a conditioning is marked with, where its tensor matches no remembered prompt."""
+    def _unfollowed(self, cond: dict[str, Any], given: list[dict[str, Any]]) -> dict[str, tuple[str, str]]:
+        """Concepts that a conditioning is marked with, where its tensor matches no remembered prompt."""
 
         def matches(other: dict[str, Any]) -> bool:
             recipe = self._recipe(other)
@@ -218,11 +241,9 @@ class Refinement:
         twins = [other for other in given if other.get("uuid") == cond.get("uuid") and other.get("uuid") is not None]
         if any(matches(other) for other in (cond, *twins)):
             return {}
-        return {key: word for prompt in cond.get(MARK, ()) for key, word in prompt.concepts.items()}
-
-
-def _prompts(count: int) -> str:
-    return "1 prompt" if count == 1 else f"{count} prompts"
+        seen = self._seen_in(self._recipe(cond))
+        marked = {key: trigger for prompt in cond.get(MARK, ()) for key, trigger in prompt.concepts.items()}
+        return {key: (trigger, CHANGED) for key, trigger in marked.items() if key not in seen}
 
 
 def _is_active(cond: dict[str, Any], sigma: Tensor) -> bool:

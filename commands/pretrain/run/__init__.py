@@ -1,0 +1,1 @@
+"""A run: what is trained, the loop, and what it leaves behind."""

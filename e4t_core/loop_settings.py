@@ -1,0 +1,99 @@
+"""What the training loop needs to know, whatever the method; and how a finished concept is drawn."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+from .settings import check_settings, setting
+
+
+@dataclass(frozen=True)
+class LoopSettings:
+    """Settings that every method has; a method adds its own and sets its own defaults.
+
+    Raises:
+        ValueError: a value is out of range; the message names it.
+    """
+
+    steps: int = setting(
+        15, "Optimizer steps. 0 leaves the first answer as it is, without tuning.", least=0, most=100_000
+    )
+    learning_rate: float = setting(
+        1.6e-5, "Every step moves every trained number by about this much.", least=0, most=1, step=1e-6
+    )
+    batch: int = setting(
+        16,
+        "Noise levels of the photo per step. At least 16 is advised: they cover the schedule.",
+        least=1,
+        most=256,
+        unit="samples",
+    )
+    micro_batch: int = setting(
+        4,
+        "How many of them are computed at once, at most the batch. Lower needs less memory and gives nearly the same result.",
+        least=1,
+        most=256,
+        unit="samples",
+    )
+    use_mask: bool = setting(True, "Learn where the mask is white. Off: all of the crop.")
+    mask_threshold: float = setting(
+        0.0,
+        "How much of a latent cell (8 x 8 pixels) the mask must cover before it is learned. Raise it (0.5) if what you"
+        " left out beside the subject, such as a hat, comes back all the same.",
+        least=0,
+        most=0.9,
+        step=0.05,
+        advanced=True,
+    )
+    rate_decay: bool = setting(
+        False, "Lowers the learning rate to zero over the second half of the steps.", advanced=True
+    )
+    weight_decay: float = setting(
+        0.01, "AdamW: pull of every trained number to zero.", least=0, most=0.5, step=0.001, advanced=True
+    )
+    beta1: float = setting(
+        0.9, "AdamW: how long a gradient's direction is remembered.", least=0, below=1, step=0.001, advanced=True
+    )
+    beta2: float = setting(
+        0.999, "AdamW: how long a gradient's size is remembered.", least=0, below=1, step=0.0001, advanced=True
+    )
+    eps: float = setting(
+        1e-8,
+        "AdamW: gradients much smaller than this move a number by less.",
+        least=0,
+        most=1,
+        step=1e-8,
+        advanced=True,
+    )
+
+    def __post_init__(self) -> None:
+        check_settings(self)
+        if self.learning_rate == 0 and self.steps > 0:
+            raise ValueError("Setting learning_rate = 0 would train nothing: raise it, or set steps to 0.")
+
+    def rate(self, step: int) -> float:
+        """The learning rate's share, 0-1, in optimizer step ``step`` of 0..steps-1."""
+        return min(1.0, 2 * (self.steps - step) / self.steps) if self.rate_decay else 1.0
+
+    def learned_with(self) -> dict[str, Any]:
+        """All values by name, for keys and fingerprints: all of them decide what is learned."""
+        return dataclasses.asdict(self)
+
+
+@dataclass(frozen=True)
+class SamplingSettings:
+    """How a concept is drawn; what was learned is the same whatever they are.
+
+    Raises:
+        ValueError: a value is out of range; the message names it.
+    """
+
+    refine: bool = setting(True, "Predict the word anew at every sampling step. Off: one fixed word, as fast as stock.")
+    end_percent: float = setting(
+        1.0, "Share of the sampling schedule after which the word is frozen.", least=0, most=1, step=0.01
+    )
+
+    def __post_init__(self) -> None:
+        check_settings(self)

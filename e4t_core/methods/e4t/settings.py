@@ -1,0 +1,65 @@
+"""E4T's settings of one-shot tuning, and its presets: rates and steps (the paper's section 3.5)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ...loop_settings import LoopSettings
+from ...settings import setting
+
+
+@dataclass(frozen=True)
+class TuningSettings(LoopSettings):
+    """Everything that decides a tuning besides photo, base, domain and seed.
+
+    Raises:
+        ValueError: a value is out of range; the message names it.
+    """
+
+    regularization: float = setting(
+        0.1,
+        "lambda: how strongly the word is held near the domain's word (0.1 for faces, 0.0001 for cats).",
+        least=0,
+        most=100,
+        step=1e-4,
+    )
+    train_encoder: bool = setting(True, "Tune the concept encoder.")
+    train_offsets: bool = setting(True, "Tune the domain's weight offsets.")
+    train_unet: bool = setting(True, "Tune all UNet weights. Off: much less memory, and less of a likeness.")
+    find_subject: bool = setting(
+        True,
+        "Without a mask, learn only what the domain finds to be the subject (the bright part of the preview). Off: learn all"
+        " of the crop, background included.",
+    )
+    stop_feature_gradient: bool = setting(
+        False,
+        "No gradients through the pass that looks at the noisy photo: less work per step, and less sensitive to rounding.",
+        advanced=True,
+    )
+    # All weights of the encoder push the word the same way, so at the full rate one step may throw the word beyond where
+    # it should stay.
+    encoder_rate: float = setting(
+        1.0,
+        "The encoder's share of the learning rate. Lower it (0.03) if small changes, such as another micro_batch, give"
+        " another picture.",
+        above=0,
+        most=1,
+        step=0.01,
+        advanced=True,
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.steps > 0 and not (self.train_encoder or self.train_offsets or self.train_unet):
+            raise ValueError(
+                f"Tuning with steps = {self.steps} would train nothing: switch on train_encoder, train_offsets or"
+                " train_unet, or set steps to 0."
+            )
+
+
+FACE = TuningSettings()
+CAT = TuningSettings(steps=5, learning_rate=4.8e-5, regularization=1e-4, use_mask=False)
+ART = CAT
+
+PRESETS: dict[str, TuningSettings] = {"face": FACE, "cat": CAT, "art": ART}
+"""The paper's. A domain file brings its own, which may be another."""

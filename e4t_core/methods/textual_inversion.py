@@ -1,0 +1,143 @@
+"""Textual Inversion (Gal et al. 2022, arXiv 2208.01618): nothing but the word embedding is learned.
+
+One to three vectors start as the embedding of a coarse word and are trained so that prompts with them draw the photos
+(the paper's equation 2); the base stays as it is. The paper states AdamW, a rate of 5e-3 scaled by its batch of 4 and
+its 2 GPUs, 5,000 steps, and 3 to 5 photos (its section 4 and supplement). We: the rate is not scaled and falls to zero
+over the second half, nothing is pulled to zero (weight decay 0), and fewer steps do, because the photo is cropped and
+masked. It needs no domain file, so it works on every base.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..concept import Concept
+from ..diffusion import DiffusionSample, denoising_errors
+from ..fingerprint import fingerprint
+from ..loop_settings import LoopSettings
+from ..memory_plan import MemoryPlan
+from ..settings import setting
+from ..templates import NEUTRAL
+from ..training import BaseModel, OnPass, Phase, Photos, TuningError
+
+
+@dataclass(frozen=True)
+class TextualInversionSettings(LoopSettings):
+    """Settings of Textual Inversion.
+
+    Raises:
+        ValueError: a value is out of range; the message names it.
+    """
+
+    steps: int = setting(500, "Optimizer steps. More learn more, and more slowly.", least=0, most=100_000)
+    learning_rate: float = setting(
+        5e-3, "Every step moves every number of the word by about this much.", least=0, most=1, step=1e-4
+    )
+    batch: int = setting(4, "Noise levels of the photos per step.", least=1, most=256, unit="samples")
+    rate_decay: bool = setting(
+        True, "Lowers the learning rate to zero over the second half of the steps.", advanced=True
+    )
+    weight_decay: float = setting(
+        0.0, "AdamW: pull of every trained number to zero.", least=0, most=0.5, step=0.001, advanced=True
+    )
+    vectors: int = setting(
+        1, "How many tokens the word is. More hold more of the photo, and obey prompts less.", least=1, most=3
+    )
+
+
+class TextualInversion:
+    """The method, from a coarse word.
+
+    Args:
+        class_word: what kind of thing the photos show ("face", "dog"); one token of the text encoder.
+        templates: prompts, each with "{}" once where the word stands.
+    """
+
+    name = "textual_inversion"
+    Settings = TextualInversionSettings
+
+    def __init__(self, class_word: str, templates: tuple[str, ...] = NEUTRAL) -> None:
+        self.class_word, self.templates = class_word, templates
+
+    def start(
+        self, base: BaseModel, photos: Photos, settings: TextualInversionSettings, seed: int, trigger: str
+    ) -> TextualInversionRun:
+        """A run that trains ``settings.vectors`` copies of the class word's embedding.
+
+        Raises:
+            WordError: the class word is not one token.
+        """
+        return TextualInversionRun(self, base, photos, settings, seed, trigger)
+
+
+class TextualInversionRun:
+    """One run; see ``training.Run``."""
+
+    def __init__(
+        self,
+        method: TextualInversion,
+        base: BaseModel,
+        photos: Photos,
+        settings: TextualInversionSettings,
+        seed: int,
+        trigger: str,
+    ) -> None:
+        self.base, self.settings, self.seed, self.trigger = base, settings, seed, trigger
+        self.effective = base.unet.parameters()
+        device = next(iter(self.effective.values())).device
+        self.photos = photos.for_training(settings, device)
+        self.templates = method.templates
+        self.notes: tuple[str, ...] = ()
+        start = base.text.word(method.class_word).detach().to(device, torch.float32)
+        self.embedding = nn.Parameter(start.expand(settings.vectors, -1).clone())
+
+    def passes(self, plan: MemoryPlan) -> Mapping[Phase, int]:
+        return {}
+
+    def prepare(self, plan: MemoryPlan, on_pass: OnPass) -> None:
+        """Nothing has to be known before."""
+
+    def groups(self) -> list[dict[str, Any]]:
+        return [{"params": [self.embedding]}]
+
+    def weights(self) -> Mapping[str, Tensor]:
+        return {}
+
+    def losses(self, sample: DiffusionSample) -> Tensor:
+        prompts = [self.templates[number] for number in sample.templates]
+        context = self.base.text.encode(prompts, self.embedding.expand(len(prompts), -1, -1))
+        latents, masks = self.photos.latents[sample.photos], self.photos.masks
+        return denoising_errors(
+            self.base.unet, latents, sample, context, None if masks is None else masks[sample.photos]
+        )
+
+    def concept(self, plan: MemoryPlan, on_pass: OnPass) -> Concept:
+        """The learned word.
+
+        Raises:
+            TuningError: it is not finite.
+        """
+        embedding = self.embedding.detach().cpu().clone()
+        if not torch.isfinite(embedding).all():
+            raise TuningError(
+                f"The word embedding became NaN or infinite after {self.settings.steps} steps: lower the learning rate"
+                f" ({self.settings.learning_rate:g})."
+            )
+        base_fingerprint = self.base.fingerprint or fingerprint(self.effective)
+        described = json.dumps([TextualInversion.name, self.settings.learned_with(), self.seed], sort_keys=True)
+        return Concept(
+            trigger=self.trigger,
+            method=TextualInversion.name,
+            fingerprint=fingerprint({"embedding": embedding}, described, base_fingerprint),
+            base_fingerprint=base_fingerprint,
+            embedding=embedding,
+            weights=(),
+            settings=self.settings,
+            seed=self.seed,
+        )

@@ -1,0 +1,138 @@
+"""Settings said once: a frozen dataclass whose fields carry their range, step, unit and explanation.
+
+Widgets, configs, command lines, the docs' tables and the checks are all made from these fields, so that none of them can
+say something else. A field is declared by :func:`setting`:
+
+    steps: int = setting(15, "Optimizer steps.", least=0, most=1000)
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+KEY = "setting"
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What is known about one setting.
+
+    Attributes:
+        tooltip: what it does, for a person.
+        least, most: the range, both ends included.
+        above, below: limits that are not included, in place of ``least`` or ``most``.
+        step: how far one click of a widget goes.
+        unit: of the number ("diffusion timesteps"); empty for a plain number.
+        advanced: it hides behind "advanced".
+        name, kind, default: of the field, filled in by :func:`settings_of`.
+    """
+
+    tooltip: str
+    least: float | None = None
+    most: float | None = None
+    above: float | None = None
+    below: float | None = None
+    step: float | None = None
+    unit: str = ""
+    advanced: bool = False
+    name: str = ""
+    kind: type = float
+    default: Any = None
+
+    def range_text(self) -> str:
+        """The range in words: "a whole number from 0 to 1000", "true or false"."""
+        if self.kind is bool:
+            return "true or false"
+        noun = "a whole number" if self.kind is int else "a number"
+        low = f"above {self.above:g}" if self.above is not None else f"from {self.least:g}"
+        if self.below is not None:
+            return f"{noun} {low} to below {self.below:g}"
+        return f"{noun} {low} to {self.most:g}"
+
+    def fits(self, value: object) -> bool:
+        """Whether a value is of the setting's kind and in its range."""
+        if self.kind is bool:
+            return isinstance(value, bool)
+        wanted: tuple[type, ...] = (int,) if self.kind is int else (int, float)
+        if isinstance(value, bool) or not isinstance(value, wanted):
+            return False
+        if not math.isfinite(value):  # type: ignore[arg-type]
+            return False
+        limits = (
+            self.least is None or value >= self.least,  # type: ignore[operator]
+            self.most is None or value <= self.most,  # type: ignore[operator]
+            self.above is None or value > self.above,  # type: ignore[operator]
+            self.below is None or value < self.below,  # type: ignore[operator]
+        )
+        return all(limits)
+
+
+def setting(default: Any, tooltip: str, **limits: Any) -> Any:
+    """A dataclass field with its description; ``limits`` are the other fields of :class:`Setting`."""
+    return dataclasses.field(default=default, metadata={KEY: Setting(tooltip, **limits)})
+
+
+def settings_of(kind: type) -> dict[str, Setting]:
+    """The settings of a dataclass by name, in the order of its fields."""
+    hints = typing.get_type_hints(kind)
+    return {
+        field.name: dataclasses.replace(
+            field.metadata[KEY], name=field.name, kind=hints[field.name], default=field.default
+        )
+        for field in dataclasses.fields(kind)
+    }
+
+
+def check_settings(settings: object) -> None:
+    """Check every value of a settings object; call it in ``__post_init__``.
+
+    Raises:
+        ValueError: a value is of another kind or out of range; the message names it and the range.
+    """
+    kind: Any = type(settings)
+    for name, about in settings_of(kind).items():
+        value = getattr(settings, name)
+        if not about.fits(value):
+            raise ValueError(f"Setting {name} = {repr(value)[:60]} must be {about.range_text()}.")
+
+
+def with_changes(preset: Any, changes: Mapping[str, Any]) -> Any:
+    """A preset with some values changed; every other one stays the preset's.
+
+    Raises:
+        ValueError: a name that the settings have not (the message lists those there are), or a value out of range.
+    """
+    known: dict[str, Setting] = settings_of(type(preset))
+    unknown = sorted(changes.keys() - known.keys())
+    if unknown:
+        raise ValueError(f"There is no setting {unknown[0]!r}: it must be one of {', '.join(known)}.")
+    return dataclasses.replace(preset, **changes)
+
+
+def shown(value: object) -> str:
+    """A value as a person reads it: "on", "1e-05", "15"."""
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def table(kind: type, presets: Mapping[str, object] | None = None) -> str:
+    """A Markdown table of all settings, for the help pages.
+
+    Args:
+        kind: the settings' dataclass.
+        presets: name -> settings; a column each, in place of one for the defaults.
+    """
+    columns = presets or {"default": kind()}
+    lines = [f"| setting | {' | '.join(columns)} | range | what it does |", "| --- |" + " --- |" * (len(columns) + 2)]
+    for name, about in settings_of(kind).items():
+        values = " | ".join(shown(getattr(preset, name)) for preset in columns.values())
+        unit = f", in {about.unit}" if about.unit else ""
+        advanced = " *(advanced)*" if about.advanced else ""
+        lines.append(f"| `{name}`{advanced} | {values} | {about.range_text()}{unit} | {about.tooltip} |")
+    return "\n".join(lines)

@@ -1,0 +1,355 @@
+"""THE training loop: a photo, or a few of one thing, becomes a concept, by whatever method.
+
+A method says what trains, with which weights and contexts it looks at a sample, and what concept comes out
+(:class:`Method`, :class:`Run`); it never writes a loop. The loop owns samples and seeds, micro-batches, the optimizer,
+reports, cancelling, and what happens when a loss runs away.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+import torch
+from torch import Tensor
+
+from .concept import Concept
+from .diffusion import DiffusionSample, draw_samples, inner_masks
+from .loop_settings import LoopSettings
+from .memory_plan import MemoryPlan
+from .optimizer import gradients_are_finite, make_optimizer, set_rate, undo_step
+from .unet import TextEncoder, UNet
+
+logger = logging.getLogger(__name__)
+
+# A loss is about 1 where a network predicts nothing at all. A run whose loss is above that, and this many times its
+# first loss, is lost: no photo does that.
+RUNAWAY = 4.0
+
+Phase = Literal["subject", "tuning", "word"]
+
+
+class TuningError(ValueError):
+    """Tuning that cannot go on; the message is one sentence that says why and what to change."""
+
+
+@dataclass(frozen=True)
+class BaseModel:
+    """The base as it stands: with LoRAs, without other concepts.
+
+    Attributes:
+        unet, text: its networks.
+        fingerprint: content hash of the UNet's effective weights; empty: a method computes it.
+    """
+
+    unet: UNet
+    text: TextEncoder
+    fingerprint: str = ""
+
+
+@dataclass(frozen=True, eq=False)
+class Photos:
+    """n photos of ONE concept.
+
+    Attributes:
+        latents: ``(n, 4, h, w)``, VAE posterior means in the UNet's scale.
+        clip_features: ``(n, L, C)``, what the image backbone says of them; none for methods that read none.
+        masks: ``(n, 1, H, W)`` in 0-1, 1 = learn here; or none.
+
+    Raises:
+        TuningError: no photo, shapes that do not belong together, or values that are not finite.
+    """
+
+    latents: Tensor
+    clip_features: Tensor | None = None
+    masks: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        if self.latents.ndim != 4 or 0 in self.latents.shape:
+            raise TuningError(f"Latents of shape {tuple(self.latents.shape)} hold no photo: give at least one image.")
+        count = self.latents.shape[0]
+        if self.clip_features is not None and (self.clip_features.ndim != 3 or self.clip_features.shape[0] != count):
+            raise TuningError(
+                f"CLIP features of shape {tuple(self.clip_features.shape)} do not belong to {count} photos: give one"
+                " set per photo."
+            )
+        if self.masks is not None and (self.masks.ndim != 4 or tuple(self.masks.shape[:2]) != (count, 1)):
+            raise TuningError(
+                f"Masks of shape {tuple(self.masks.shape)} do not belong to {count} photos: give one mask per photo."
+            )
+        for name in ("latents", "clip_features", "masks"):
+            tensor = getattr(self, name)
+            if tensor is not None and not torch.isfinite(tensor).all():
+                raise TuningError(f"The photos' {name} hold NaN or infinity: check the image, the VAE and the mask.")
+
+    def __len__(self) -> int:
+        return int(self.latents.shape[0])
+
+    def for_training(self, settings: LoopSettings, device: torch.device) -> Photos:
+        """Private float32 copies on a device, masks at the latents' size and only where the settings use them."""
+
+        def private(tensor: Tensor) -> Tensor:
+            return tensor.detach().to(device, torch.float32, copy=True)
+
+        masks = None
+        if self.masks is not None and settings.use_mask:
+            size = (self.latents.shape[-2], self.latents.shape[-1])
+            masks = inner_masks(private(self.masks), size, settings.mask_threshold)
+        features = None if self.clip_features is None else private(self.clip_features)
+        return Photos(private(self.latents), features, masks)
+
+
+@dataclass(frozen=True)
+class StepReport:
+    """Where a run stands, after every micro-batch.
+
+    Attributes:
+        phase: "subject" while the subject is looked for; "tuning"; "word" while the fixed word is averaged.
+        step: optimizer step under way or just done, 1..steps; 0 if there are none yet.
+        steps: number of optimizer steps.
+        micro: micro-batch just done within the step (or another phase), 1..micros.
+        micros: micro-batches per step (or in another phase).
+        done: micro-batches done since the start, all phases together.
+        total: micro-batches of the whole run.
+        losses: losses of the finished steps.
+        masks: ``(n, 1, h, w)``, by how much each latent cell of the photos is learned; none: all alike, or not known yet.
+        notes: what a person should know already, each one sentence.
+    """
+
+    phase: Phase
+    step: int
+    steps: int
+    micro: int
+    micros: int
+    done: int
+    total: int
+    losses: tuple[float, ...]
+    masks: Tensor | None = None
+    notes: tuple[str, ...] = ()
+
+
+OnStep = Callable[[StepReport], object]
+OnPass = Callable[[], object]
+
+
+class Run(Protocol):
+    """One run of a method: private copies of all that trains. Nothing that was given is ever changed.
+
+    Attributes:
+        base: the base model.
+        photos: on the UNet's device, as :meth:`Photos.for_training` gives them; :meth:`prepare` may add masks.
+        templates: prompts, each with "{}" once where the word stands.
+        seed: of noise, timesteps and templates.
+        notes: what a person should know already, each one sentence.
+    """
+
+    base: BaseModel
+    photos: Photos
+    templates: Sequence[str]
+    seed: int
+    notes: tuple[str, ...]
+
+    def passes(self, plan: MemoryPlan) -> Mapping[Phase, int]:
+        """How many passes :meth:`prepare` ("subject") and :meth:`concept` ("word") make; left out: none."""
+
+    def prepare(self, plan: MemoryPlan, on_pass: OnPass) -> None:
+        """What has to be known before the first step; ``on_pass`` is called after every pass."""
+
+    def groups(self) -> list[dict[str, Any]]:
+        """What trains, as an optimizer's parameter groups; empty: nothing."""
+
+    def weights(self) -> Mapping[str, Tensor]:
+        """The weights to lend to ``unet.using``, differentiable in what trains; those left out are the base's."""
+
+    def losses(self, sample: DiffusionSample) -> Tensor:
+        """The loss ``(B,)`` of every sample, with :meth:`weights` in use."""
+
+    def concept(self, plan: MemoryPlan, on_pass: OnPass) -> Concept:
+        """What was learned; called without gradients. The loop adds losses and notes."""
+
+
+class Method(Protocol):
+    """A way to learn a concept.
+
+    Attributes:
+        name: its short name, as concepts and files carry it ("e4t").
+    """
+
+    name: str
+
+    def start(self, base: BaseModel, photos: Photos, settings: Any, seed: int, trigger: str) -> Run:
+        """Check what is given and make a run."""
+
+
+def train(
+    method: Method,
+    base: BaseModel,
+    photos: Photos,
+    settings: LoopSettings,
+    seed: int,
+    trigger: str = "S*",
+    on_step: OnStep | None = None,
+    plan: MemoryPlan | None = None,
+) -> Concept:
+    """Learn a concept.
+
+    ``base``, ``photos`` and the method are never changed, whatever happens. It may be called inside
+    ``torch.inference_mode()``, which it leaves for its own work. On a CPU, equal inputs, plan and seed give the same
+    concept bit for bit; another plan changes it by accumulation order only.
+
+    Args:
+        method: see :class:`Method`.
+        base: the base as it stands, without concepts.
+        photos: what is to be learned; moved to the UNet's device.
+        settings: the method's own; 0 steps leave its first answer.
+        seed: of noise, timesteps and templates.
+        trigger: what the concept is called in prompts.
+        on_step: called after every micro-batch; whatever it raises ends the run and passes through.
+        plan: how memory is used; else the settings' micro-batch.
+
+    Raises:
+        TuningError: the photos do not fit the method, or the loss is not finite from the start.
+        ValueError: what the method's ``start`` raises.
+    """
+    with torch.inference_mode(False), torch.enable_grad():
+        run = method.start(base, photos, settings, seed, trigger)
+        return _Loop(run, settings, plan or MemoryPlan(settings.micro_batch), on_step).go()
+
+
+class _Loop:
+    """The state of one run's loop."""
+
+    def __init__(self, run: Run, settings: LoopSettings, plan: MemoryPlan, on_step: OnStep | None) -> None:
+        self.run, self.settings, self.on_step = run, settings, on_step
+        self.micro_batch = min(plan.micro_batch, settings.batch)
+        self.plan = dataclasses.replace(plan, micro_batch=self.micro_batch)
+        self.micros = math.ceil(settings.batch / self.micro_batch)
+        self.passes = run.passes(self.plan)
+        self.total = settings.steps * self.micros + sum(self.passes.values())
+        self.done = 0
+        self.losses: list[float] = []
+        self.notes: list[str] = []
+
+    def go(self) -> Concept:
+        self.run.prepare(self.plan, self._counted("subject"))
+        if self.settings.steps > 0:
+            self._train()
+        with torch.no_grad():
+            concept = self.run.concept(self.plan, self._counted("word"))
+        losses, notes = tuple(self.losses), tuple(self.notes)
+        return dataclasses.replace(concept, losses=losses, notes=(*concept.notes, *notes))
+
+    def _train(self) -> None:
+        settings = self.settings
+        optimizer = make_optimizer(self.run.groups(), settings)
+        for step in range(settings.steps):
+            set_rate(optimizer, settings.rate(step))
+            loss = 0.0
+            for micro, indices in enumerate(chunks(settings.batch, self.micro_batch)):
+                loss += self._micro_batch(step, indices)
+                if micro + 1 < self.micros:
+                    self._report("tuning", step + 1, micro + 1, self.micros)
+            if not self._is_sound(loss):
+                self._take_back(optimizer, step, loss)
+                return
+            if not gradients_are_finite(optimizer):
+                what = f"The gradients became NaN or infinite in step {step + 1} of {settings.steps}"
+                if not self.losses:
+                    raise TuningError(f"{what}: {self._advice()}.")
+                self._stop(what)
+                return
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            self.losses.append(loss)
+            self._report("tuning", step + 1, self.micros, self.micros)
+        if not self._is_sound(loss := self._loss_now(), room=2.0):
+            self._take_back(optimizer, settings.steps, loss)
+        if self.losses:
+            logger.info("Tuned %d steps: loss %.4f -> %.4f.", len(self.losses), self.losses[0], self.losses[-1])
+
+    def _micro_batch(self, step: int, indices: Sequence[int]) -> float:
+        """Add the gradients of some samples of a step's batch; returns their share of the step's loss."""
+        sample = self._samples(step, indices)
+        with self.run.base.unet.using(self.run.weights()):
+            # Weighted by its share of the batch, so that all micro-batch sizes give the batch's gradient.
+            loss = self.run.losses(sample).mean() * (len(indices) / self.settings.batch)
+            loss.backward()
+        return float(loss.detach())
+
+    def _samples(self, step: int, indices: Sequence[int]) -> DiffusionSample:
+        settings, latents = self.settings, self.run.photos.latents
+        start = step * settings.batch
+        sample = draw_samples(
+            self.run.seed,
+            [start + index for index in indices],
+            latent_shape=latents.shape[1:],
+            batch=settings.batch,
+            photos=len(self.run.photos),
+            templates=len(self.run.templates),
+            timesteps=self.run.base.unet.schedule.timesteps,
+        )
+        return sample.to(latents.device)
+
+    @torch.no_grad()
+    def _loss_now(self) -> float:
+        """The loss after the last step, on one micro-batch of the next one that is spread over the schedule."""
+        batch = self.settings.batch
+        indices = range(0, batch, self.micros)[: self.micro_batch]
+        with self.run.base.unet.using(self.run.weights()):
+            return float(self.run.losses(self._samples(self.settings.steps, indices)).mean())
+
+    def _is_sound(self, loss: float, room: float = 1.0) -> bool:
+        if not self.losses:
+            return math.isfinite(loss)
+        return math.isfinite(loss) and loss <= room * max(RUNAWAY * self.losses[0], 1.0)
+
+    def _take_back(self, optimizer: torch.optim.AdamW, step: int, loss: float) -> None:
+        """End the run where the loss has run away after ``step`` steps: the last of them made it, and is taken back."""
+        total = self.settings.steps
+        if not self.losses:
+            raise TuningError(f"The loss became {loss} in step 1 of {total}: {self._advice()}.")
+        what = f"The loss ran away in step {step} of {total} ({self.losses[0]:.3g} -> {loss:.3g})"
+        undo_step(optimizer)
+        self.losses.pop()
+        if not all(torch.isfinite(p).all() for group in optimizer.param_groups for p in group["params"]):
+            raise TuningError(f"{what} and left NaN behind: {self._advice()}.")
+        self._stop(what)
+
+    def _stop(self, what: str) -> None:
+        """Say why a run ends early, and what is kept of it."""
+        kept = len(self.losses)
+        result = f"the result of step {kept} is kept" if kept else "nothing was learned"
+        self.notes.append(f"{what}, so {result}: {self._advice()}.")
+        logger.warning(self.notes[-1])
+
+    def _advice(self) -> str:
+        rate = self.settings.learning_rate
+        return f"lower the learning rate ({rate:g}), or run the base model in a wider float type"
+
+    def _counted(self, phase: Phase) -> OnPass:
+        """A method's ``on_pass`` that reports one pass more of a phase."""
+        made = 0
+
+        def on_pass() -> None:
+            nonlocal made
+            made += 1
+            self._report(phase, 0 if phase == "subject" else self.settings.steps, made, self.passes.get(phase, 0))
+
+        return on_pass
+
+    def _report(self, phase: Phase, step: int, micro: int, micros: int) -> None:
+        self.done += 1
+        if self.on_step is not None:
+            losses, masks, notes = tuple(self.losses), self.run.photos.masks, (*self.run.notes, *self.notes)
+            steps = self.settings.steps
+            self.on_step(StepReport(phase, step, steps, micro, micros, self.done, self.total, losses, masks, notes))
+
+
+def chunks(count: int, size: int) -> Iterator[range]:
+    """``range(count)`` in pieces of ``size``, the last one maybe smaller."""
+    for start in range(0, count, size):
+        yield range(start, min(start + size, count))

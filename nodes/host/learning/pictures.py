@@ -1,0 +1,62 @@
+"""Pictures of a tuning: the photos that are learned, what of them is left out, and the loss over the steps."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image, ImageDraw
+from torch import Tensor
+
+PREVIEW = 256
+DIM = 0.35  # brightness of what is not learned
+INK, PAPER = (40, 90, 200), (250, 250, 250)
+
+
+def loss_curve(losses: tuple[float, ...], size: int = PREVIEW) -> Image.Image:
+    """A square picture of the loss over the optimiser steps; a flat or single-valued curve is a line in the middle."""
+    picture = Image.new("RGB", (size, size), PAPER)
+    draw = ImageDraw.Draw(picture)
+    low, high = min(losses), max(losses)
+    margin, span = size // 10, (high - low) or 1.0
+    points = []
+    for index, loss in enumerate(losses):
+        x = margin + index * (size - 2 * margin) / max(len(losses) - 1, 1)
+        height = (loss - low) / span if high > low else 0.5
+        points.append((x, size - margin - height * (size - 2 * margin)))
+    draw.line(points if len(points) > 1 else points * 2, fill=INK, width=3)
+    draw.text((margin // 2, margin // 4), f"loss {losses[0]:.4f} -> {losses[-1]:.4f}", fill=INK)
+    return picture
+
+
+def dimmed(photos: Tensor, masks: Tensor) -> Tensor:
+    """Photos ``(n, H, W, 3)`` in [0, 1], grey and dark where masks ``(n, 1, h, w)`` say that little is learned."""
+    masks = masks.detach().float().cpu()
+    shares = masks / masks.amax(dim=(1, 2, 3), keepdim=True).clamp_min(torch.finfo(masks.dtype).tiny)
+    shares = F.interpolate(shares, size=photos.shape[1:3], mode="bilinear").movedim(1, -1)
+    dark = photos.mean(dim=-1, keepdim=True) * DIM
+    return dark + shares * (photos - dark)
+
+
+def contact_sheet(photos: Tensor) -> Image.Image:
+    """Photos ``(n, H, W, 3)`` in [0, 1] as one picture of width 256."""
+    with torch.no_grad():
+        arrays = (photos.detach().cpu().clamp(0, 1) * 255).round().byte().numpy()
+    pictures = [Image.fromarray(np.ascontiguousarray(array)).resize((PREVIEW, PREVIEW)) for array in arrays]
+    columns = 1 if len(pictures) == 1 else 2 if len(pictures) <= 4 else 4
+    tile = PREVIEW // columns
+    sheet = Image.new("RGB", (PREVIEW, tile * -(-len(pictures) // columns)), PAPER)
+    for index, picture in enumerate(pictures):
+        sheet.paste(picture.resize((tile, tile)), (index % columns * tile, index // columns * tile))
+    return sheet
+
+
+def with_curve(sheet: Image.Image, losses: tuple[float, ...]) -> Image.Image:
+    """A contact sheet with the loss curve on its right, where there are steps enough for one."""
+    if len(losses) < 2:
+        return sheet
+    curve = loss_curve(losses)
+    both = Image.new("RGB", (sheet.width + curve.width, max(sheet.height, curve.height)), PAPER)
+    both.paste(sheet, (0, 0))
+    both.paste(curve, (sheet.width, 0))
+    return both

@@ -1,0 +1,98 @@
+"""What every node that learns a photo has in common: inputs, outputs, the check of its trigger, and how it runs."""
+
+from __future__ import annotations
+
+from comfy_api.latest import io
+
+from .host.learning.learn import learn
+from .host.learning.masks import AUTO, LEARN_HERE, LEAVE_OUT, MASK_MEANINGS
+from .host.learning.progress import Progress
+from .host.learning.request import Request
+from .host.learning.result_store import STORE
+from .host.prompt import concept_clip
+from .host.prompt.triggers import TriggerError, check_trigger
+from .host.sampling import patched_model
+from .sockets import ConceptIO
+
+LEARNED_OUTPUTS = [
+    io.Model.Output(display_name="MODEL"),
+    io.Clip.Output(display_name="CLIP"),
+    ConceptIO.Output(display_name="E4T_CONCEPT"),
+    io.LossMap.Output(display_name="LOSS_MAP"),
+]
+
+
+def photo_inputs() -> list[io.Input]:
+    """The base model's three parts, the photo and its mask."""
+    return [
+        io.Model.Input("model", tooltip="A Stable Diffusion 1.x or 2.x base model, also with LoRAs."),
+        io.Clip.Input("clip", tooltip="Its text encoder."),
+        io.Vae.Input("vae", tooltip="Its VAE."),
+        io.Image.Input(
+            "image",
+            tooltip="The photo. A batch (Batch Images) is several photos of ONE person or thing; a LIST of photos runs this node"
+            " once for each, and gives a concept of its own for each. Where a picture is transparent nothing is learned.",
+        ),
+        io.Mask.Input(
+            "mask",
+            optional=True,
+            tooltip="1 = learn here; the crop follows it. Paint over the subject in Load Image's mask editor. A cut-out picture's"
+            " mask marks the background: that is recognized, and said on the node.",
+        ),
+    ]
+
+
+def trigger_and_seed_inputs() -> list[io.Input]:
+    """What the concept is called, and the seed of its learning."""
+    return [
+        io.String.Input(
+            "trigger",
+            default="S*",
+            tooltip="What stands for the photo in prompts; capitals count. embedding:e4t/ and the trigger works as well.",
+        ),
+        io.Int.Input(
+            "seed",
+            default=0,
+            min=0,
+            max=0xFFFFFFFFFFFFFFFF,
+            # Randomized after every queue, it would make every queue learn again.
+            control_after_generate=io.ControlAfterGenerate.fixed,
+            tooltip="Of the learning. The same inputs and seed give the same concept.",
+        ),
+    ]
+
+
+def mask_input() -> io.Input:
+    """What the mask marks; for those whose mask is taken for something else."""
+    return io.Combo.Input(
+        "mask_means",
+        options=list(MASK_MEANINGS),
+        default=AUTO,
+        optional=True,
+        advanced=True,
+        tooltip=f"What the mask marks. '{AUTO}': where to learn, unless it covers the border and spares the middle."
+        f" '{LEARN_HERE}': always where to learn. '{LEAVE_OUT}': what to leave out.",
+    )
+
+
+def validate_trigger(trigger: str | None) -> bool | str:
+    """A trigger's fault as one sentence, or True; a linked value is None here, and is checked when it is known."""
+    try:
+        if trigger is not None:
+            check_trigger(trigger)
+    except TriggerError as error:
+        return str(error)
+    return True
+
+
+def learned(request: Request) -> io.NodeOutput:
+    """Learns what is asked: MODEL and CLIP that know the concept, the concept, and its losses."""
+    with Progress(request.trigger) as progress:
+        held = learn(request, STORE, progress)
+        concept = held.concept
+        clip = concept_clip.with_concept(
+            request.clip, concept.trigger, concept.fingerprint, concept.embedding, STORE.prompts
+        )
+        model = patched_model.with_concept(request.model, held, STORE.prompts)
+    # With the text in the outputs, a script finds it in the job's history.
+    return io.NodeOutput(model, clip, held, {"loss": list(concept.losses)}, ui={"text": progress.said})

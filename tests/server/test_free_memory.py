@@ -1,0 +1,81 @@
+"""ComfyUI's "Free model and node cache" leaves nothing of ours in memory, and what is needed again is learned again."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import psutil
+
+from devtools.comfyui_client import Client, Workflow
+from devtools.comfyui_server import Server
+
+PERSONALIZE = "4"
+MakeWorkflow = Callable[..., Workflow]
+CONCEPTS = 3
+ROOM = 100 * 2**20
+"""Bytes that a process may keep after anything it did: one concept alone is more than that here."""
+
+
+def free(client: Client) -> None:
+    client.post("/free", {"unload_models": True, "free_memory": True})
+    time.sleep(2)  # ComfyUI's worker wakes up for it
+
+
+def memory(server: Server) -> int:
+    process = next(
+        psutil.Process(at.pid)
+        for at in psutil.net_connections("tcp")
+        if at.status == "LISTEN" and at.laddr.port == server.client.port
+    )
+    return process.memory_info().rss
+
+
+def learned(client: Client, workflow: Workflow) -> None:
+    run = client.run(workflow)
+    assert run.status == "success", run.error
+    assert run.texts[PERSONALIZE][-1].startswith("S* learned in "), run.texts
+
+
+def test_free_releases_concepts_prompts_and_encoders(server: Server, client: Client, workflow: MakeWorkflow) -> None:
+    # Libraries, caches of the allocator and the like come with the first one and stay.
+    learned(client, workflow(E4TPersonalize={"seed": 400}))
+    free(client)
+    without = memory(server)
+    for seed in range(CONCEPTS):
+        learned(client, workflow(E4TPersonalize={"seed": 401 + seed}))
+    held = memory(server)
+    free(client)
+    after = memory(server)
+    told = f"{without / 2**20:.0f} MB before, {held / 2**20:.0f} MB with concepts, {after / 2**20:.0f} MB freed"
+    assert held - without > CONCEPTS * ROOM, f"too little was held to prove anything: {told}"
+    assert after - without < ROOM, told
+
+
+def test_what_was_freed_is_learned_again_to_the_same_picture(client: Client, workflow: MakeWorkflow) -> None:
+    mine = workflow(E4TPersonalize={"seed": 411})
+    pictures = []
+    for _ in range(2):
+        run = client.run(mine)
+        assert run.status == "success", run.error
+        assert run.texts[PERSONALIZE][-1].startswith("S* learned in "), run.texts
+        pictures.append(pixels(client.view(run.outputs["10"]["images"][0])))
+        free(client)
+    assert pictures[0] == pictures[1]
+
+
+def test_unloading_models_alone_forgets_no_concept(client: Client, workflow: MakeWorkflow) -> None:
+    mine = workflow(E4TPersonalize={"seed": 412})
+    client.run(mine)
+    client.post("/free", {"unload_models": True, "free_memory": False})
+    time.sleep(2)
+    changed = workflow(E4TPersonalize={"seed": 412, "word": "T*"})
+    assert client.run(changed).texts[PERSONALIZE][-1].startswith("T* was learned before")
+
+
+def pixels(png: bytes) -> bytes:
+    import io
+
+    from PIL import Image
+
+    return Image.open(io.BytesIO(png)).convert("RGB").tobytes()
