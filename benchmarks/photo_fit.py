@@ -3,7 +3,7 @@
 For the mini world's two domains, on the narrow networks that they were trained with. The threshold is the gain (see
 ``e4t_core/methods/e4t/photo_fit.py``) below which at most one in a hundred of the domain's own validation photos lies; it
 goes into ``miniworld/domains.py``. All rates are of other validation photos than it was chosen on. Held-out photos are never
-looked at. About 8 minutes on two cores.
+looked at.
 """
 
 from __future__ import annotations
@@ -151,9 +151,9 @@ def kinds(word: str, options: argparse.Namespace) -> dict[str, tuple[int, Callab
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--domain", choices=tuple(WEIGHTS), action="append", help="one of them; both by default")
-    parser.add_argument("--photos", type=int, default=128, help="of the domain, that the threshold is chosen on")
+    parser.add_argument("--photos", type=int, default=160, help="of the domain, that the threshold is chosen on")
     parser.add_argument(
-        "--others", type=int, default=48, help="of the domain and of the other; a quarter of each other kind"
+        "--others", type=int, default=64, help="of the domain and of the other; a quarter of each other kind"
     )
     parser.add_argument(
         "--pictures", type=Path, help="a folder of photographs (such as scikit-image's data), one more kind"

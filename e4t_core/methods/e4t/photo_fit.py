@@ -6,8 +6,8 @@ does it denoise the photo better than with no word at all?
 
     gain = mean over noise levels of 1 - ||eps - eps(z_t, word)||^2 / ||eps - eps(z_t, empty prompt)||^2
 
-For what a domain knows, the gain lies above 0 at nearly all noise levels. For another subject, a texture or an empty
-picture the word tells the wrong thing, and the gain lies below 0. Lengths of the offset E, what the word changes, and the
+For what a domain knows, the mean lies above 0 nearly always. For another subject the word tells the wrong thing, and the mean
+lies below 0. Lengths of the offset E, what the word changes, and the
 gain over the domain word alone tell less: ``python -m benchmarks.photo_fit`` measures the gain, and the least that is usual.
 """
 
@@ -27,9 +27,9 @@ from .domain_info import DomainInfo
 from .word_model import WordModel
 
 # Noise levels per photo, and from which part of the schedule (0: clean). Nearer to clean a word explains little of any photo, and
-# less of a subject on white; nearer to noise chance decides.
+# less of a subject on white. A domain's ``fit_threshold`` holds for these numbers.
 LEVELS = 16
-RANGE = (0.4, 0.8)
+RANGE = (0.4, 1.0)
 # A photo is looked at on so many cells a side; where hardly any neighbors differ by more than this, in [0, 1], it shows nothing.
 CELLS = 32
 EDGE = 0.04
