@@ -1,4 +1,4 @@
-"""``python -m benchmarks.atlas``: all 64 held-out identities on one sheet, so that nobody can pick favourites.
+"""``python -m benchmarks.atlas``: all 64 held-out identities on one sheet, so that nobody can pick favorites.
 
 A row for each identity, in the order by hash (the first is the demo's): the photo, what E4T draws from it for a few of
 the benchmark's prompts, and under them the same with the domain word. Pictures come from runs/quality where the quality

@@ -1,7 +1,7 @@
 """``python -m commands.prepare LAYOUT SOURCE TARGET``: turns a data set as it is downloaded into shards.
 
 LAYOUT is ffhq, celeba-hq, lsun-cat, wikiart, or folder (any pictures). Pictures are shuffled once, with a seed, so that
-neighbours in a shard have nothing in common; they are made small enough (``--side``) and stored as JPEG, WebP or PNG, or
+neighbors in a shard have nothing in common; they are made small enough (``--side``) and stored as JPEG, WebP or PNG, or
 as they are (``--side 0``). What cannot be decoded is skipped, counted and named in the manifest.
 
 An interrupted run goes on: a shard is written beside its place and moved there when it is whole, and is made again only
@@ -70,7 +70,7 @@ def main(arguments: list[str] | None = None) -> int:
         log.error("Writing to %s failed (%s): mend that and repeat the command, it goes on.", options.target, error)
         return 1
     log.info(
-        "%d pictures in %d shards, %.2f GB, %d corrupt skipped; licence: %s; %s",
+        "%d pictures in %d shards, %.2f GB, %d corrupt skipped; license: %s; %s",
         manifest["samples"],
         len(manifest["shards"]),
         manifest["bytes"] / 1e9,

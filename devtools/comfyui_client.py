@@ -151,7 +151,8 @@ class Client:
         try:
             yield receive
         finally:
-            connection.shutdown()
+            # With the closing words of the protocol: ComfyUI writes warnings into its log without.
+            connection.close(timeout=1)
 
     def _outputs(self, prompt_id: str) -> dict[str, Any]:
         """The outputs from `/history`, which is written shortly after the last WebSocket message."""

@@ -1,4 +1,4 @@
-"""Content hashes, by which domains, bases and concepts are recognised."""
+"""Content hashes, by which domains, bases and concepts are recognized."""
 
 from __future__ import annotations
 

@@ -122,17 +122,23 @@ def shown(value: object) -> str:
 
 
 def table(kind: type, presets: Mapping[str, object] | None = None) -> str:
-    """A Markdown table of all settings, for the help pages.
+    """A Markdown table of all settings, for the help pages; few columns, because ComfyUI shows them in a narrow panel.
 
     Args:
         kind: the settings' dataclass.
         presets: name -> settings; a column each, in place of one for the defaults.
     """
     columns = presets or {"default": kind()}
-    lines = [f"| setting | {' | '.join(columns)} | range | what it does |", "| --- |" + " --- |" * (len(columns) + 2)]
+    lines = [f"| setting | {' | '.join(columns)} | what it does |", "| --- |" + " --- |" * (len(columns) + 1)]
     for name, about in settings_of(kind).items():
         values = " | ".join(shown(getattr(preset, name)) for preset in columns.values())
-        unit = f", in {about.unit}" if about.unit else ""
-        advanced = " *(advanced)*" if about.advanced else ""
-        lines.append(f"| `{name}`{advanced} | {values} | {about.range_text()}{unit} | {about.tooltip} |")
+        lines.append(f"| `{name}` | {values} | {about.tooltip}{_limits(about)} |")
     return "\n".join(lines)
+
+
+def _limits(about: Setting) -> str:
+    """Range, unit and whether a setting hides behind "advanced", as the last sentences of its row."""
+    limits = "" if about.kind is bool else about.range_text()
+    said = [f"{limits}, in {about.unit}" if limits and about.unit else limits, "advanced" if about.advanced else ""]
+    sentences = " ".join(f"{text[0].upper()}{text[1:]}." for text in said if text)
+    return f" *{sentences}*" if sentences else ""

@@ -19,6 +19,7 @@ from .host.learning.result_store import STORE
 from .host.node_text import clear_at_every_new_job
 from .load_domain import LoadDomain
 from .personalize import Personalize
+from .save_embedding import SaveEmbedding
 from .settings import Settings
 from .textual_inversion import LearnTextualInversion
 
@@ -33,7 +34,7 @@ class E4TExtension(ComfyExtension):
         clear_at_every_new_job()
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        return [LoadDomain, Personalize, Settings, LearnTextualInversion]
+        return [LoadDomain, Personalize, Settings, LearnTextualInversion, SaveEmbedding]
 
 
 async def comfy_entrypoint() -> E4TExtension:

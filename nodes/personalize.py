@@ -43,6 +43,8 @@ class Personalize(io.ComfyNode):
                 mask_input(),
             ],
             outputs=LEARNED_OUTPUTS,
+            # What it says is then in the history of a job, too, for which ComfyUI had its result.
+            has_intermediate_output=True,
         )
 
     @classmethod

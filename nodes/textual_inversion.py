@@ -56,6 +56,7 @@ class LearnTextualInversion(io.ComfyNode):
                 mask_input(),
             ],
             outputs=LEARNED_OUTPUTS,
+            has_intermediate_output=True,
         )
 
     @classmethod

@@ -20,11 +20,11 @@ ARROWS: dict[str, set[str]] = {
     "e4t_core/methods": CORE,
     "nodes": {*CORE, "nodes", "nodes/host", "ui"},
     "nodes/host": {*CORE, "nodes/host", "comfyui"},
-    "commands": {*CORE, "commands"},
+    "commands": {*CORE, "commands", "commands/base"},
     "commands/base": {*CORE, "commands/base"},
-    "miniworld": {*CORE, "commands", "miniworld"},
+    "miniworld": {*CORE, "commands", "commands/base", "miniworld"},
     # The benchmarks drive the pack inside ComfyUI, whose own "nodes" they call.
-    "benchmarks": {*CORE, "commands", "miniworld", "devtools", "benchmarks", "comfyui", "nodes"},
+    "benchmarks": {*CORE, "commands", "commands/base", "miniworld", "devtools", "benchmarks", "comfyui", "nodes"},
     "devtools": {"devtools"},
     "dev.py": {"devtools"},
 }

@@ -182,7 +182,7 @@ class SingleFile:
         small = [name for name, info in self._tensors.items() if info.dtype in EIGHT_BITS]
         if small:
             raise BaseModelError(
-                f"Base model {self.path.name} in {self.path.parent} is quantised ({small[0]} has 8 bits): take the same"
+                f"Base model {self.path.name} in {self.path.parent} is quantized ({small[0]} has 8 bits): take the same"
                 " model in fp16, bf16 or fp32."
             )
         return widths.pop()

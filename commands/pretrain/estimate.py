@@ -21,6 +21,7 @@ from .run.encoder_and_offsets import EncoderAndOffsets
 from .run.inputs import Inputs
 
 META = torch.device("meta")
+BACKWARD = "backward passes; encoder and offsets"
 REACHED = 0.5
 """Share of a large matrix product's speed that training is taken to reach."""
 
@@ -102,12 +103,10 @@ def _operations(
             "feature pass": count_operations(lambda: base.unet.features(z, t, networks.empty)),
             "text encoder": count_operations(lambda: base.text.encode(["{}"], word)),
         }
-        loss = count_operations(lambda: _pass(networks, inputs, backward=False)) // size
-    both = count_operations(lambda: _pass(networks, inputs)) // size
+    whole = count_operations(lambda: _pass(networks, inputs)) // size
     cached = config.data.cache_features
     return forward | {
-        "encoder and offsets": loss - sum(forward.values()),
-        "backward passes": both - loss,
+        BACKWARD: whole - sum(forward.values()),
         "autoencoder": 0 if cached else count_operations(lambda: base.vae.encode(images)),
         "image backbone": 0 if cached else count_operations(lambda: backbone.cls_features(images)),
     }
@@ -123,11 +122,10 @@ def _inputs(config: Config, backbone: ClipBackbone) -> Inputs:
     )
 
 
-def _pass(networks: EncoderAndOffsets, inputs: Inputs, backward: bool = True) -> None:
+def _pass(networks: EncoderAndOffsets, inputs: Inputs) -> None:
     with networks.lending():
         diffusion, offset = networks(inputs)
-        if backward:
-            (diffusion.mean() + offset.mean()).backward()
+        (diffusion.mean() + offset.mean()).backward()
     networks.zero_grad(set_to_none=True)
 
 

@@ -32,6 +32,22 @@ def make_folder() -> None:
         os.makedirs(os.path.join(folder_paths.models_dir, DOMAINS), exist_ok=True)
 
 
+def embeddings_folder() -> Path:
+    """``e4t`` in ComfyUI's first folder of embeddings, where stock prompts find ``embedding:e4t/<name>``; made if need be.
+
+    Raises:
+        ModelFileError: it cannot be made.
+    """
+    folder = Path(folder_paths.get_folder_paths("embeddings")[0]) / "e4t"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ModelFileError(
+            f"The folder {folder} could not be made ({error}): check that its parent may be written to."
+        ) from error
+    return folder
+
+
 def domain_names() -> list[str]:
     """Names of the domain files, for the node's combo."""
     register_folders()

@@ -233,7 +233,7 @@ def test_inpaint_and_edit_models_are_refused_by_the_node(base, domain, channels)
     assert "Stable Diffusion 1.x and 2.x" in one_sentence(error) and f"reads {channels} channels" in str(error.value)
 
 
-def test_a_quantised_model_is_refused_by_the_node(base, domain):
+def test_a_quantized_model_is_refused_by_the_node(base, domain):
     state = make_state()
     name = "middle_block.1.transformer_blocks.0.ff.net.2"
     key = f"model.diffusion_model.{name}"
@@ -244,7 +244,7 @@ def test_a_quantised_model_is_refused_by_the_node(base, domain):
     state[f"{key}.comfy_quant"] = torch.tensor(list(written), dtype=torch.uint8)
     with pytest.raises(UnsupportedModelError) as error:
         personalize(base, domain, model=loaded(state))
-    assert f"quantised ({name}.weight is a QuantizedTensor)" in one_sentence(error)
+    assert f"quantized ({name}.weight is a QuantizedTensor)" in one_sentence(error)
 
 
 def test_a_model_in_eight_bits_is_refused_by_the_node(base, domain):

@@ -188,11 +188,11 @@ def test_what_stock_nodes_leave_usable_is_used(base, values):
     assert ComfyUNet(model).prediction == ("v" if values[0] == "v_prediction" else "epsilon")
 
 
-def test_a_quantised_model_is_refused(base, monkeypatch):
+def test_a_quantized_model_is_refused(base, monkeypatch):
     network = base[0].model.diffusion_model
     small = torch.nn.Parameter(torch.zeros(2, dtype=torch.float8_e4m3fn), requires_grad=False)
     monkeypatch.setattr(type(network), "named_parameters", lambda self: iter([("out.2.weight", small)]))
-    with pytest.raises(UnsupportedModelError, match="quantised .out.2.weight is torch.float8_e4m3fn"):
+    with pytest.raises(UnsupportedModelError, match="quantized .out.2.weight is torch.float8_e4m3fn"):
         check_supported(base[0])
 
 

@@ -151,6 +151,11 @@ def test_a_mask_of_nothing_but_transparent_pixels_is_turned_round_whatever_its_s
         prepared(picture, 1 - alpha[None], LEARN_HERE)
 
 
+def test_the_brush_may_be_as_faint_as_it_likes():
+    strong, faint = (prepared(image_of(RGB), share * SUBJECTS["with a soft rim"][None]) for share in (1.0, 0.001))
+    assert torch.allclose(strong.masks, faint.masks, atol=1e-5) and torch.equal(strong.images, faint.images)
+
+
 def test_who_means_a_mask_as_it_is_says_so():
     frame = 1 - SUBJECTS["in the middle"][None]
     made = prepared(image_of(RGB), frame, LEARN_HERE)
@@ -165,6 +170,13 @@ def test_an_invisible_photo_is_named():
     seen, hidden = (torch.cat([RGB, torch.full((1, HEIGHT, WIDTH), alpha)]) for alpha in (1.0, 0.0))
     with pytest.raises(PhotoError, match="All of photo 2 of the IMAGE is transparent"):
         prepared(image_of(seen, hidden))
+
+
+def test_a_photo_that_shows_nothing_is_told_and_a_dark_one_is_not():
+    flat, grain = torch.full((3, HEIGHT, WIDTH), 0.4), 0.05 * (RGB - 0.5)
+    gradient = (X / WIDTH).expand(3, -1, -1)
+    made = prepared(image_of(flat, flat + grain, gradient, RGB, bust() * torch.full((3, 1, 1), 0.1)))
+    assert made.notes[0].startswith("The photo shows one color or an even gradient (photos 1, 2, 3)")
 
 
 def test_of_several_photos_each_has_its_own_mask_and_the_note_says_which():

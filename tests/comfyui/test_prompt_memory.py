@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from e4t_pack.nodes.host.prompt.encoded_prompt import EncodedPrompt
 from e4t_pack.nodes.host.prompt.prompt_memory import PromptMemory
-from e4t_pack.nodes.host.prompt.recognition import recognise
+from e4t_pack.nodes.host.prompt.recognition import recognize
 
 
 def prompt(seed, encoder="one"):
@@ -14,7 +14,7 @@ def prompt(seed, encoder="one"):
 
 
 def known(memory, tensor):
-    return recognise(tensor, (), memory) is not None
+    return recognize(tensor, (), memory) is not None
 
 
 def test_memory_is_bounded_in_prompts_and_in_text_encoders():
@@ -33,7 +33,7 @@ def test_a_prompt_that_is_drawn_with_is_not_forgotten_for_newer_ones():
     for seed in range(2, 20):
         changing = prompt(seed)
         memory.remember(changing)
-        both = recognise(torch.cat([changing.static, kept.static], dim=1), (), memory)
+        both = recognize(torch.cat([changing.static, kept.static], dim=1), (), memory)
         assert both.prompts() == [changing, kept]
     for seed in range(20, 25):
         memory.remember(prompt(seed))

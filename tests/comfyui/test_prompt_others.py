@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 
 import pytest
@@ -9,8 +10,8 @@ import torch
 from comfy_execution.utils import CurrentNodeContext
 from e4t_pack.nodes.host.learning.result_store import STORE
 from e4t_pack.nodes.host.prompt import drawn_elsewhere
-from e4t_pack.nodes.host.prompt.concept_clip import MARK
-from e4t_pack.nodes.host.prompt.recognition import recognise
+from e4t_pack.nodes.host.prompt.encoded_prompt import MARK
+from e4t_pack.nodes.host.prompt.recognition import recognize
 from e4t_pack.nodes.host.sampling import refinement
 from oracle import Row, ksample, simple
 from oracle_world import World, constant, domain_word, make_parts, with_encoder
@@ -48,7 +49,7 @@ def patched(clip, change):
 
 def refined(tensor, words, marks=()):
     """What conditioning becomes with word embeddings ``(B, D)`` by trigger."""
-    recipe = recognise(tensor, marks, STORE.prompts)
+    recipe = recognize(tensor, marks, STORE.prompts)
     fresh = {}
     for prompt in recipe.prompts():
         mine = {key: words[trigger] for key, trigger in prompt.concepts.items()}
@@ -161,7 +162,7 @@ def test_a_long_prompt_is_recognized_after_another_pack_s_prompts_of_other_lengt
     plain = clip.encode_from_tokens(clip.tokenize("word " * 90 + "S*"))
     other = with_signs(clip, "a photo of S*")[0][0]
     for tensor in (plain, other, torch.cat([other, plain], dim=1)):
-        recipe = recognise(tensor, (), STORE.prompts)
+        recipe = recognize(tensor, (), STORE.prompts)
         assert recipe.complete and recipe.prompts()
 
 
@@ -183,7 +184,20 @@ def test_what_others_do_with_a_prompt_s_tensor_does_not_change_what_is_remembere
     cond[0].mul_(3)
     (prompt,) = cond[1][MARK]
     assert torch.equal(prompt.static, before)
-    assert recognise(cond[0], [prompt], STORE.prompts).prompts() == [prompt]
+    assert recognize(cond[0], [prompt], STORE.prompts).prompts() == [prompt]
+
+
+def test_a_conditioning_is_copied_and_saved_without_its_text_encoder(run, tmp_path):
+    model, clip, _, _ = run()
+    positive, negative = encode(clip, "a photo of S*"), encode(clip, "blurry")
+    copied = copy.deepcopy(positive)
+    assert copied[0][1]["additional_models"][0] is positive[0][1]["additional_models"][0]
+    picture = ksample(model, {"positive": positive, "negative": negative})
+    assert torch.equal(ksample(model, {"positive": copied, "negative": negative}), picture)
+    torch.save(positive, tmp_path / "conditioning.pt")
+    assert (tmp_path / "conditioning.pt").stat().st_size < 2**20
+    loaded = torch.load(tmp_path / "conditioning.pt", weights_only=False)
+    assert torch.equal(ksample(model, {"positive": loaded, "negative": negative}), picture), "content is enough"
 
 
 @pytest.mark.parametrize("factor", [0.7, 1.3])

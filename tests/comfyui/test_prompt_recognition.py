@@ -6,7 +6,7 @@ import pytest
 import torch
 from e4t_pack.nodes.host.prompt.encoded_prompt import EncodedPrompt
 from e4t_pack.nodes.host.prompt.prompt_memory import PromptMemory
-from e4t_pack.nodes.host.prompt.recognition import recognise
+from e4t_pack.nodes.host.prompt.recognition import recognize
 
 WIDTH = 128
 
@@ -32,27 +32,27 @@ def close(made, wanted):
     return float((made - wanted).norm()) <= 1e-5 * float(wanted.norm())
 
 
-def test_a_tensor_of_unknown_origin_is_not_recognised():
+def test_a_tensor_of_unknown_origin_is_not_recognized():
     spoken = prompt(1)
     memory = remembered(spoken, prompt(2, word=False))
-    assert recognise(torch.randn((1, 77, WIDTH)), (), memory) is None
-    assert recognise(torch.randn((1, 77, WIDTH)), [spoken], memory) is None
-    assert recognise(spoken.static[:, :50], (), memory) is None
-    assert recognise(torch.randn((1, 77, 8)), (), memory) is None
+    assert recognize(torch.randn((1, 77, WIDTH)), (), memory) is None
+    assert recognize(torch.randn((1, 77, WIDTH)), [spoken], memory) is None
+    assert recognize(spoken.static[:, :50], (), memory) is None
+    assert recognize(torch.randn((1, 77, 8)), (), memory) is None
     for changed in (spoken.static.flip(1), spoken.static.square(), spoken.static.roll(1, dims=2)):
-        assert recognise(changed, [spoken], memory) is None
+        assert recognize(changed, [spoken], memory) is None
 
 
 def test_many_prompts_do_not_explain_anything_by_chance():
     prompts = [prompt(seed, word=seed % 2 == 0) for seed in range(1, 80)]
-    assert recognise(torch.randn((1, 77, WIDTH)), (), remembered(*prompts)) is None
+    assert recognize(torch.randn((1, 77, WIDTH)), (), remembered(*prompts)) is None
 
 
 def test_a_plain_prompt_and_zeros_hold_no_concept():
     plain = prompt(2, word=False)
     memory = remembered(prompt(1), plain)
-    assert recognise(plain.static, (), memory).prompts() == []
-    assert recognise(torch.zeros((1, 77, WIDTH)), (), memory).prompts() == []
+    assert recognize(plain.static, (), memory).prompts() == []
+    assert recognize(torch.zeros((1, 77, WIDTH)), (), memory).prompts() == []
 
 
 def test_nested_arithmetic_is_followed_up_to_rounding():
@@ -62,7 +62,7 @@ def test_nested_arithmetic_is_followed_up_to_rounding():
     def make(tensor):
         return torch.cat([(tensor * 0.7 + plain.static * (1.0 - 0.7)) * 1.3, plain.static * 0.5], dim=1)
 
-    recipe = recognise(make(spoken.static), (), memory)
+    recipe = recognize(make(spoken.static), (), memory)
     assert close(recipe.rebuild({spoken: new})[:, :77], make(new)[:, :77])
     assert torch.equal(recipe.rebuild({spoken: new})[:, 77:], make(new)[:, 77:])
 
@@ -70,33 +70,33 @@ def test_nested_arithmetic_is_followed_up_to_rounding():
 def test_average_of_two_prompts_with_words_follows_both():
     one, two = prompt(1), prompt(2)
     new = {one: fresh(one), two: fresh(two, 1001)}
-    recipe = recognise(one.static * 0.25 + two.static * (1.0 - 0.25), (), remembered(one, two))
+    recipe = recognize(one.static * 0.25 + two.static * (1.0 - 0.25), (), remembered(one, two))
     assert torch.equal(recipe.rebuild(new), new[one] * 0.25 + new[two] * (1.0 - 0.25))
 
 
 def test_every_latent_of_a_batch_gets_its_own_context():
     spoken, plain = prompt(1), prompt(2, word=False)
     rows = torch.cat([fresh(spoken), fresh(spoken) + 1])
-    recipe = recognise(torch.cat([plain.static, spoken.static], 1), (), remembered(spoken, plain))
+    recipe = recognize(torch.cat([plain.static, spoken.static], 1), (), remembered(spoken, plain))
     assert torch.equal(recipe.rebuild({spoken: rows}), torch.cat([plain.static.expand(2, -1, -1), rows], dim=1))
 
 
 def test_the_tensor_itself_is_never_changed():
     spoken = prompt(1)
     given = spoken.static.clone()
-    recognise(given, (), remembered(spoken)).rebuild({spoken: fresh(spoken)})
+    recognize(given, (), remembered(spoken)).rebuild({spoken: fresh(spoken)})
     assert torch.equal(given, spoken.static)
 
 
 def test_a_mark_helps_after_the_memory_has_forgotten():
     spoken = prompt(1)
-    assert recognise(spoken.static, [spoken], PromptMemory()).prompts() == [spoken]
+    assert recognize(spoken.static, [spoken], PromptMemory()).prompts() == [spoken]
 
 
 def test_a_mark_comes_before_an_equal_prompt_in_memory():
     mine, other = prompt(1), prompt(1)
-    assert recognise(mine.static, [mine], remembered(other)).prompts() == [mine]
-    assert recognise(mine.static * 1.5, [mine], remembered(other)).prompts() == [mine]
+    assert recognize(mine.static, [mine], remembered(other)).prompts() == [mine]
+    assert recognize(mine.static * 1.5, [mine], remembered(other)).prompts() == [mine]
 
 
 @pytest.mark.parametrize("first", [77, 154])
@@ -106,9 +106,9 @@ def test_chunks_of_every_length_are_tried_whatever_was_encoded_before(first):
     both = [double, plain] if first == 154 else [plain, double]
     memory = remembered(*both)
     for item in (double, plain):
-        assert recognise(item.static, (), memory).prompts() == [item]
+        assert recognize(item.static, (), memory).prompts() == [item]
     mixed = torch.cat([double.static, plain.static * 1.5], dim=1)
-    recipe = recognise(mixed, (), memory)
+    recipe = recognize(mixed, (), memory)
     assert recipe.complete
     assert recipe.prompts() == [double, plain]
 
@@ -117,15 +117,15 @@ def test_rows_of_a_batch_are_as_the_same_prompts_alone():
     one, two, plain = prompt(1), prompt(2), prompt(3, word=False)
     made = [one.static, plain.static, two.static * 0.7 + plain.static * (1 - 0.7), one.static]
     memory = remembered(one, two, plain)
-    recipe = recognise(torch.cat(made), (), memory)
+    recipe = recognize(torch.cat(made), (), memory)
     assert recipe.latents_of(one, 8) == [0, 3, 4, 7]
     assert recipe.latents_of(two, 8) == [2, 6]
     same = {one: fresh(one), two: fresh(two)}
-    alone = torch.cat([recognise(tensor, (), memory).rebuild(same) for tensor in made])
+    alone = torch.cat([recognize(tensor, (), memory).rebuild(same) for tensor in made])
     assert torch.equal(recipe.rebuild(same), alone)
     each = {one: torch.cat([fresh(one, n) for n in range(8)]), two: torch.cat([fresh(two, n) for n in range(8)])}
     alone = [
-        recognise(made[n % 4], (), memory).rebuild({key: value[n : n + 1] for key, value in each.items()})
+        recognize(made[n % 4], (), memory).rebuild({key: value[n : n + 1] for key, value in each.items()})
         for n in range(8)
     ]
     assert torch.equal(recipe.rebuild(each), torch.cat(alone))
@@ -141,7 +141,7 @@ def weights(length=77, seed=5):
 
 def test_weighted_rows_are_followed_to_the_last_bit():
     spoken = prompt(1)
-    recipe = recognise(spoken.static * weights(), (), remembered(spoken))
+    recipe = recognize(spoken.static * weights(), (), remembered(spoken))
     assert torch.equal(recipe.rebuild({spoken: fresh(spoken)}), fresh(spoken) * weights())
 
 
@@ -157,7 +157,7 @@ def test_weighted_rows_scaled_back_to_what_they_were(sections, keep):
         return keep(tensor) / keep(weighted) * weighted * 1.25
 
     static = EncodedPrompt(spoken.static + 0.2, sections, spoken.concepts, None, "one")
-    recipe = recognise(make(spoken.static), (), remembered(static))
+    recipe = recognize(make(spoken.static), (), remembered(static))
     assert close(recipe.rebuild({static: fresh(spoken) + 0.2}), make(fresh(spoken)))
 
 
@@ -169,7 +169,7 @@ def test_rows_mixed_from_several_prompts():
     def make(a, b):
         return 0.5 * a + 0.2 * b + 0.3 * fewest.static + up * (a - b)
 
-    recipe = recognise(make(base.static, fewer.static), (), remembered(base, fewer, fewest, *map(prompt, range(9, 20))))
+    recipe = recognize(make(base.static, fewer.static), (), remembered(base, fewer, fewest, *map(prompt, range(9, 20))))
     new = {base: fresh(base), fewer: fresh(fewer)}
     assert set(recipe.prompts()) == {base, fewer}
     assert close(recipe.rebuild(new), make(new[base], new[fewer]))
@@ -183,7 +183,7 @@ def test_rows_that_lean_to_the_empty_prompt():
         part = (empty.static * row).sum(-1, keepdim=True) / row.norm(dim=-1, keepdim=True) ** 2 * row
         return torch.where(weight > 1, row + weight * part, torch.where(weight < 1, row - (1 - weight) * part, row))
 
-    recipe = recognise(make(spoken.static), (), remembered(spoken, empty))
+    recipe = recognize(make(spoken.static), (), remembered(spoken, empty))
     assert close(recipe.rebuild({spoken: fresh(spoken)}), make(fresh(spoken)))
 
 
@@ -203,7 +203,7 @@ def test_prompts_mixed_at_an_angle_or_with_their_magnitude(share):
 
     new = 1.5 * fresh(one)
     for make in (slerp, magnitude):
-        assert close(recognise(make(one.static), (), memory).rebuild({one: new}), make(new))
+        assert close(recognize(make(one.static), (), memory).rebuild({one: new}), make(new))
 
 
 @pytest.mark.parametrize("amount", [0.05, 0.3])
@@ -214,9 +214,9 @@ def test_noise_on_a_marked_prompt_stays_as_it_is(amount):
     def make(tensor):
         return tensor * (1 - amount) + noise * amount
 
-    recipe = recognise(make(spoken.static), [spoken], PromptMemory())
+    recipe = recognize(make(spoken.static), [spoken], PromptMemory())
     assert close(recipe.rebuild({spoken: fresh(spoken)}), make(fresh(spoken)))
-    assert recognise(make(spoken.static), (), remembered(spoken)) is None, "without a mark it could be anything"
+    assert recognize(make(spoken.static), (), remembered(spoken)) is None, "without a mark it could be anything"
 
 
 @pytest.mark.parametrize("marked", [True, False])
@@ -225,7 +225,7 @@ def test_the_second_prompt_of_a_blend_is_found_among_many_that_resemble_the_firs
     alike = [EncodedPrompt(fresh(spoken, 100 + n), 1, {f"concept {n}": "S*"}, None, "one") for n in range(150)]
     memory = remembered(plain, spoken, *alike)
     made = spoken.static * 0.7 + plain.static * (1.0 - 0.7)
-    recipe = recognise(made, [spoken] if marked else [], memory)
+    recipe = recognize(made, [spoken] if marked else [], memory)
     assert torch.equal(recipe.rebuild({spoken: fresh(spoken)}), fresh(spoken) * 0.7 + plain.static * (1.0 - 0.7))
 
 
@@ -235,11 +235,11 @@ def test_of_two_equal_prompts_the_one_that_can_be_encoded_again_counts():
 
     able = EncodedPrompt(prompt(1).static, 1, {"concept 1": "S*"}, encode, "one")
     for order in ([able, prompt(1)], [prompt(1), able]):
-        assert recognise(able.static, (), remembered(*order)).prompts() == [able]
+        assert recognize(able.static, (), remembered(*order)).prompts() == [able]
 
 
 def test_a_chunk_without_the_word_does_not_count_as_one_with_it():
     long = prompt(1, sections=2, places=(frozenset(), frozenset({"concept 1"})))
-    recipe = recognise(long.static[:, :77], [long], PromptMemory())
+    recipe = recognize(long.static[:, :77], [long], PromptMemory())
     (source,) = recipe.sources()
     assert long.concepts_in(source.chunk) == {}

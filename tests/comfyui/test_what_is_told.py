@@ -6,6 +6,7 @@ import dataclasses
 import logging
 import re
 
+import comfy.model_management
 import numpy as np
 import pytest
 import torch
@@ -220,3 +221,74 @@ def test_a_prompt_changed_beyond_recognition_keeps_the_static_word_and_says_so(r
     assert "none of" not in caplog.text
     assert torch.isfinite(picture).all()
     assert latent()["samples"].shape == picture.shape
+
+
+def test_a_concept_learned_before_shows_its_own_preview_and_curve(run, monkeypatch):
+    sent = []
+    monkeypatch.setattr(progress.Progress, "_send", lambda self, *given: sent.append(given))
+    settings = dataclasses.replace(QUICK, steps=3)
+    mask = (torch.arange(64) < 32).float().expand(1, 64, 64)
+    run(settings=settings, mask=mask)
+    first = [picture for _, _, picture in sent if picture is not None][-1]
+    run(settings=settings, image=photo(seed=7))
+    sent.clear()
+    run(settings=settings, mask=mask)
+    assert run.tunings == 2
+    value, _, again = sent[-1]
+    assert value == 0, "nothing was learned, so nothing advances"
+    assert first.width == 512 and again.tobytes() == first.tobytes()
+
+
+def test_the_node_says_which_step_it_is_at_and_how_long_it_takes(run, monkeypatch):
+    shown = []
+    monkeypatch.setattr(progress, "show_text", shown.append)
+    run(settings=dataclasses.replace(QUICK, steps=3))
+    lines = [text.split("\n")[0] for text in shown]
+    assert lines[:2] == ["Learning S* ...", "Learning S*: looking for the subject ..."]
+    assert "Learning S*: step 1 of 3" in lines
+    assert any(re.fullmatch(r"Learning S\*: step 2 of 3, about \d+ s left", line) for line in lines)
+    assert lines[-1].startswith("S* learned in ")
+    assert all("The subject is found by itself" in text for text in shown), "a note vanished meanwhile"
+
+
+def test_the_node_says_where_it_was_cancelled(run, monkeypatch):
+    shown, original = [], progress.Progress._tell_place
+    monkeypatch.setattr(progress, "show_text", shown.append)
+
+    def cancel(self, report):
+        original(self, report)
+        comfy.model_management.interrupt_current_processing(report.step == 2)
+
+    monkeypatch.setattr(progress.Progress, "_tell_place", cancel)
+    with pytest.raises(comfy.model_management.InterruptProcessingException):
+        run(settings=dataclasses.replace(QUICK, steps=3))
+    assert shown[-1].startswith("S*: cancelled at step 2 of 3.")
+
+
+@pytest.mark.parametrize(
+    ("wired", "reason"),
+    [({"vae": None}, "The checkpoint holds no VAE"), ({"image": torch.full((1, 64, 64, 3), float("nan"))}, "NaN")],
+)
+def test_an_error_is_on_the_node_too(run, monkeypatch, wired, reason):
+    shown = []
+    monkeypatch.setattr(progress, "show_text", shown.append)
+    with pytest.raises(ValueError, match=reason):
+        run(**wired)
+    assert shown[-1].startswith("S*: stopped by an error: ") and reason in shown[-1]
+
+
+def test_zero_steps_are_not_called_learning(run, monkeypatch):
+    shown = []
+    monkeypatch.setattr(progress, "show_text", shown.append)
+    run(settings=dataclasses.replace(QUICK, steps=0))
+    assert "0 steps learn nothing" in shown[-1] and "S* learned" not in shown[-1]
+
+
+def test_all_that_is_said_is_in_the_outputs_for_the_history(base, domain, monkeypatch):
+    from e4t_pack.nodes.host.learning.request import LoadedDomain
+    from e4t_pack.nodes.personalize import Personalize
+
+    shown = []
+    monkeypatch.setattr(progress, "show_text", shown.append)
+    output = Personalize.execute(*base, LoadedDomain(domain), photo(), "S*", 1, None, QUICK)
+    assert output.ui == {"text": shown[-1].split("\n")} and len(output.ui["text"]) > 1

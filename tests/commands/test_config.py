@@ -81,7 +81,7 @@ def test_the_rate_rises_over_the_warm_up_and_falls_at_the_end() -> None:
         ('domain.templates=["a photo of {} {}"]', "{} once"),
         ("domain.templates=[]", "1 to 64"),
         ('domain.word="human face"', "domain.word = 'human face' must be one word without spaces"),
-        ('domain.name="a\\u0007b"', "domain.name = 'a\\x07b' holds control characters"),
+        ('domain.name="a\\u0007b"', "domain.name = 'a\\x07b' must be a plain file name"),
         ("domain.v_size=100000", "domain.v_size = 100000 must be at least 1 and at most 16384"),
         ("domain.image_size=500", "multiple of 8"),
         ("domain.scale=0", "greater than 0"),

@@ -55,7 +55,7 @@ def test_another_family_s_file_is_refused(tmp_path: Path) -> None:
         SingleFile(write(file, context=2048))
     with pytest.raises(BaseModelError, match="context width 1024 and label embeddings"):
         SingleFile(write(file, context=1024, **{"model.diffusion_model.label_emb.0.0.weight": torch.zeros(2)}))
-    with pytest.raises(BaseModelError, match="is quantised .*to_q.* has 8 bits"):
+    with pytest.raises(BaseModelError, match="is quantized .*to_q.* has 8 bits"):
         SingleFile(write(file, to_q=torch.zeros(2, dtype=torch.float8_e4m3fn)))
     save_file({"lora_unet_down_blocks_0.lora_up.weight": torch.zeros(2)}, file)
     with pytest.raises(BaseModelError, match="holds no such UNet .*not a LoRA"):

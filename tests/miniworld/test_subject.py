@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from e4t_core.methods.e4t.subject import find_subject
+from e4t_core.methods.e4t.word_model import WordModel
 from miniworld.concept_photos import subject_masks
 from miniworld.domains import load_backbone, load_mini_domain
 from miniworld.heldout import concept_photo, held_out
@@ -45,11 +46,9 @@ def test_a_domain_finds_its_subject_and_leaves_out_background_and_accessory(weig
     identities, scenes = [identity for identity, _, _ in people], [scene for _, scene, _ in people]
     offsets, parameters = domain.offsets.fixed(), unet.parameters()
     with unet.using({name: offsets.apply(name, parameters[name]) for name in domain.offsets.names}):
-        found = find_subject(
-            unet, base.text, domain.encoder, latents=base.vae.encode(photos), clip_features=load_backbone().cls_features(photos),
-            templates=domain.info.templates, domain_word_embedding=base.text.word(word), scale=domain.info.scale,
-            empty=base.text.empty(), seed=0, on_pass=lambda: None,
-        )  # fmt: skip
+        words = WordModel.of(unet, base.text, domain.encoder, word, domain.info.scale, domain.info.templates)
+        latents, clip_features = base.vae.encode(photos), load_backbone().cls_features(photos)
+        found = find_subject(words, latents, clip_features, 0, lambda: None)
     without = render(identities, [replace(scene, accessory=0) for scene in scenes])
     true = _cells(subject_masks(identities, scenes, photos))
     worn = _cells(((photos - without).abs().amax(1, keepdim=True) > 0.02).float())

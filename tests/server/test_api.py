@@ -11,6 +11,7 @@ from collections.abc import Callable
 import pytest
 
 from devtools.comfyui_client import Client, Rejected, Run, Workflow
+from devtools.places import WORKFLOWS
 
 PERSONALIZE = "4"
 MakeWorkflow = Callable[..., Workflow]
@@ -166,3 +167,26 @@ def _pixels(png: bytes) -> bytes:
     from PIL import Image
 
     return Image.open(io.BytesIO(png)).convert("RGB").tobytes()
+
+
+def test_a_word_is_learned_without_a_domain_file_drawn_and_read_by_the_stock_prompt(client: Client) -> None:
+    shipped = json.loads((WORKFLOWS / "api" / "textual_inversion.json").read_text(encoding="utf-8"))
+    for node in shipped.values():
+        few = {"KSampler": {"steps": 2, "seed": 7}, "E4TTextualInversion": {"steps": 3, "batch": 2, "micro_batch": 2}}
+        node["inputs"] |= few.get(node["class_type"], {})
+    learned = succeeded(client.run(shipped))
+    said = " ".join(learned.outputs["12"]["text"])
+    assert "In prompts: embedding:e4t/my_word" in said
+    assert any("S* learned in" in line for line in learned.outputs["4"]["text"])
+    with_word = client.view(next(iter(learned.outputs["10"]["images"])))
+    # A workflow of stock nodes alone, which any ComfyUI draws.
+    stock = {number: node for number, node in shipped.items() if not node["class_type"].startswith("E4T")}
+    for node in stock.values():
+        node["inputs"] = {
+            name: ["1", value[1]] if isinstance(value, list) and value[0] == "4" else value
+            for name, value in node["inputs"].items()
+        }
+        if "S*" in str(node["inputs"].get("text")):
+            node["inputs"]["text"] = node["inputs"]["text"].replace("S*", "embedding:e4t/my_word")
+    drawn = succeeded(client.run(stock))
+    assert _pixels(client.view(next(iter(drawn.outputs["10"]["images"])))) == _pixels(with_word)

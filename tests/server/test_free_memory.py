@@ -18,8 +18,10 @@ ROOM = 100 * 2**20
 
 
 def free(client: Client) -> None:
-    client.post("/free", {"unload_models": True, "free_memory": True})
-    time.sleep(2)  # ComfyUI's worker wakes up for it
+    # ComfyUI's worker wakes up for it; it sleeps through one that comes while it tidies up after a job.
+    for _ in range(3):
+        client.post("/free", {"unload_models": True, "free_memory": True})
+        time.sleep(1)
 
 
 def memory(server: Server) -> int:
@@ -47,6 +49,10 @@ def test_free_releases_concepts_prompts_and_encoders(server: Server, client: Cli
     held = memory(server)
     free(client)
     after = memory(server)
+    deadline = time.monotonic() + 60
+    while after - without >= ROOM and time.monotonic() < deadline:  # a busy machine takes its time
+        free(client)
+        after = memory(server)
     told = f"{without / 2**20:.0f} MB before, {held / 2**20:.0f} MB with concepts, {after / 2**20:.0f} MB freed"
     assert held - without > CONCEPTS * ROOM, f"too little was held to prove anything: {told}"
     assert after - without < ROOM, told

@@ -71,12 +71,12 @@ class DomainSettings:
 
 @dataclass(frozen=True)
 class TrainingSettings:
-    """The optimisation.
+    """The optimization.
 
     Attributes:
         seed: decides every sample, noise, timestep and template of the run.
-        steps: optimiser steps.
-        batch: samples per optimiser step, over all processes.
+        steps: optimizer steps.
+        batch: samples per optimizer step, over all processes.
         micro_batch: how many of them pass the UNet at once in a process; changes memory and time, not the result.
         learning_rate_per_sample: times ``batch`` is AdamW's learning rate (the paper: 1e-6).
         offset_rate: factor on the learning rate for the weight offsets; above 0. The paper has one rate. On a small base, where rates

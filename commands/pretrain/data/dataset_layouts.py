@@ -154,9 +154,9 @@ LAYOUTS: dict[str, Callable[[Path], Layout]] = {
     "folder": Files,
 }
 LICENCES: dict[str, str] = {
-    "ffhq": "CC BY-NC-SA 4.0 for the data set; each photo under its photographer's licence (see FFHQ's metadata)",
+    "ffhq": "CC BY-NC-SA 4.0 for the data set; each photo under its photographer's license (see FFHQ's metadata)",
     "celeba-hq": "non-commercial research use only (CelebA's terms)",
-    "lsun-cat": "no licence is stated by LSUN; the pictures were collected from the web",
+    "lsun-cat": "no license is stated by LSUN; the pictures were collected from the web",
     "wikiart": "non-commercial research use; many paintings are in the public domain, some are under copyright",
     "folder": "unknown",
 }

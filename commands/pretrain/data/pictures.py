@@ -50,7 +50,7 @@ class Picture:
 
 
 def open_rgb(encoded: bytes) -> Image.Image:
-    """The whole picture, upright (EXIF), as 8-bit RGB; alpha is dropped, 16-bit grey is scaled.
+    """The whole picture, upright (EXIF), as 8-bit RGB; alpha is dropped, 16-bit gray is scaled.
 
     Raises:
         ValueError: it cannot be decoded completely, or has more than Pillow's limit of 179 million pixels.
@@ -59,7 +59,7 @@ def open_rgb(encoded: bytes) -> Image.Image:
 
 
 def open_with_alpha(encoded: bytes) -> tuple[Image.Image, Image.Image | None]:
-    """As :func:`open_rgb`, and the alpha channel as 8-bit grey, None if there is none.
+    """As :func:`open_rgb`, and the alpha channel as 8-bit gray, None if there is none.
 
     Raises:
         ValueError: see :func:`open_rgb`.
@@ -94,7 +94,7 @@ def picture_header(encoded: bytes) -> tuple[str, int]:
 
 
 def square(image: Image.Image, size: int) -> Image.Image:
-    """The largest centred square, resized to ``size`` (bicubic, antialiased); the picture itself if it is that already."""
+    """The largest centered square, resized to ``size`` (bicubic, antialiased); the picture itself if it is that already."""
     width, height = image.size
     if (width, height) == (size, size):
         return image
@@ -104,7 +104,7 @@ def square(image: Image.Image, size: int) -> Image.Image:
 
 
 def to_tensor(image: Image.Image) -> Tensor:
-    """RGB picture -> ``(3, H, W)`` uint8; grey picture -> ``(1, H, W)``."""
+    """RGB picture -> ``(3, H, W)`` uint8; gray picture -> ``(1, H, W)``."""
     return torch.from_numpy(np.atleast_3d(np.array(image))).permute(2, 0, 1).contiguous()
 
 

@@ -1,6 +1,6 @@
 """Training data: the sample of every global index, and the micro-batches of a process.
 
-Optimiser step n of a run sees the global sample indices ``n * batch`` to ``(n + 1) * batch - 1``; process r of R takes the
+Optimizer step n of a run sees the global sample indices ``n * batch`` to ``(n + 1) * batch - 1``; process r of R takes the
 r-th of R equal runs of them. Which picture an index means is decided by (seed, index) alone, see ``order``. So the order
 is the same for any number of workers, processes and nodes, and a run goes on at any step as if it had never stopped. Only
 the set of files must be the same.

@@ -1,6 +1,6 @@
 """Checkpoints of a run: one safetensors file each, written whole or not at all, the last few kept.
 
-A file holds what is trained, its average, and the optimiser's moments by parameter name; its metadata the step, the
+A file holds what is trained, its average, and the optimizer's moments by parameter name; its metadata the step, the
 config and what was counted. Nothing in it is a program.
 """
 
@@ -30,7 +30,7 @@ CHECKPOINT = FileKind("Checkpoint", error=CheckpointError)
 @dataclass(frozen=True, eq=False)
 class Checkpoint:
     """Attributes:
-    step: optimiser steps done.
+    step: optimizer steps done.
     tensors: by name.
     record: the config and everything else that is not a tensor.
     """

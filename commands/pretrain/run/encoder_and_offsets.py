@@ -1,4 +1,4 @@
-"""What is trained, and what it is trained to minimise, as ONE module: the unit that processes keep equal."""
+"""What is trained, and what it is trained to minimize, as ONE module: the unit that processes keep equal."""
 
 from __future__ import annotations
 

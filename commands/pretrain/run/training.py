@@ -196,7 +196,7 @@ class Training:
         return cached_inputs(cache, self.data, batches, self.device)
 
     def _one_step(self, inputs: Iterator[Inputs]) -> Tensor:
-        """One optimiser step; means over the whole batch: loss, its terms, gradient length, and who asks to stop."""
+        """One optimizer step; means over the whole batch: loss, its terms, gradient length, and who asks to stop."""
         training, accelerator = self.config.training, self.accelerator
         share = training.batch // accelerator.num_processes
         micros = math.ceil(share / training.micro_batch)

@@ -51,10 +51,10 @@ BACKBONE = FileKind("Image backbone file", "download or convert it again", Backb
 
 
 def build_vision_tower(info: BackboneInfo) -> nn.Module:
-    """The open_clip vision transformer of ``info.architecture``, freshly initialised, for training or loading.
+    """The open_clip vision transformer of ``info.architecture``, freshly initialized, for training or loading.
 
     The architecture is an open_clip name ("ViT-H-14") or a JSON object with "embed_dim", "vision_cfg" (the fields
-    of open_clip's ``CLIPVisionCfg``) and optionally "quick_gelu". Called on normalised images ``(B, 3, H, W)`` it
+    of open_clip's ``CLIPVisionCfg``) and optionally "quick_gelu". Called on normalized images ``(B, 3, H, W)`` it
     gives embeddings ``(B, embed_dim)``. Its first weights come from torch's global stream (open_clip draws there).
 
     Raises:
@@ -236,7 +236,7 @@ class ClipBackbone:
     def cls_features(self, images: Tensor) -> Tensor:
         """The vectors ``(B, L, C)`` that the domain reads (:func:`read_vectors`), of images ``(B, 3, H, W)`` in [0, 1].
 
-        Images are resized to the backbone's square (squashed, if they are not square) and normalised here.
+        Images are resized to the backbone's square (squashed, if they are not square) and normalized here.
         """
         return cls_features(self.tower, self.info, images)
 

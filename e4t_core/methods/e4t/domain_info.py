@@ -47,7 +47,7 @@ class BackboneInfo:
         sha256: hash of the weights file, where that is outside; may be empty.
         reading: the variant of the encoder. "cls_layers" (the paper's): the [CLS] vector after each of ``layers``, for
             :class:`~.concept_encoder.ConceptEncoder`. "patch_tokens" (converted domains): of the one block in ``layers``
-            the normalised [CLS] and every second patch token, for :class:`~.patch_token_encoder.PatchTokenEncoder`;
+            the normalized [CLS] and every second patch token, for :class:`~.patch_token_encoder.PatchTokenEncoder`;
             pictures are resized as that variant was trained.
         tokens: how many vectors "patch_tokens" reads (ViT-H/14: 129); 0 for "cls_layers".
 

@@ -74,7 +74,7 @@ class DirectOffsets(Offsets):
 class HyperOffsets(Offsets):
     """The four layers are fed what CLIP says of the photo in place of a learned constant ("HyperNetwork").
 
-    Its input is the last [CLS] vector that the domain reads, normalised to mean 0 and variance 1; of several photos, their mean. State keys
+    Its input is the last [CLS] vector that the domain reads, normalized to mean 0 and variance 1; of several photos, their mean. State keys
     end in ``{y,u,column,row}.{weight,bias}``. Each concept has offsets of its own, so a batch of several photos cannot be
     computed with one set of weights.
 

@@ -1,7 +1,7 @@
 """The encoder of mkshing/e4t-diffusion (MIT, 2023), whose published checkpoint is converted by ``commands.convert``.
 
 Where the paper's encoder reads the [CLS] vector of several layers, this one reads tokens x_i of the LAST layer: the
-normalised [CLS] and the patch tokens 1, 3, 5, … It joins the UNet features before the first linears:
+normalized [CLS] and the patch tokens 1, 3, 5, … It joins the UNet features before the first linears:
 
     u = unet_out( LeakyReLU( unet_in(F) ) )
     E(I_c, F) = final( LeakyReLU( mean_i first_i( feature(x_i (+) u) ) ) )

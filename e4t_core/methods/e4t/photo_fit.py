@@ -6,8 +6,8 @@ does it denoise the photo better than with no word at all?
 
     gain = mean over noise levels of 1 - ||eps - eps(z_t, word)||^2 / ||eps - eps(z_t, empty prompt)||^2
 
-For what a domain knows, the gain lies above 0 at nearly all noise levels. For another subject, a texture or an empty
-picture the word tells the wrong thing, and the gain lies below 0. Lengths of the offset E, what the word changes, and the
+For what a domain knows, the mean lies above 0 nearly always. For another subject the word tells the wrong thing, and the mean
+lies below 0. Lengths of the offset E, what the word changes, and the
 gain over the domain word alone tell less: ``python -m benchmarks.photo_fit`` measures the gain, and the least that is usual.
 """
 
@@ -18,6 +18,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ...diffusion import denoising_errors, draw_samples
@@ -25,10 +26,13 @@ from ...training import Photos, chunks
 from .domain_info import DomainInfo
 from .word_model import WordModel
 
-# Noise levels per photo, and from which part of the schedule (0: clean). With half as many, most textures pass; where details
-# show, a word explains little of any photo.
+# Noise levels per photo, and from which part of the schedule (0: clean). Nearer to clean a word explains little of any photo, and
+# less of a subject on white. A domain's ``fit_threshold`` holds for these numbers.
 LEVELS = 16
 RANGE = (0.4, 1.0)
+# A photo is looked at on so many cells a side; where hardly any neighbors differ by more than this, in [0, 1], it shows nothing.
+CELLS = 32
+EDGE = 0.04
 RARE = 0.01  # of a domain's own photos are called unusual, at most
 # Not the tuning's: what is said of a photo does not depend on that.
 SEED = 0
@@ -83,6 +87,16 @@ def photo_gains(
             on_pass()
         gains.append(float(torch.cat(parts).mean()))
     return tuple(gains)
+
+
+def shows_nothing(photo: Tensor) -> bool:
+    """Whether a photo ``(3, H, W)`` in [0, 1] is one color or an even gradient, whatever its grain: whether it has no edges.
+
+    The domain's gain does not tell: an encoder that knows no such photo may well guess its color.
+    """
+    cells = F.interpolate(photo[None].float(), size=(CELLS, CELLS), mode="bilinear", antialias=True)[0]
+    steps = torch.cat([cells.diff(dim=dim).abs().amax(dim=0).flatten() for dim in (1, 2)])
+    return bool(steps.quantile(0.99) <= EDGE)
 
 
 def least_usual(gains: Sequence[float]) -> float:

@@ -16,7 +16,7 @@ from ....e4t_core.fingerprint import fingerprint
 from ..networks.base_model import ConceptPatch
 
 # The text encoder's projection of its pooled output, which SD 1.x and 2.x do not use. SD 1.x checkpoints lack it, and
-# ComfyUI leaves it uninitialised then: other numbers at every loading.
+# ComfyUI leaves it uninitialized then: other numbers at every loading.
 UNUSED = "text_projection.weight"
 
 # Base models whose fingerprint is remembered: 64 characters each.

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ....e4t_core.methods.e4t.photo_fit import shows_nothing
 from . import masks as meaning
 from .masks import AUTO, LEARN_HERE, LEAVE_OUT
 
@@ -22,6 +23,7 @@ NEUTRAL = 1.0
 # Alpha that differs by less than this is opaque everywhere: rounding.
 OPAQUE = 0.01
 
+NOTHING = "The photo shows one color or an even gradient{where}: there is nothing in it that could be learned."
 SEEN = "The picture is partly transparent: only what can be seen of it is learned{where}."
 TURNED = (
     "The mask marks what is around the subject, as Load Image's does for a cut-out picture, so what it spares is learned"
@@ -70,14 +72,15 @@ def prepare_photos(
     images, alphas = _checked_images(images, size)
     count, _, height, width = images.shape
     wired = _checked_masks(masks, count, (height, width))
-    crops, mask_crops, seen, turned = [], [], [], []
+    crops, mask_crops, seen, turned, empty = [], [], [], [], []
     for index in range(count):
-        wanted = None if wired is None or not wired[index].any() else wired[index]
+        # As shares of the highest value: how opaque the brush was does not matter.
+        wanted = None if wired is None or not wired[index].any() else wired[index] / wired[index].max()
         visible = None if alphas is None else _visible(alphas[index], _named(index, count))
         if wanted is None and visible is not None:
             seen.append(index)
         if wanted is not None and _is_turned(wanted, visible, images[index], mask_means):
-            wanted = 1 - wanted / wanted.max()
+            wanted = 1 - wanted
             # What a mask of transparency marks has colors as little as transparent pixels have.
             visible = _least(wanted, visible)
             turned.append(index)
@@ -93,10 +96,16 @@ def prepare_photos(
         if visible is not None:
             crop = NEUTRAL + visible[window] * (crop - NEUTRAL)
         crops.append(_resize(crop, size, "bicubic"))
+        if shows_nothing(crops[-1][0]):
+            empty.append(index)
         # One photo without a mask among others with one is learned from as a whole.
         mask_crops.append(None if mask is None else _resize(mask[None, None, window[0], window[1]], size, "bilinear"))
     prepared = torch.cat(crops).movedim(1, -1).contiguous()
-    notes = [_note(SEEN, seen, count), _note(TURNED, turned if mask_means == AUTO else [], count)]
+    notes = [
+        _note(NOTHING, empty, count),
+        _note(SEEN, seen, count),
+        _note(TURNED, turned if mask_means == AUTO else [], count),
+    ]
     for note in filter(None, notes):
         logger.info("E4T: %s", note)
     return PreparedPhotos(prepared, _stacked(mask_crops, size), tuple(filter(None, notes)))
@@ -122,7 +131,7 @@ def crop_square(size: tuple[int, int], mask: Tensor | None, margin: float) -> tu
     left, right = int(columns[0]), int(columns[-1]) + 1
     longer = max(bottom - top, right - left)
     side = max(SMALLEST_SIDE, min(round(longer * (1 + 2 * margin)), height, width))
-    # Centred on the box, moved back inside the photo where it would stick out.
+    # Centered on the box, moved back inside the photo where it would stick out.
     y = min(max((top + bottom - side) // 2, 0), height - side)
     x = min(max((left + right - side) // 2, 0), width - side)
     return y, x, side
@@ -174,7 +183,7 @@ def _is_turned(mask: Tensor, visible: Tensor | None, picture: Tensor, mask_means
     if mask_means != AUTO:
         return mask_means == LEAVE_OUT
     # A mask of nothing but transparent pixels marks what is to be left out, whatever its shape.
-    only_transparent = visible is not None and not (mask * visible).max() > 0.5 * mask.max()
+    only_transparent = visible is not None and not (mask * visible).max() > 0.5
     return only_transparent or meaning.marks_surroundings(mask, picture)
 
 

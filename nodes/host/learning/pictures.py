@@ -14,7 +14,7 @@ INK, PAPER = (40, 90, 200), (250, 250, 250)
 
 
 def loss_curve(losses: tuple[float, ...], size: int = PREVIEW) -> Image.Image:
-    """A square picture of the loss over the optimiser steps; a flat or single-valued curve is a line in the middle."""
+    """A square picture of the loss over the optimizer steps; a flat or single-valued curve is a line in the middle."""
     picture = Image.new("RGB", (size, size), PAPER)
     draw = ImageDraw.Draw(picture)
     low, high = min(losses), max(losses)
@@ -30,7 +30,7 @@ def loss_curve(losses: tuple[float, ...], size: int = PREVIEW) -> Image.Image:
 
 
 def dimmed(photos: Tensor, masks: Tensor) -> Tensor:
-    """Photos ``(n, H, W, 3)`` in [0, 1], grey and dark where masks ``(n, 1, h, w)`` say that little is learned."""
+    """Photos ``(n, H, W, 3)`` in [0, 1], gray and dark where masks ``(n, 1, h, w)`` say that little is learned."""
     masks = masks.detach().float().cpu()
     shares = masks / masks.amax(dim=(1, 2, 3), keepdim=True).clamp_min(torch.finfo(masks.dtype).tiny)
     shares = F.interpolate(shares, size=photos.shape[1:3], mode="bilinear").movedim(1, -1)

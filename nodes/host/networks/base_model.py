@@ -32,7 +32,7 @@ class UnsupportedModelError(ValueError):
 
 
 class ConceptPatch(tuple):
-    """A weight patch of ours, as ComfyUI's ``("diff", (difference,))``: recognisable among LoRAs on a MODEL."""
+    """A weight patch of ours, as ComfyUI's ``("diff", (difference,))``: recognizable among LoRAs on a MODEL."""
 
     __slots__ = ()
 
@@ -41,7 +41,7 @@ def check_supported(model: ModelPatcher) -> None:
     """Check that a MODEL is a Stable Diffusion 1.x or 2.x UNet with float weights.
 
     Raises:
-        UnsupportedModelError: it is an inpaint, SDXL, Flux, … or quantised model; one sentence says which.
+        UnsupportedModelError: it is an inpaint, SDXL, Flux, … or quantized model; one sentence says which.
     """
     base = model.model
     network = getattr(base, "diffusion_model", None)
@@ -60,11 +60,11 @@ def check_supported(model: ModelPatcher) -> None:
             " (SDXL and its relatives): load an SD 1.5 checkpoint."
         )
     for name, weight in network.named_parameters():
-        # Sub-byte and 8-bit types and ComfyUI's quantised tensors cannot be trained and lose small differences.
+        # Sub-byte and 8-bit types and ComfyUI's quantized tensors cannot be trained and lose small differences.
         if type(weight.data).__name__ == "QuantizedTensor" or not weight.is_floating_point() or weight.itemsize < 2:
             kind = "a QuantizedTensor" if type(weight.data).__name__ == "QuantizedTensor" else weight.dtype
             raise UnsupportedModelError(
-                f"{SUPPORTED}, but this MODEL is quantised ({name} is {kind}): load it in fp16, bf16 or fp32."
+                f"{SUPPORTED}, but this MODEL is quantized ({name} is {kind}): load it in fp16, bf16 or fp32."
             )
     _check_sampling(model.get_model_object("model_sampling"))
 

@@ -56,7 +56,7 @@ class ComfyTextEncoder:
         if len(pieces) != 1:
             named = ", ".join(repr(self._tokenizer.inv_vocab.get(piece, piece)) for piece in pieces) or "nothing"
             raise WordError(
-                f"The domain word {word!r} must be one token of this CLIP, but it is {len(pieces)} ({named}): use the"
+                f"The word {word!r} must be one token of this CLIP, but it is {len(pieces)} ({named}): choose another word, or the"
                 " base model that the domain was made for, or another domain."
             )
         rows = self._weights["transformer.text_model.embeddings.token_embedding.weight"]

@@ -18,13 +18,11 @@ from comfy.patcher_extension import CallbacksMP
 from torch import Tensor
 
 from .drawn_elsewhere import tell_if_drawn_elsewhere
-from .encoded_prompt import EncodedPrompt
+from .encoded_prompt import MARK, EncodedPrompt, SharedModels
 from .prompt_memory import PromptMemory
 from .reencoding import Keyframes, Place, Reencoding, encoder_methods
 from .triggers import check_trigger, embedding_file, near_misses, rewrite_triggers, tokenizer_with_concepts
 
-# Key under which a conditioning names the prompts it was made from, and keeps them; content decides what they mean.
-MARK = "e4t_prompts"
 KEY = "e4t"
 # A token vector that another node has scaled points in the same direction up to rounding: the cosine's distance from 1.
 SAME_DIRECTION = 1e-10
@@ -159,7 +157,7 @@ class ConceptCLIP(comfy.sd.CLIP):
         if static.shape[0] == 1:
             self.memory.remember(prompt, given)
         # The text encoder is needed at every evaluation: it asks to be held in memory together with the UNet.
-        return {MARK: (prompt,)} | ({"additional_models": [self.patcher]} if concepts else {})
+        return {MARK: (prompt,)} | ({"additional_models": SharedModels([self.patcher])} if concepts else {})
 
     def _recipe(
         self, tokens: Any, sections: list[list[Any]], places: tuple[Place, ...], static: Tensor, keyframes: Keyframes

@@ -6,10 +6,13 @@ import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
 
+# Key under which a conditioning names the prompts it was made from, and keeps them; content decides what they mean.
+MARK = "e4t_prompts"
 # Word embeddings ``(B, D)`` or ``(1, D)`` by concept fingerprint, patchers in use -> ``(B, T, D)`` or ``(1, T, D)``.
 Encode = Callable[[dict[str, Tensor], Sequence[object]], Tensor]
 
@@ -41,6 +44,14 @@ class EncodedPrompt:
     places: tuple[frozenset[str], ...] = ()
     near: Mapping[str, str] = field(default_factory=dict)
 
+    def __deepcopy__(self, memo: object) -> EncodedPrompt:
+        """Itself: nodes that copy a conditioning must not copy its text encoder."""
+        return self
+
+    def __reduce__(self) -> tuple[type, tuple[str]]:
+        """In a saved conditioning only a word stands for it, which nobody reads."""
+        return str, ("an encoded prompt",)
+
     @property
     def length(self) -> int:
         """Tokens L of a chunk."""
@@ -59,3 +70,20 @@ class EncodedPrompt:
     def digests(self) -> tuple[bytes, ...]:
         """Content hash of each chunk."""
         return tuple(digest(chunk) for chunk in self.chunks())
+
+
+class SharedModels(list[Any]):
+    """A conditioning's ``additional_models``: copied and saved without the models."""
+
+    def __deepcopy__(self, memo: object) -> SharedModels:
+        """Itself."""
+        return self
+
+    def __reduce__(self) -> tuple[type, tuple[()]]:
+        """Nothing of it is saved."""
+        return list, ()
+
+
+def marks_of(cond: Mapping[str, Any]) -> tuple[EncodedPrompt, ...]:
+    """The prompts that a conditioning is marked with."""
+    return tuple(mark for mark in cond.get(MARK, ()) if isinstance(mark, EncodedPrompt))

@@ -6,7 +6,7 @@ prompts that the conditioning is marked with are tried alone first; those in mem
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -113,23 +113,29 @@ class Recipe:
         return torch.cat(made)
 
 
-def recognise(tensor: Tensor, marks: Iterable[EncodedPrompt], memory: PromptMemory) -> Recipe | None:
+def recognize(
+    tensor: Tensor,
+    marks: Iterable[EncodedPrompt],
+    memory: PromptMemory,
+    seen: dict[Hashable, Row] | None = None,
+) -> Recipe | None:
     """How a conditioning tensor ``(R, T, D)`` is made of prompts, or None if nothing of it is known.
 
     Args:
         tensor: on any device.
         marks: the prompts that its conditioning names.
         memory: of prompts whose marks may have been dropped.
+        seen: rows that were recognized before, by content and marks; grows.
     """
     width = tensor.shape[-1]
     marked = [prompt for prompt in dict.fromkeys(marks) if prompt.static.shape[-1] == width]
     known = [prompt for prompt in memory.prompts() if prompt.static.shape[-1] == width and prompt not in marked]
     # Of two prompts with the same content, the one that can be encoded again.
     known.sort(key=lambda prompt: bool(prompt.concepts) and prompt.encode is None)
-    seen: dict[bytes, Row] = {}
+    seen = {} if seen is None else seen
     rows = []
     for row in tensor.detach().to("cpu", torch.float32):
-        key = digest(row)
+        key = (digest(row), *map(id, marked))
         if key not in seen:
             alone = _explain(row, marked, [])
             seen[key] = alone if alone.complete else _explain(row, marked, known, noise=True)

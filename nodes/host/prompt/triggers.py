@@ -36,17 +36,19 @@ def check_trigger(trigger: str) -> None:
     """
     advice = "choose a word such as S*, ohwx or my-cat"
     if not isinstance(trigger, str) or len(trigger) < 2:
-        raise TriggerError(f"The word {trigger!r} is too short to stand for a concept: {advice}.")
+        raise TriggerError(f"The trigger {trigger!r} is too short to stand for a concept: {advice}.")
     bad = re.search(r"[\s()\[\]{}|:<>\\]", trigger)
     if bad:
-        raise TriggerError(f"The word {trigger!r} holds {bad.group()!r}, which prompts give another meaning: {advice}.")
+        raise TriggerError(
+            f"The trigger {trigger!r} holds {bad.group()!r}, which prompts give another meaning: {advice}."
+        )
     if trigger.startswith((",", "'")) or trigger.endswith((",", "'")):
-        raise TriggerError(f"The word {trigger!r} begins or ends with punctuation of a sentence: {advice}.")
+        raise TriggerError(f"The trigger {trigger!r} begins or ends with punctuation of a sentence: {advice}.")
     if not any(letter.isalpha() for letter in trigger):
         # "1.2" would take the place of weights, ".." of punctuation.
-        raise TriggerError(f"The word {trigger!r} has no letter: {advice}.")
+        raise TriggerError(f"The trigger {trigger!r} has no letter: {advice}.")
     if trigger in (IDENTIFIER.rstrip(":"), FOLDER.rstrip("/")):
-        raise TriggerError(f"The word {trigger!r} is how prompts name an embedding: {advice}.")
+        raise TriggerError(f"The trigger {trigger!r} is how prompts name an embedding: {advice}.")
 
 
 def rewrite_triggers(

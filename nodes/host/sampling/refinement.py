@@ -4,13 +4,13 @@
 
 One wrapper per MODEL holds all its concepts. It sits where the separate conditionings are still apart (CALC_COND_BATCH),
 before ControlNet, area crop and batching, so it works under every sampler and guider, and it replaces only what it
-recognises by content: never the dictionaries it was given, never a prompt without the word.
+recognizes by content: never the dictionaries it was given, never a prompt without the word.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,11 +18,10 @@ import torch
 from torch import Tensor
 
 from ..node_text import show_text
-from ..prompt.concept_clip import MARK
 from ..prompt.drawn_elsewhere import note_refinement
-from ..prompt.encoded_prompt import EncodedPrompt
+from ..prompt.encoded_prompt import EncodedPrompt, marks_of
 from ..prompt.prompt_memory import PromptMemory
-from ..prompt.recognition import Recipe, recognise
+from ..prompt.recognition import Recipe, Row, recognize
 from ..prompt.reencoding import UnfaithfulError
 from .announcement import CHANGED, HIDDEN, REGION, Sighting, Sightings, announcement
 from .held_concept import HeldConcept
@@ -31,6 +30,9 @@ from .word_at_step import WordAtStep
 
 logger = logging.getLogger(__name__)
 
+# Conditioning tensors that are known by identity; where a node cuts new ones at every step, their rows are known still.
+TENSORS = 64
+
 Conds = list[list[dict[str, Any]] | None]
 
 
@@ -38,11 +40,12 @@ Conds = list[list[dict[str, Any]] | None]
 class _Run:
     """What is remembered within one sampling run; thrown away at its end."""
 
-    told: str = ""
+    told: int = -1  # failures that were told of; -1: nothing was told yet
     roles: dict[object, str] = field(default_factory=dict)
     failed: dict[EncodedPrompt, str] = field(default_factory=dict)
     regions: Regions | None = None
     recipes: dict[int, tuple[Tensor, Recipe | None]] = field(default_factory=dict)
+    rows: dict[Hashable, Row] = field(default_factory=dict)
     words: WordAtStep = field(default_factory=WordAtStep)
     contexts: dict[EncodedPrompt, tuple[dict[str, Tensor], Tensor]] = field(default_factory=dict)
 
@@ -161,16 +164,18 @@ class Refinement:
         if not torch.is_tensor(tensor) or tensor.ndim != 3:
             return None
         if id(tensor) not in self._run.recipes:
-            recipe = self._recognised(tensor, cond)
+            if len(self._run.recipes) >= TENSORS:
+                self._run.recipes.clear()
+            recipe = self._recognized(tensor, cond)
             # The tensor is kept with its recipe, so that its id cannot be given to another one.
             self._run.recipes[id(tensor)] = (tensor, recipe)
         return self._run.recipes[id(tensor)][1]
 
-    def _recognised(self, tensor: Tensor, cond: dict[str, Any]) -> Recipe | None:
+    def _recognized(self, tensor: Tensor, cond: dict[str, Any]) -> Recipe | None:
         try:
-            return recognise(tensor, cond.get(MARK, ()), self._memory)
+            return recognize(tensor, marks_of(cond), self._memory, self._run.rows)
         except Exception as error:
-            logger.warning("E4T: a prompt could not be recognised: %s", error, exc_info=True)
+            logger.warning("E4T: a prompt could not be recognized: %s", error, exc_info=True)
             return None
 
     def _context(self, prompt: EncodedPrompt, words: dict[str, Tensor], model: Any) -> Tensor:
@@ -188,6 +193,9 @@ class Refinement:
 
     def _announce(self, conds: Conds) -> None:
         """At a run's first evaluation, and when something changes, say in the log and on the node where each word is."""
+        if len(self._run.failed) == self._run.told:
+            return
+        self._run.told = len(self._run.failed)
         given = [cond for group in conds if group for cond in group]
         encoded = {key for prompt in self._memory.prompts() for key in prompt.concepts}
         # Concepts of this MODEL that no prompt names are told of, too.
@@ -203,7 +211,7 @@ class Refinement:
             for key, (trigger, why) in (self._seen_in(recipe) | self._unfollowed(cond, given)).items():
                 sightings = concepts.setdefault(key, Sightings(trigger, held=False))
                 sightings.seen.append(Sighting(role, why))
-            prompts = [*cond.get(MARK, ()), *(source.prompt for source in (recipe.sources() if recipe else []))]
+            prompts = [*marks_of(cond), *(source.prompt for source in (recipe.sources() if recipe else []))]
             for key, said in ((key, said) for prompt in prompts for key, said in prompt.near.items()):
                 if key in concepts:
                     concepts[key].near = said
@@ -214,14 +222,11 @@ class Refinement:
                 sightings.seen.append(Sighting("region", why or ("" if region.followed else REGION)))
         unknown = sum((recipe := self._recipe(cond)) is None or not recipe.complete for cond in given)
         text, good = announcement(concepts, len(given) + len(regions), unknown)
-        if text == self._run.told or (self._run.told and not self._run.failed):
-            return
-        self._run.told = text
         logger.log(logging.INFO if good else logging.WARNING, "E4T: %s", text)
         show_text(text)
 
     def _seen_in(self, recipe: Recipe | None) -> dict[str, tuple[str, str]]:
-        """Concept -> its trigger, and why its word is fixed there ("": it is not), in a recognised conditioning."""
+        """Concept -> its trigger, and why its word is fixed there ("": it is not), in a recognized conditioning."""
         seen: dict[str, tuple[str, str]] = {}
         for source in recipe.sources() if recipe else []:
             prompt = source.prompt
@@ -242,7 +247,7 @@ class Refinement:
         if any(matches(other) for other in (cond, *twins)):
             return {}
         seen = self._seen_in(self._recipe(cond))
-        marked = {key: trigger for prompt in cond.get(MARK, ()) for key, trigger in prompt.concepts.items()}
+        marked = {key: trigger for prompt in marks_of(cond) for key, trigger in prompt.concepts.items()}
         return {key: (trigger, CHANGED) for key, trigger in marked.items() if key not in seen}
 
 

@@ -17,10 +17,9 @@ import comfy.hooks
 import torch
 from torch import Tensor, nn
 
-from ..prompt.concept_clip import MARK
-from ..prompt.encoded_prompt import EncodedPrompt
+from ..prompt.encoded_prompt import MARK, EncodedPrompt, marks_of
 from ..prompt.prompt_memory import PromptMemory
-from ..prompt.recognition import Recipe, recognise
+from ..prompt.recognition import Recipe, recognize
 
 # How far and how long other packs' objects are looked through.
 DEPTH, OBJECTS = 7, 5000
@@ -122,7 +121,7 @@ def find_regions(
     tensors, marks = _look_through(held)
     regions = Regions()
     for tensor in tensors:
-        recipe = recognise(tensor, marks, memory)
+        recipe = recognize(tensor, marks, memory)
         if recipe is None or not recipe.prompts():
             continue
         same = [region for region in regions.found if region.recipe.tensor.shape == tensor.shape]
@@ -155,7 +154,7 @@ def _look_through(held: Sequence[Any]) -> tuple[list[Tensor], list[EncodedPrompt
                 tensors.append(item)
         elif depth < DEPTH:
             if isinstance(item, Mapping):
-                marks += [mark for mark in item.get(MARK, ()) if isinstance(mark, EncodedPrompt)]
+                marks += marks_of(item)
             waiting += [(inner, depth + 1) for inner in _inside(item)]
     return tensors, marks
 
