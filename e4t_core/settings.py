@@ -61,7 +61,7 @@ class Setting:
         wanted: tuple[type, ...] = (int,) if self.kind is int else (int, float)
         if isinstance(value, bool) or not isinstance(value, wanted):
             return False
-        if not math.isfinite(value):  # type: ignore[arg-type]
+        if isinstance(value, float) and not math.isfinite(value):
             return False
         limits = (
             self.least is None or value >= self.least,  # type: ignore[operator]

@@ -133,7 +133,7 @@ def test_out_of_memory_with_the_smallest_plan_keeps_its_type_and_says_what_to_lo
     with pytest.raises(torch.OutOfMemoryError) as error:
         run()
     assert comfy.model_management.is_oom(error.value)
-    assert "switch train_unet off in E4T Settings" in "".join(error.value.__notes__)
+    assert "or switch train_unet off in E4T Settings" in "".join(error.value.__notes__)
     monkeypatch.undo()
     assert len(STORE) == 0
     untouched()

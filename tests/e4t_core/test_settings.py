@@ -16,6 +16,8 @@ def test_the_papers_presets() -> None:
     [
         ("steps", -1),
         ("steps", 2.5),
+        ("steps", 10**400),
+        ("learning_rate", 10**400),
         ("batch", 0),
         ("micro_batch", 0),
         ("learning_rate", -1e-5),

@@ -45,8 +45,8 @@ def run_in_memory(plan: MemoryPlan, run: Callable[[MemoryPlan], Concept]) -> Con
 
 def _explain(error: Exception, plan: MemoryPlan) -> None:
     note = (
-        f"E4T ran out of memory while learning, also with micro_batch {plan.micro_batch}: switch train_unet off in E4T"
-        " Settings, or close other programs that use the card."
+        f"E4T ran out of memory while learning, also with micro_batch {plan.micro_batch}: close other programs that use the"
+        " card, or switch train_unet off in E4T Settings (E4T Personalize)."
     )
     if hasattr(error, "add_note"):  # Python 3.11; an older one has the log line below
         error.add_note(note)

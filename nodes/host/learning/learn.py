@@ -46,7 +46,7 @@ def learn(request: Request, store: ResultStore, progress: Progress) -> HeldConce
         store.put(key, held, progress.sheet)
         seconds = time.perf_counter() - started
         logger.info("E4T: %s learned in %.1f s (%.0f MB).", request.trigger, seconds, held.size() / 2**20)
-        told = what_was_made(request.trigger, request.settings.steps, seconds)
+        told = what_was_made(request, seconds)
     else:
         progress.again(store.sheet(key), held.concept.losses)
         told = f"{request.trigger} was learned before from the same inputs: that concept is used."

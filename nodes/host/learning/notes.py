@@ -12,7 +12,7 @@ from .request import Request
 
 logger = logging.getLogger(__name__)
 
-BYPASSED = "A LoRA of Load LoRA (Bypass) is not seen by tuning: load it with Load LoRA, or behind E4T Personalize."
+BYPASSED = "A LoRA of Load LoRA (Bypass) is not seen by tuning: load it with Load LoRA, or behind this node."
 
 
 def about_request(request: Request, photos: PreparedPhotos) -> list[str]:
@@ -38,8 +38,9 @@ def about_subject(info: DomainInfo) -> list[str]:
     return [told]
 
 
-def what_was_made(trigger: str, steps: int, seconds: float) -> str:
+def what_was_made(request: Request, seconds: float) -> str:
     """One sentence: what the trigger stands for now."""
-    if steps == 0:
-        return f"{trigger} is the encoder's first answer (0 steps: nothing is tuned), made in {seconds:.1f} s."
-    return f"{trigger} learned in {seconds:.1f} s."
+    if request.settings.steps > 0:
+        return f"{request.trigger} learned in {seconds:.1f} s."
+    first = "the encoder's first answer" if request.loaded is not None else "the word that it starts from"
+    return f"{request.trigger} is {first} (0 steps: nothing is tuned), made in {seconds:.1f} s."

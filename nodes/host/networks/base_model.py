@@ -80,13 +80,13 @@ def _check_sampling(sampling: torch.nn.Module) -> None:
     if found not in (comfy.model_sampling.EPS, comfy.model_sampling.V_PREDICTION):
         raise UnsupportedModelError(
             f"{SUPPORTED}, but this MODEL's prediction type is {found.__name__}: wire one that predicts epsilon or v"
-            " into E4T Personalize, and put nodes that change its sampling behind it."
+            " into the node that learns, and put nodes that change its sampling behind it."
         )
     sigmas = sampling.sigmas
     if int(sampling.timestep(sigmas[-1])) != len(sigmas) - 1:
         raise UnsupportedModelError(
             f"{SUPPORTED}, but this MODEL's noise schedule has {len(sigmas)} sigmas whose numbers are not its timesteps:"
-            " put nodes that change its sampling behind E4T Personalize."
+            " put nodes that change its sampling behind the node that learns."
         )
 
 

@@ -67,7 +67,7 @@ def _line(concept: Sightings, prompts: int, unknown: int) -> str:
     if not concept.held:
         return (
             f"{trigger} is in a prompt, but this MODEL does not hold that concept: wire the MODEL output of the"
-            " E4T Personalize node that made it into the sampler."
+            " node that learned it into the sampler."
         )
     if not seen and unknown and concept.encoded:
         return (
@@ -78,7 +78,7 @@ def _line(concept: Sightings, prompts: int, unknown: int) -> str:
         near = f" (found {concept.near!r}, the trigger is {trigger!r})" if concept.near else ""
         return (
             f"{trigger} was found in none of {_prompts(prompts)}{near}: write it into the prompt, and encode that with the"
-            " CLIP output of E4T Personalize."
+            " CLIP output of the node that learned it."
         )
     text = f"{trigger} in {len(seen)} of {_prompts(prompts)}"
     if all(sighting.role.startswith(NEGATIVE) for sighting in seen):
