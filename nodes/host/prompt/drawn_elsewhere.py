@@ -32,7 +32,9 @@ def tell_if_drawn_elsewhere(memory: PromptMemory, triggers: Sequence[str], _patc
         return
     memory.refined = run  # once for each run, although both prompts may hold a concept
     what = f"{triggers[0]} is" if len(triggers) == 1 else f"{' or '.join(triggers)} is"
-    text = f"{what} in the prompt, but this MODEL does not know it: wire the MODEL output of the node that learned it into the"
-        " sampler."
+    text = (
+        f"{what} in the prompt, but this MODEL does not know it: wire the MODEL output of the node that learned it into"
+        " the sampler."
+    )
     logger.warning("E4T: %s", text)
     show_text(text)
