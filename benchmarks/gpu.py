@@ -158,7 +158,8 @@ def learn(method: Method, full: FullSize, settings: LoopSettings) -> tuple[Conce
             ends.append(time.perf_counter())
 
     started = time.perf_counter()
-    concept = train(method, full.base, full.photos, settings, seed=0, on_step=on_step)
+    with host.pack("nodes.host.networks.compute_type").bfloat16_products(full.base.unet.device):
+        concept = train(method, full.base, full.photos, settings, seed=0, on_step=on_step)
     settle()
     step = median(end - before for before, end in pairwise(ends))
     return concept, step, time.perf_counter() - started - (ends[-1] - ends[0]) - step
@@ -167,6 +168,7 @@ def learn(method: Method, full: FullSize, settings: LoopSettings) -> tuple[Conce
 def learning(sizes: Sizes, full: FullSize, rate: float) -> Concept | None:
     """Prints the table of learning; the concept that the last run of E4T gave, if one fitted the card."""
     rows, kept = [], None
+    compute = host.pack("nodes.host.networks.compute_type")
     methods: dict[str, Method] = {"E4T": E4T(make_domain(full.base.unet)), "plain UNet": PlainUNet()}
     for name, method in methods.items():
         counted = None
@@ -191,7 +193,16 @@ def learning(sizes: Sizes, full: FullSize, rate: float) -> Concept | None:
             kept = concept if isinstance(method, E4T) else kept
             numbers = (step, 15 * step, besides, counted / 1e12, counted / step / 1e12, 100 * counted / step / rate)
             rows.append((label, *(f"{n:.3g}" for n in numbers[:-1]), f"{numbers[-1]:.1f} %", *peaks()))
-    header = ("learning, float32", "s/step", "15 steps, derived", "besides", "TFLOP/step", "TFLOP/s", "of the rate")
+    products = "bfloat16" if compute.uses_autocast(full.base.unet.device) else "float32"
+    header = (
+        f"learning, {products} products",
+        "s/step",
+        "15 steps, derived",
+        "besides",
+        "TFLOP/step",
+        "TFLOP/s",
+        "of the rate",
+    )
     print(table((*header, "GB allocated", "GB reserved"), rows), end="\n\n", flush=True)
     return kept
 
@@ -277,7 +288,7 @@ def hide_card() -> None:
 def in_float32(changes: Mapping[str, Any], probes: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The demo photo's latent, and predictions of the concept learned from it and of the untuned one; in a process of its own."""
     assert not torch.cuda.is_available()
-    products = host.pack("nodes.host.networks.cpu_products")
+    products = host.pack("nodes.host.networks.compute_type")
     products.has_matrix_units = products.has_vector_instructions = lambda: False
     base = host.load_base(host.mini_checkpoint())
     latent, found = photo_latent(base), []

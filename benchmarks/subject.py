@@ -51,7 +51,7 @@ class Finder:
             features = host.pack("nodes.host.networks.backbone").image_features(self.domain, None, images)
         with (
             torch.inference_mode(False),
-            host.pack("nodes.host.networks.cpu_products").bfloat16_products(self.unet.device),
+            host.pack("nodes.host.networks.compute_type").bfloat16_products(self.unet.device),
         ):
             photos = Photos(latent.clone(), features.clone())
             settings = replace(self.domain.info.preset, find_subject=True, use_mask=True)

@@ -13,7 +13,7 @@ from ....e4t_core.memory_plan import MemoryPlan
 from ....e4t_core.training import BaseModel, Photos, train
 from ..networks.backbone import image_features
 from ..networks.base_model import ComfyUNet
-from ..networks.cpu_products import bfloat16_products
+from ..networks.compute_type import bfloat16_products
 from ..networks.text_encoder import ComfyTextEncoder, unload
 from ..sampling.held_concept import HeldConcept
 from .content_key import WeightHashes, content_key
