@@ -160,18 +160,17 @@ def comfy_side(checkpoint: Path, domain_file: Path, loader: dict[str, Any]) -> S
 
         with torch.inference_mode(False):
             domain = _domain(domain_file, unet, text)
-        return measure(unet, text, encode, domain, host.pack)
+        return measure(unet, text, encode, domain)
 
 
 def diffusers_side(checkpoint: Path, domain_file: Path) -> Side:
     """The pre-training command's loader; makes the domain if its file is not there."""
-    import importlib
 
     from commands.base.diffusers_base import load_base
 
     base = load_base(checkpoint)
     domain = _domain(domain_file, base.unet, base.text)
-    return measure(base.unet, base.text, base.encode, domain, importlib.import_module)
+    return measure(base.unet, base.text, base.encode, domain)
 
 
 def _domain(file: Path, unet: Any, text: Any) -> Any:

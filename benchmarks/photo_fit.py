@@ -23,15 +23,13 @@ from torch import Tensor
 
 from commands.progress import Progress
 from e4t_core.memory_plan import MemoryPlan
-from e4t_core.methods.e4t.domain import Domain
 from e4t_core.methods.e4t.method import E4T
 from e4t_core.methods.e4t.photo_fit import LEVELS, least_usual, shows_nothing
 from e4t_core.training import BaseModel, Photos
 from miniworld.attributes import Identity, Scene, random_scene
 from miniworld.concept_photos import subject_masks
-from miniworld.domains import FIT_THRESHOLDS, load_backbone, load_mini_domain, narrow_networks
+from miniworld.domains import FIT_THRESHOLDS, load_backbone, narrow_domain
 from miniworld.heldout import concept_photo, held_out
-from miniworld.models import read
 from miniworld.pretraining import load_base
 from miniworld.renderer import SIZE, render
 
@@ -45,10 +43,8 @@ class Judge:
     """A domain on the base that it was trained on."""
 
     def __init__(self, word: str) -> None:
-        state, _ = read(WEIGHTS[word])
-        encoder, offsets = narrow_networks(state)
         self.base, self.backbone = load_base(), load_backbone()
-        self.domain = Domain(encoder, offsets, load_mini_domain(WEIGHTS[word]).info)
+        self.domain = narrow_domain(WEIGHTS[word])
 
     @torch.no_grad()
     def gain(self, photo: Tensor) -> float:

@@ -70,6 +70,13 @@ def build_domain(weights: str, state: Mapping[str, Tensor], backbone: Mapping[st
     return Domain(*wide, info, {k: v.half() for k, v in backbone.items()})
 
 
+def narrow_domain(weights: str = "faces") -> Domain:
+    """A shipped domain as it was trained, for the 160-channel base; its backbone's weights are not in it."""
+    encoder, offsets = narrow_networks(read(weights)[0])
+    info = load_mini_domain(weights).info
+    return Domain(encoder, offsets, replace(info, projections=offsets.shapes, feature_width=encoder.feature_width))
+
+
 def narrow_networks(state: Mapping[str, Tensor]) -> tuple[ConceptEncoder, WeightOffsets]:
     """Encoder and offsets for the 160-channel base, as they are trained and shipped (``encoder.*``, ``offsets.*``)."""
     encoder_state = {k.removeprefix("encoder."): v for k, v in state.items() if k.startswith("encoder.")}

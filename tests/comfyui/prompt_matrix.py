@@ -64,7 +64,7 @@ class Cell:
             return SAID
         if self.encoder in UNMARKED and self.column == "Noise":
             return SAID
-        return NEARLY if self.encoder in WEIGHED and self.column == "Slerp" else FOLLOWED
+        return NEARLY if self.encoder in {*WEIGHED, "prompt travel"} and self.column == "Slerp" else FOLLOWED
 
     def row(self) -> Row:
         """As a row of the oracle matrix."""

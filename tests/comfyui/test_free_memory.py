@@ -46,7 +46,7 @@ def test_nothing_of_a_concept_its_photo_its_prompts_and_its_encoders_stays(run, 
         "photo": weakref.ref(image),
     }
     del base, model, clip, parts, image
-    assert {"concept", "text encoder"} <= set(alive(references)), "the store kept nothing, so this proves nothing"
+    assert {"encoder", "text encoder"} <= set(alive(references)), "the store kept nothing, so this proves nothing"
     executor.reset()
     assert alive(references) == []
 

@@ -15,7 +15,7 @@ from comfy.patcher_extension import PatcherInjection
 from e4t_pack.nodes.host.learning import pictures, progress
 from oracle import ksample, latent
 from personalized import draw, encode
-from world import QUICK, photo
+from world import QUICK, chosen, photo
 
 from e4t_core.methods.e4t import photo_fit
 
@@ -277,18 +277,11 @@ def test_an_error_is_on_the_node_too(run, monkeypatch, wired, reason):
     assert shown[-1].startswith("S*: stopped by an error: ") and reason in shown[-1]
 
 
-def test_zero_steps_are_not_called_learning(run, monkeypatch):
-    shown = []
-    monkeypatch.setattr(progress, "show_text", shown.append)
-    run(settings=dataclasses.replace(QUICK, steps=0))
-    assert "0 steps learn nothing" in shown[-1] and "S* learned" not in shown[-1]
-
-
 def test_all_that_is_said_is_in_the_outputs_for_the_history(base, domain, monkeypatch):
     from e4t_pack.nodes.host.learning.request import LoadedDomain
     from e4t_pack.nodes.personalize import Personalize
 
     shown = []
     monkeypatch.setattr(progress, "show_text", shown.append)
-    output = Personalize.execute(*base, LoadedDomain(domain), photo(), "S*", 1, None, QUICK)
+    output = Personalize.execute(*base, LoadedDomain(domain), photo(), "S*", 1, None, chosen(QUICK))
     assert output.ui == {"text": shown[-1].split("\n")} and len(output.ui["text"]) > 1

@@ -6,14 +6,12 @@ import pytest
 import torch
 
 from e4t_core.memory_plan import MemoryPlan
-from e4t_core.methods.e4t.domain import Domain
 from e4t_core.methods.e4t.method import E4T
 from e4t_core.methods.e4t.photo_fit import shows_nothing, unusual
 from e4t_core.methods.e4t.settings import TuningSettings
 from e4t_core.training import BaseModel, Photos
-from miniworld.domains import load_backbone, load_mini_domain, narrow_networks
+from miniworld.domains import load_backbone, narrow_domain
 from miniworld.heldout import concept_photo, held_out
-from miniworld.models import read
 from miniworld.pretraining import load_base
 
 PHOTOS = 4
@@ -21,8 +19,7 @@ PHOTOS = 4
 
 @pytest.mark.parametrize(("weights", "word", "other"), [("faces", "face", "cat"), ("cats", "cat", "face")])
 def test_a_domain_knows_its_own_photos_from_others(weights: str, word: str, other: str) -> None:
-    base, info = load_base(), load_mini_domain(weights).info
-    domain = Domain(*narrow_networks(read(weights)[0]), info)
+    base, domain = load_base(), narrow_domain(weights)
     own, others = (
         torch.stack([concept_photo(person)[1] for person in held_out(of, "validation", PHOTOS)]) for of in (word, other)
     )
@@ -31,6 +28,6 @@ def test_a_domain_knows_its_own_photos_from_others(weights: str, word: str, othe
     photos = Photos(base.vae.encode(images), load_backbone().cls_features(images).detach())
     run = E4T(domain).start(BaseModel(base.unet, base.text, "mini world"), photos, TuningSettings(), 0, "S*")
     gains = run.gains(MemoryPlan(16))
-    assert unusual(gains, info.fit_threshold) == tuple(range(PHOTOS, 2 * PHOTOS + 1)), gains
+    assert unusual(gains, domain.info.fit_threshold) == tuple(range(PHOTOS, 2 * PHOTOS + 1)), gains
     assert not any(shows_nothing(photo) for photo in images)
     assert shows_nothing(torch.full((3, 128, 128), 0.3))

@@ -75,7 +75,7 @@ def test_unloading_models_alone_forgets_no_concept(client: Client, workflow: Mak
     client.run(mine)
     client.post("/free", {"unload_models": True, "free_memory": False})
     time.sleep(2)
-    changed = workflow(E4TPersonalize={"seed": 412, "word": "T*"})
+    changed = workflow(E4TPersonalize={"seed": 412, "trigger": "T*"})
     assert client.run(changed).texts[PERSONALIZE][-1].startswith("T* was learned before")
 
 

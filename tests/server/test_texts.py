@@ -111,6 +111,4 @@ def history(client: Client, job: str) -> dict:
 
 
 def settings(**changes: object) -> dict[str, object]:
-    values = {"steps": 2, "learning_rate": 1e-4, "regularization": 0.01, "batch": 2, "micro_batch": 1}
-    switches = {name: True for name in ("train_encoder", "train_offsets", "train_unet", "use_mask", "refine")}
-    return {**values, **switches, "end_percent": 1.0, **changes}
+    return {"steps": 2, "batch": 2, "micro_batch": 1, **changes}
