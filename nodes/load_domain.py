@@ -7,8 +7,10 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..e4t_core.files.domain_file import DomainFileError, load_domain, read_domain_info
+from ..e4t_core.methods.e4t.domain_info import base_note
 from .host.learning.request import LoadedDomain
 from .host.model_folders import ModelFileError, domain_names, domain_path
+from .host.node_text import show_text
 from .sockets import DomainIO
 
 
@@ -61,4 +63,8 @@ class LoadDomain(io.ComfyNode):
 
     @classmethod
     def execute(cls, domain_name: str, clip_vision: Any = None) -> io.NodeOutput:
-        return io.NodeOutput(LoadedDomain(load_domain(domain_path(domain_name)), clip_vision))
+        domain = load_domain(domain_path(domain_name))
+        note = base_note(domain.info)
+        if note:
+            show_text(note)
+        return io.NodeOutput(LoadedDomain(domain, clip_vision), ui={"text": [note]} if note else None)

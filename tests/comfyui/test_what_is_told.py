@@ -285,3 +285,16 @@ def test_all_that_is_said_is_in_the_outputs_for_the_history(base, domain, monkey
     monkeypatch.setattr(progress, "show_text", shown.append)
     output = Personalize.execute(*base, LoadedDomain(domain), photo(), "S*", 1, None, chosen(QUICK))
     assert output.ui == {"text": shown[-1].split("\n")} and len(output.ui["text"]) > 1
+
+
+def test_a_domain_names_the_base_it_was_trained_on(domain, folder):
+    from e4t_pack.nodes.load_domain import LoadDomain
+
+    from e4t_core.files.domain_file import save_domain
+
+    trained = dataclasses.replace(domain.info, base_name="CompVis/stable-diffusion-v1-4")
+    save_domain(folder / "named.safetensors", dataclasses.replace(domain, info=trained))
+    save_domain(folder / "unnamed.safetensors", domain)
+    said = LoadDomain.execute("named.safetensors").ui["text"][0]
+    assert "was trained on Stable Diffusion 1.4 (CompVis/stable-diffusion-v1-4)" in said
+    assert LoadDomain.execute("unnamed.safetensors").ui is None
