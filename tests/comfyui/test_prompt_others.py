@@ -238,7 +238,7 @@ def test_a_loader_s_model_under_a_prompt_with_the_word_is_said_once_in_each_run(
     for number in (2, 3):
         with CurrentNodeContext(f"run {number}", "sampler"), caplog.at_level(logging.WARNING):
             ksample(base[0], conds)
-    expected = "S* is in the prompt, but this MODEL does not know it: wire the MODEL output of E4T Personalize"
+    expected = "S* is in the prompt, but this MODEL does not know it: wire the MODEL output of the node that learned it"
     assert [expected in text for text in shown] == [True, True]
     shown.clear()
     with CurrentNodeContext("run 4", "sampler"):
