@@ -14,9 +14,9 @@ from e4t_pack.nodes.host.learning.content_key import WeightHashes
 from e4t_pack.nodes.host.networks.base_model import (
     PREFIX,
     ComfyUNet,
+    EffectiveWeights,
     UnsupportedModelError,
     check_supported,
-    EffectiveWeights,
 )
 from e4t_pack.nodes.host.networks.text_encoder import ComfyTextEncoder, UnsupportedCLIPError, unload
 from test_oracle_matrix import naive_features
