@@ -143,7 +143,7 @@ def check_is_mkshings(base, files, concept, domain_offset, weights, image):
     z, t, context = noisy()
     held = dict(unet.parameters())
     for extra in (domain_offset, full_differences(concept.weights)):
-        held |= {name: held[name] + value for name, value in extra.items()}
+        held |= {name: held[name] + stored.value() for name, stored in extra.items()}
     used = {name: weight.float() for name, weight in mkshing.used_weights(weights, files["offsets"]).items()}
     results = []
     for lent in (held, used):

@@ -242,7 +242,7 @@ def test_equal_inputs_give_an_equal_concept_bit_for_bit(run, embeddings, domain)
     assert first.concept.fingerprint == second.concept.fingerprint
     differences = first.differences
     assert differences and differences.keys() == second.differences.keys()
-    assert all(torch.equal(differences[key], second.differences[key]) for key in differences)
+    assert all(torch.equal(stored.value(), second.differences[key].value()) for key, stored in differences.items())
     assert torch.equal(first.concept.embedding[0], second.concept.embedding[0])
 
 
@@ -262,7 +262,7 @@ def probe(base, parts):
     unet = ComfyUNet(base[0])
     tuned = dict(unet.parameters())
     for extra in (parts.shared, parts.differences):
-        tuned |= {name: tuned[name] + value for name, value in extra.items()}
+        tuned |= {name: tuned[name] + stored.value() for name, stored in extra.items()}
     outputs = []
     with unet.using(tuned):
         for start in range(0, 64, 8):
@@ -292,7 +292,9 @@ def test_b_alone_equals_b_behind_a_bit_for_bit(run):
     STORE.clear()
     _, _, alone, _ = run(word="B*", image=photo(seed=4))
     assert behind.concept.fingerprint == alone.concept.fingerprint
-    assert all(torch.equal(value, behind.differences[name]) for name, value in alone.differences.items())
+    assert all(
+        torch.equal(stored.value(), behind.differences[name].value()) for name, stored in alone.differences.items()
+    )
     assert len(patched_model.held_concepts(both)) == 2
     assert not torch.equal(draw(both, both_clip, "A*"), draw(both, both_clip, "B*"))
 
@@ -340,7 +342,7 @@ def test_b_behind_a_and_a_lora_holds_the_weights_it_was_tuned_with(run, base):
     name = "diffusion_model.input_blocks.1.1.transformer_blocks.0.attn1.to_q.weight"
     a = run(word="A*", settings=OFFSETS_ONLY)[2].differences
     canonical = {native: own for own, native in patched_model._native_names(base[0]).items()}
-    expected = weight_of(alone, name) + a[canonical[name.removeprefix("diffusion_model.")]]
+    expected = weight_of(alone, name) + a[canonical[name.removeprefix("diffusion_model.")]].value()
     assert (weight_of(behind, name) - expected).abs().max() < 1e-6
     assert (weight_of(alone, name) - weight_of(base[0], name)).abs().max() > 1e-3
 

@@ -192,7 +192,7 @@ def test_a_tuned_directory_is_a_concept_whose_weights_word_and_denoise_are_mkshi
     held = dict(weights)
     for name, (p, q) in shared_factors(concept.weights).items():
         held[name] = offset_weight(held[name], p, q)
-    held |= {name: held[name] + difference for name, difference in full_differences(concept.weights).items()}
+    held |= {name: held[name] + stored.value() for name, stored in full_differences(concept.weights).items()}
     used = used_weights(published.weights, published.offsets)
     assert all((held[name].double() - used[name]).abs().max() <= 1e-5 for name in used)
     z, t = noisy()

@@ -43,7 +43,7 @@ def run(
 
 
 def differences(concept: Concept) -> dict[str, Tensor]:
-    return full_differences(concept.weights)
+    return {name: stored.value() for name, stored in full_differences(concept.weights).items()}
 
 
 def factors(concept: Concept) -> dict[str, tuple[Tensor, Tensor]]:

@@ -163,7 +163,7 @@ class E4TRun:
             embedding=static[None],
             weights=(
                 *domain_changes(self.domain),
-                *(Full(name, difference) for name, difference in self.tuned.differences().items()),
+                *(Full.of(name, difference) for name, difference in self.tuned.differences().items()),
             ),
             settings=settings,
             seed=self.seed,

@@ -42,7 +42,7 @@ def learn(request: Request, store: ResultStore, progress: Progress) -> HeldConce
     held = store.get(key)
     if held is None:
         started = time.perf_counter()
-        held = _learn(request, photos, progress, store.hashes)
+        held = _learn(request, photos, progress, store)
         store.put(key, held, progress.sheet)
         seconds = time.perf_counter() - started
         logger.info("E4T: %s learned in %.1f s (%.0f MB).", request.trigger, seconds, held.size() / 2**20)
@@ -77,13 +77,15 @@ def _key(request: Request, photos: PreparedPhotos, hashes: WeightHashes) -> str:
     )
 
 
-def _learn(request: Request, photos: PreparedPhotos, progress: Progress, hashes: WeightHashes) -> HeldConcept:
+def _learn(request: Request, photos: PreparedPhotos, progress: Progress, store: ResultStore) -> HeldConcept:
     given = _encode(request, photos)
     # Their full memory is better spent on tuning, which holds its own copies; the sampler loads them again.
     unload(request.model, request.clip.patcher)
     with torch.inference_mode(False):
         unet, text = ComfyUNet(request.model), ComfyTextEncoder(request.clip)
-        base = BaseModel(unet, text, hashes.base_fingerprint(hashes.weights_key(request.model), unet.parameters()))
+        base = BaseModel(
+            unet, text, store.hashes.base_fingerprint(store.hashes.weights_key(request.model), unet.parameters())
+        )
 
         def run(plan: MemoryPlan) -> Concept:
             with bfloat16_products(unet.device):
@@ -101,7 +103,7 @@ def _learn(request: Request, photos: PreparedPhotos, progress: Progress, hashes:
         concept = run_in_memory(MemoryPlan(request.settings.micro_batch), run)
         with torch.no_grad():
             empty = text.empty().detach().cpu()
-        return HeldConcept.of(concept, empty, unet.parameters())
+        return HeldConcept.of(concept, empty, unet.parameters(), store.offset(concept))
 
 
 def _encode(request: Request, photos: PreparedPhotos) -> Photos:
