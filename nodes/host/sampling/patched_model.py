@@ -116,8 +116,8 @@ def _value(differences: Mapping[str, StoredDifference], name: str) -> Tensor:
 def _patch(model: ModelPatcher, differences: Mapping[str, StoredDifference], strength: float) -> None:
     """Add differences by canonical name; the stored tensors are shared, not copied.
 
-    ComfyUI brings a difference into the type that it adds in, then multiplies it by the strength (comfy/lora.py): a scale
-    in the strength costs no memory, and rounds nothing there because it is a power of two.
+    ComfyUI brings a difference into the type that it adds in, then multiplies it by the strength (comfy/lora.py). A scale in
+    the strength is a power of two: it costs no memory, and rounds no more than the strength itself does.
     """
     if not differences:
         return
