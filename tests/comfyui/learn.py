@@ -20,7 +20,7 @@ from e4t_core.weight_changes import full_differences
 def learned(parts) -> str:
     """Of a concept: its own fingerprint tells what went in, this one what came out."""
     concept = parts.concept
-    tensors = {f"difference {name}": value for name, value in full_differences(concept.weights).items()}
+    tensors = {f"difference {name}": stored.value() for name, stored in full_differences(concept.weights).items()}
     tensors |= {f"encoder {name}": value for name, value in concept.predictor.encoder.state_dict().items()}
     return fingerprint(tensors | {"static": concept.embedding[0]}, concept.fingerprint)
 

@@ -169,7 +169,7 @@ def make_concept(
         embedding=(word_row + 0.1 * torch.randn(768, generator=generator) / 768**0.5)[None],
         weights=(
             *(Scaled(name, p, q, domain.fingerprint) for name, (p, q) in pairs.items()),
-            *(Full(name, value) for name, value in (drawn if differences is None else differences).items()),
+            *(Full.of(name, value) for name, value in (drawn if differences is None else differences).items()),
         ),
         settings=QUICK,
         seed=seed,

@@ -77,7 +77,7 @@ class TunedWeights:
                 before = self._shared.apply(name, before)
             difference = after - before
             if difference.any():
-                yield Full(name, difference.cpu())
+                yield Full.of(name, difference)
 
 
 def _scaled(
