@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import gc
 import subprocess
 import sys
+import weakref
 from pathlib import Path
 
 import comfy.lora
@@ -19,7 +21,7 @@ from e4t_pack.nodes.host.sampling import patched_model
 from oracle import clip_lora, clip_skip, ksample
 from personalized import draw, encode
 from test_base_model import unet_lora
-from world import QUICK, make_base, make_domain, photo
+from world import LOOKING, QUICK, make_base, make_domain, photo
 
 from e4t_core.loop_settings import SamplingSettings
 from e4t_core.methods.e4t.settings import TuningSettings
@@ -28,7 +30,7 @@ OFFSETS_ONLY = dataclasses.replace(QUICK, train_encoder=False)
 
 
 def test_a_photo_goes_in_and_a_word_comes_out(run, base, untouched):
-    model, clip, parts, losses = run()
+    model, clip, parts, losses = run(settings=LOOKING)
     assert losses == {"loss": list(parts.concept.losses)} and len(losses["loss"]) == QUICK.steps
     with_word, without = draw(model, clip), draw(model, clip, "a photo of a cat")
     assert torch.isfinite(with_word).all() and not torch.equal(with_word, without)
@@ -181,9 +183,6 @@ def test_the_store_stays_within_its_bound_over_twenty_results(run, base, domain)
 
 
 def test_twenty_tunings_with_twenty_seeds_keep_memory_flat(run, monkeypatch):
-    import gc
-    import weakref
-
     settings = dataclasses.replace(QUICK, steps=1, batch=1, micro_batch=1)
     _, _, parts, _ = run(settings=settings)
     monkeypatch.setattr(STORE, "limit", 2 * parts.size() + 1)
@@ -234,10 +233,10 @@ def test_domains_with_other_forms_of_offsets_work(form, run, base):
 
 
 def test_equal_inputs_give_an_equal_concept_bit_for_bit(run, embeddings, domain):
-    _, _, first, _ = run()
+    _, _, first, _ = run(settings=LOOKING)
     STORE.clear()
     fresh = make_base(embeddings=embeddings)
-    _, _, second, _ = run(*fresh)
+    _, _, second, _ = run(*fresh, settings=LOOKING)
     assert run.tunings == 2
     assert first.concept.fingerprint == second.concept.fingerprint
     differences = first.differences
@@ -251,7 +250,7 @@ def test_a_new_process_learns_the_same_bit_for_bit(run):
     script = Path(learn.__file__)
     other = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, check=True, timeout=300)
     STORE.clear()
-    parts = run(settings=QUICK)[2]
+    parts = run(settings=LOOKING)[2]
     assert run.tunings == 1
     assert other.stdout.split()[-1] == learn.learned(parts)
 

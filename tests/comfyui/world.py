@@ -37,9 +37,13 @@ from e4t_core.templates import NEUTRAL
 from e4t_core.weight_changes import Full, Scaled
 
 ROOT = Path(__file__).resolve().parents[2]
-LATENT = 8  # side of a latent in the tests
+LATENT = 4  # side of a latent in the tests
 TEXT_CONFIG = {"num_hidden_layers": 2, "intermediate_size": 256}
-QUICK = TuningSettings(steps=1, learning_rate=1e-4, regularization=0.01, batch=2, micro_batch=2, train_unet=False)
+QUICK = TuningSettings(
+    steps=1, learning_rate=1e-4, regularization=0.01, batch=2, micro_batch=2, train_unet=False, find_subject=False
+)
+# As the product has it; looking for the subject costs more than all the rest of a quick tuning.
+LOOKING = dataclasses.replace(QUICK, find_subject=True)
 
 
 def _training_unet():
@@ -130,7 +134,7 @@ def make_domain(unet: ComfyUNet, name: str = "faces", seed: int = 0, **changes) 
         scale=0.1,
         templates=NEUTRAL,
         preset=QUICK,
-        image_size=64,
+        image_size=8 * LATENT,
     )
     info = dataclasses.replace(info, **changes)
     encoder = ConceptEncoder(2, 32, unet.feature_width, info.context_width, generator=generator)
