@@ -191,8 +191,9 @@ def test_twenty_tunings_with_twenty_seeds_keep_memory_flat(run, monkeypatch):
         model, clip, made, _ = run(settings=settings, seed=100 + seed)
         assert made.differences
         alive.append(weakref.ref(made.concept))
-        ksample(model, {"positive": encode(clip, f"a photo of S* {seed}"), "negative": encode(clip, "blurry")})
-        del model, clip, made
+        conds = {"positive": encode(clip, f"a photo of S* {seed}"), "negative": encode(clip, "blurry")}
+        ksample(model, conds, steps=1)
+        del model, clip, made, conds
         gc.collect()
         tensors = (value for value in gc.get_objects() if type(value) in (torch.Tensor, torch.nn.Parameter))
         held.append(sum(value.nbytes for value in tensors if value.layout == torch.strided))
@@ -274,14 +275,16 @@ def test_the_micro_batch_changes_predictions_by_rounding_only(run, base):
     """Adam's first steps are nearly the sign of the gradient, so a rounding flips single tiny weights' steps; what the
     network says then moves by far less than the tuning moved it: at most a hundredth of that.
     """
-    settings = TuningSettings(steps=1, learning_rate=1e-4, regularization=0.01, batch=16, micro_batch=16)
-    made = {micro: run(settings=dataclasses.replace(settings, micro_batch=micro))[2] for micro in (16, 4, 1)}
+    settings = TuningSettings(
+        steps=1, learning_rate=1e-4, regularization=0.01, batch=4, micro_batch=4, find_subject=False
+    )
+    made = {micro: run(settings=dataclasses.replace(settings, micro_batch=micro))[2] for micro in (4, 2, 1)}
     predictions = {micro: probe(base, parts) for micro, parts in made.items()}
-    untuned = probe(base, dataclasses.replace(made[16], differences={}))
-    moved = (predictions[16] - untuned).square().mean().sqrt()
+    untuned = probe(base, dataclasses.replace(made[4], differences={}))
+    moved = (predictions[4] - untuned).square().mean().sqrt()
     assert moved > 0
-    for micro in (4, 1):
-        assert (predictions[micro] - predictions[16]).square().mean().sqrt() <= 0.01 * moved
+    for micro in (2, 1):
+        assert (predictions[micro] - predictions[4]).square().mean().sqrt() <= 0.01 * moved
 
 
 def test_b_alone_equals_b_behind_a_bit_for_bit(run):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import importlib.util
 import json
@@ -165,6 +166,9 @@ def make_concept(
     word_row = 0.38 / 768**0.5 * torch.randn(768, generator=torch.Generator().manual_seed(99))
     clip_features = torch.randn((1, 2, 32), generator=generator)
     pairs = domain.offsets.collapse() if factors is None else factors
+    # A copy, as a tuned one is: ComfyUI collects garbage at every load while a network outlives its patcher.
+    with torch.inference_mode(False), torch.no_grad():
+        encoder = copy.deepcopy(domain.encoder)
     concept = Concept(
         trigger=trigger,
         method="e4t",
@@ -177,7 +181,7 @@ def make_concept(
         ),
         settings=QUICK,
         seed=seed,
-        predictor=E4TPredictor(domain.encoder, clip_features, word_row, domain.info.scale),
+        predictor=E4TPredictor(encoder, clip_features, word_row, domain.info.scale),
         domain_name=domain.info.name,
         domain_fingerprint=domain.fingerprint,
     )
