@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from e4t_core.concept import Concept
-from e4t_core.files.checked_file import shown
+from e4t_core.files.file_errors import shown
 from e4t_core.memory_plan import MemoryPlan
 from e4t_core.methods.e4t.domain import Domain
 from e4t_core.methods.e4t.method import E4T

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from commands.base.setting_rules import ConfigError
-from e4t_core.files.checked_file import shortened
+from e4t_core.files.file_errors import shortened
 
 from .sections import Config
 

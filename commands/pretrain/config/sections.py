@@ -11,8 +11,8 @@ from typing import Any
 
 from commands.base.setting_rules import ConfigError, check_place, check_ranges, choice, number, text
 from commands.base.settings import BackboneSettings, BaseSettings
-from e4t_core.files.checked_file import shown
 from e4t_core.files.description import check_value
+from e4t_core.files.file_errors import shown
 from e4t_core.methods.e4t.domain_info import DomainInfo
 from e4t_core.methods.e4t.settings import PRESETS
 from e4t_core.methods.e4t.weight_offsets import FORMS, HYPERNETWORK, NETWORK
