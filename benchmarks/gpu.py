@@ -83,7 +83,7 @@ class Sizes:
     pictures: int = 4
 
 
-TINY = Sizes(256, 8, 1, (1,), 2, 1, 1, False, {"steps": 1, "batch": 1, "micro_batch": 1}, 8, 1)
+TINY = Sizes(256, 8, 2, (2,), 2, 1, 1, False, {"steps": 1, "batch": 2, "micro_batch": 2}, 8, 1)
 
 
 def settle() -> None:
