@@ -69,6 +69,7 @@ class Sizes:
         find_subject: as the preset says; else without those passes.
         changes: of the mini face domain's preset.
         probes: noise levels that predictions are compared at.
+        pictures: of the mini world, drawn at once.
     """
 
     matrix: int = 8192
@@ -81,9 +82,10 @@ class Sizes:
     find_subject: bool = FACE.find_subject
     changes: Mapping[str, Any] = field(default_factory=dict)
     probes: int = PROBES
+    pictures: int = 4
 
 
-TINY = Sizes(256, 8, 2, (("fast", 2), ("leanest", 1)), 2, 1, 1, False, {"steps": 1, "batch": 2, "micro_batch": 2}, 8)
+TINY = Sizes(256, 8, 2, (("fast", 2), ("leanest", 1)), 2, 1, 1, False, {"steps": 1, "batch": 2, "micro_batch": 2}, 8, 1)
 
 
 def settle() -> None:
@@ -306,7 +308,7 @@ def in_float32(changes: Mapping[str, Any], probes: int) -> tuple[np.ndarray, np.
 
 
 def mini_world(sizes: Sizes, reference: tuple[np.ndarray, np.ndarray, np.ndarray], out: Path) -> None:
-    """Prints the table of the mini world, and writes the photo and four pictures with the word side by side."""
+    """Prints the table of the mini world, and writes the photo and pictures with the word side by side."""
     latent, tuned, untuned = reference
     base = host.load_base(host.mini_checkpoint())
     steps = host.Sampling("euler", min(sizes.sampling_steps, host.EULER.steps))
@@ -321,10 +323,10 @@ def mini_world(sizes: Sizes, reference: tuple[np.ndarray, np.ndarray, np.ndarray
     for kind, parts in ((WORD, host.Base(output.args[0], output.args[1], base.vae)), ("a face", base)):
         for _ in range(2):  # the first one loads and patches weights
             started = time.perf_counter()
-            pictures = host.draw(parts, [f"a photo of {kind}"], range(4), steps)
+            pictures = host.draw(parts, [f"a photo of {kind}"], range(sizes.pictures), steps)
             seconds = time.perf_counter() - started
         sheet += list(pictures) if kind == WORD else []
-        rows.append((f"four pictures, “a photo of {kind}”", f"{seconds:.2f}", ""))
+        rows.append((f"{sizes.pictures} pictures, “a photo of {kind}”", f"{seconds:.2f}", ""))
     print(table(("mini world", "s", "predictions differ, of what tuning moved"), rows), flush=True)
     out.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray((torch.cat(sheet, dim=2) * 255).round().byte().movedim(0, -1).numpy()).save(out)

@@ -11,7 +11,7 @@ import conftest  # noqa: F401 - sets up ComfyUI in this process
 from e4t_pack.nodes.host.learning.request import LoadedDomain
 from e4t_pack.nodes.host.networks.base_model import ComfyUNet
 from e4t_pack.nodes.personalize import Personalize
-from world import QUICK, chosen, make_base, make_domain, photo
+from world import LOOKING, chosen, make_base, make_domain, photo
 
 from e4t_core.fingerprint import fingerprint
 from e4t_core.weight_changes import full_differences
@@ -28,7 +28,7 @@ def learned(parts) -> str:
 def main() -> None:
     model, clip, vae = make_base()
     domain = make_domain(ComfyUNet(model))
-    parts = Personalize.execute(model, clip, vae, LoadedDomain(domain), photo(), "S*", 1, None, chosen(QUICK)).args[2]
+    parts = Personalize.execute(model, clip, vae, LoadedDomain(domain), photo(), "S*", 1, None, chosen(LOOKING)).args[2]
     print(learned(parts))
 
 

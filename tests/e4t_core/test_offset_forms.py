@@ -132,7 +132,7 @@ def test_an_unknown_form_is_named(tmp_path: Path) -> None:
         load_domain(tmp_path / "a.safetensors")
 
 
-def test_the_input_of_a_hypernetwork_is_normalised() -> None:
+def test_the_input_of_a_hypernetwork_is_normalized() -> None:
     offsets = moved(HyperOffsets({NAME: (5, 3)}, 6))
     features = torch.randn(1, 4, 6, generator=torch.Generator().manual_seed(2))
     weight = torch.ones(5, 3)
