@@ -87,7 +87,7 @@ class Refinement:
     ) -> Any:
         """One evaluation: ``x`` ``(B, 4, h, w)`` at noise level ``sigma`` ``(B,)``."""
         note_refinement(self._memory)
-        self._run.words.evaluate(executor, model, conds, x, sigma, model_options)
+        self._run.words.evaluate(executor, model, conds, x, sigma, model_options, self._may_be_empty)
         if self._run.regions is None:
             self._run.regions = self._find_regions(conds, model_options)
         refined: Conds = []
@@ -168,6 +168,11 @@ class Refinement:
             # The tensor is kept with its recipe, so that its id cannot be given to another one.
             self._run.recipes[id(tensor)] = (tensor, recipe)
         return self._run.recipes[id(tensor)][1]
+
+    def _may_be_empty(self, cond: dict[str, Any]) -> bool:
+        """Whether a conditioning is one prompt without a word, or nobody knows; a mix of prompts is only near to one."""
+        recipe = self._recipe(cond)
+        return recipe is None or (not recipe.prompts() and len(recipe.sources()) == 1)
 
     def _recognized(self, tensor: Tensor, cond: dict[str, Any]) -> Recipe | None:
         try:

@@ -61,6 +61,7 @@ class WordAtStep:
         self._whole: Tensor | None = None
         self._evaluation = -1
         self._call: tuple[Callable[..., Any], Any, Conds, Tensor, Tensor, dict[str, Any]] | None = None
+        self._may_be_empty: Callable[[dict[str, Any]], bool] = lambda _cond: False
         self._sizes: dict[torch.Size, Size] = {}
         self._contexts = Contexts()
         self._passes: list[_Pass] = []
@@ -80,11 +81,22 @@ class WordAtStep:
             self._passes = []
 
     def evaluate(
-        self, executor: Callable[..., Any], model: Any, conds: Conds, x: Tensor, sigma: Tensor, model_options: dict
+        self,
+        executor: Callable[..., Any],
+        model: Any,
+        conds: Conds,
+        x: Tensor,
+        sigma: Tensor,
+        model_options: dict[str, Any],
+        may_be_empty: Callable[[dict[str, Any]], bool],
     ) -> None:
-        """A pass begins, with the arguments of the CALC_COND_BATCH wrapper: the words asked for next are for it."""
+        """A pass begins, with the arguments of the CALC_COND_BATCH wrapper: the words asked for next are for it.
+
+        Args:
+            may_be_empty: whether a conditioning is one prompt without a word, as far as anybody knows.
+        """
         self._call = (executor, model, conds, x, sigma, model_options)
-        self._half = None
+        self._may_be_empty, self._half = may_be_empty, None
         if self._whole is None:  # nobody told of the evaluation
             self._evaluation += 1
 
@@ -191,7 +203,7 @@ class WordAtStep:
         whole = x is evaluated and size == (x.shape[0], *x.shape[2:])
         if not (held.concept.sampling.share_pass and whole and may_share(model, model_options)):
             return None
-        return self._contexts.find_empty(conds, held.empty)
+        return self._contexts.find_empty(conds, held.empty, self._may_be_empty)
 
     def _features(
         self,
