@@ -103,10 +103,20 @@ def may_share(model: Any, model_options: Mapping[str, Any]) -> bool:
         "multigpu_clones" in model_options
         or FUNCTION in model_options
         or other_wrappers(model_options.get("transformer_options", {}), *AROUND_NETWORK, WrappersMP.DIFFUSION_MODEL)
-        or type(network) is not UNetModel
-        or vars(network).keys() & {"forward", "_forward"}
+        or not _is_stock(network)
         or (patcher is not None and patcher.injections)
     )
+
+
+def _is_stock(network: object) -> bool:
+    """Whether a network is ComfyUI's UNet and calls its blocks as that does."""
+    # ComfyUI leaves a module's own bound method behind where it has taken a patch away again.
+    placed = {name: vars(network)[name] for name in ("forward", "_forward") if name in vars(network)}
+    own = all(
+        getattr(method, "__self__", None) is network and getattr(method, "__func__", None) is getattr(UNetModel, name)
+        for name, method in placed.items()
+    )
+    return type(network) is UNetModel and own
 
 
 @dataclass(frozen=True, eq=False)

@@ -73,7 +73,8 @@ class WordAtStep:
     def predict_noise(self, executor: Callable[..., Any], x: Tensor, *arguments: Any, **options: Any) -> Any:
         """The PREDICT_NOISE wrapper: ``x`` is here before context windows choose among its pictures, or cut them."""
         before, self._whole = self._whole, x
-        self._begin()
+        self._evaluation += 1
+        self._passes = []
         try:
             return executor(x, *arguments, **options)
         finally:
@@ -131,10 +132,6 @@ class WordAtStep:
             if picture >= 0 and (picture not in known or known[picture].evaluation != self._evaluation):
                 known[picture] = _Known(self._evaluation, words, row)
         return words
-
-    def _begin(self) -> None:
-        self._evaluation += 1
-        self._passes = []
 
     def _stays(self, held: HeldConcept, model: Any, sigma: Tensor) -> bool:
         key, settings = held.concept.fingerprint, held.concept.sampling
