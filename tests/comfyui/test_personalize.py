@@ -158,7 +158,11 @@ def test_another_word_for_the_same_photo_needs_no_tuning(run):
     assert not torch.equal(draw(model, clip, "a photo of T*"), draw(model, clip, "a photo of S*"))
 
 
-@pytest.mark.parametrize("change", [{"refine": False}, {"end_percent": 0.5}], ids=["refine", "end_percent"])
+@pytest.mark.parametrize(
+    "change",
+    [{"refine": False}, {"end_percent": 0.5}, {"refine_every": 2}],
+    ids=["refine", "end_percent", "refine_every"],
+)
 def test_how_it_is_sampled_needs_no_tuning_and_gives_what_a_tuning_with_it_gives(run, change):
     tuned_with = run(**change)
     STORE.clear()
