@@ -142,7 +142,8 @@ def predictions(base: host.Base, held: Any, latent: Tensor, probes: int = PROBES
     return torch.cat(made).cpu()
 
 
-def _rms_difference(one: Learned, other: Learned) -> float:
+def distance(one: Learned, other: Learned) -> float:
+    """Root mean square of the difference of two concepts' predictions."""
     return float(np.sqrt(np.square(one.predictions - other.predictions, dtype=np.float64).mean()))
 
 
@@ -181,8 +182,8 @@ def main() -> int:
             name,
             "yes" if other.content == reference.content else "no",
             f"{np.abs(other.predictions - reference.predictions).max():.2e}",
-            f"{_rms_difference(other, reference):.2e}",
-            f"{_rms_difference(other, reference) / _rms_difference(reference, found[untuned]):.6f}",
+            f"{distance(other, reference):.2e}",
+            f"{distance(other, reference) / distance(reference, found[untuned]):.6f}",
         ))  # fmt: skip
     print(table(("learned with", "equal bits", "largest", "rms", "rms of what tuning moved"), rows))
     equal = found[again].content == found[first].content
@@ -190,12 +191,12 @@ def main() -> int:
     met = [gate("a new process learns the same, bit for bit", float(equal), least=1)]
     one = found[f"{first}, one step"]
     for name in (few, single):
-        share = _rms_difference(found[f"{name}, one step"], one) / _rms_difference(one, found[untuned])
+        share = distance(found[f"{name}, one step"], one) / distance(one, found[untuned])
         met.append(gate(f"{name}, one step: predictions differ, of what it moved", share, most=ONE_STEP))
-    moved = _rms_difference(found[first], found[untuned])
-    by_rounding = _rms_difference(found[darker], found[first]) / moved
+    moved = distance(found[first], found[untuned])
+    by_rounding = distance(found[darker], found[first]) / moved
     for name in (few, single):
-        share = _rms_difference(found[name], found[first]) / moved
+        share = distance(found[name], found[first]) / moved
         met.append(gate(f"{name}: predictions differ, of what tuning moved", share, most=TOLERANCE))
         met.append(gate(f"{name}: times what rounding of the photo does", share / by_rounding, most=ALL_STEPS))
     return 0 if all(met) else 1

@@ -24,8 +24,8 @@ from torch import Tensor
 from commands.progress import Progress
 from e4t_core.methods.e4t.method import E4T
 from e4t_core.methods.e4t.photo_fit import LEVELS, least_usual, shows_nothing
+from e4t_core.run import BaseModel, Photos
 from e4t_core.trained_weight import made
-from e4t_core.training import BaseModel, Photos
 from miniworld.attributes import Identity, Scene, random_scene
 from miniworld.concept_photos import subject_masks
 from miniworld.domains import FIT_THRESHOLDS, load_backbone, narrow_domain

@@ -23,11 +23,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from commands.progress import Progress
+from e4t_core.memory_plan import PLANS
 from miniworld.models import load_judges
 from miniworld.presets import PRESETS
 
 from . import host
-from .arms import ARMS, WEIGHTS
+from .arms import ARMS, AS_A_CARD, WEIGHTS
 from .pictures import Drawing, Painter, draw_missing
 from .prompts import targets
 from .quality_report import ArmScores, report
@@ -91,6 +92,9 @@ def main() -> int:
     parser.add_argument("--no-find-subject", action="store_true", help="without a mask, learn all of the photo")
     parser.add_argument("--encoder-rate", type=float, help="the encoder's share of the learning rate")
     parser.add_argument("--feature-gradient", action=argparse.BooleanOptionalAction, help="through the feature pass")
+    parser.add_argument("--memory", choices=tuple(PLANS), help="the memory plan to learn with")
+    parser.add_argument("--micro-batch", type=int, help="to learn with, in place of the preset's")
+    parser.add_argument("--bfloat16", action="store_true", help="learn in the number type of graphics cards")
     parser.add_argument("--refine-every", type=int, help="predict the word at every so many evaluations only")
     parser.add_argument("--no-unet", action="store_true", help="tune encoder and offsets only")
     cores = torch.get_num_threads()
@@ -113,6 +117,9 @@ def main() -> int:
             ("find_subject", False if options.no_find_subject else None),
             ("train_unet", False if options.no_unet else None),
             ("encoder_rate", options.encoder_rate),
+            ("memory", options.memory),
+            ("micro_batch", options.micro_batch),
+            (AS_A_CARD, options.bfloat16 or None),
             ("refine_every", options.refine_every),
             ("stop_feature_gradient", None if options.feature_gradient is None else not options.feature_gradient),
         )

@@ -10,22 +10,17 @@ from __future__ import annotations
 import dataclasses
 import logging
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
-from typing import Any, Literal, Protocol
 
 import torch
-from torch import Tensor
 
 from .concept import Concept
-from .diffusion import DiffusionSample, draw_samples, inner_masks
+from .diffusion import DiffusionSample, draw_samples
 from .loop_settings import LoopSettings
-from .memory_need import Trained
 from .memory_plan import FAST, MemoryPlan
 from .optimizer import are_finite, make_optimizer, set_rate, undo_step
-from .trained_weight import TrainedWeight
-from .unet import TextEncoder, UNet
+from .run import BaseModel, Method, OnPass, OnStep, Phase, Photos, Run, StepReport, TuningError
 from .working_weights import WorkingWeights
 
 logger = logging.getLogger(__name__)
@@ -35,164 +30,6 @@ logger = logging.getLogger(__name__)
 RUNAWAY = 4.0
 # In float16 the loss is multiplied by this, so that no gradient is rounded to zero, and by less where one overflows.
 LOSS_SCALE, SCALE_DOWN, SCALINGS = 2.0**16, 4.0, 5
-
-Phase = Literal["subject", "tuning", "word"]
-
-
-class TuningError(ValueError):
-    """Tuning that cannot go on; the message is one sentence that says why and what to change."""
-
-
-@dataclass(frozen=True)
-class BaseModel:
-    """The base as it stands: with LoRAs, without other concepts.
-
-    Attributes:
-        unet, text: its networks.
-        fingerprint: content hash of the UNet's effective weights; empty: a method computes it.
-    """
-
-    unet: UNet
-    text: TextEncoder
-    fingerprint: str = ""
-
-
-@dataclass(frozen=True, eq=False)
-class Photos:
-    """n photos of ONE concept.
-
-    Attributes:
-        latents: ``(n, 4, h, w)``, VAE posterior means in the UNet's scale.
-        clip_features: ``(n, L, C)``, what the image backbone says of them; none for methods that read none.
-        masks: ``(n, 1, H, W)`` in 0-1, 1 = learn here; or none.
-
-    Raises:
-        TuningError: no photo, shapes that do not belong together, or values that are not finite.
-    """
-
-    latents: Tensor
-    clip_features: Tensor | None = None
-    masks: Tensor | None = None
-
-    def __post_init__(self) -> None:
-        if self.latents.ndim != 4 or 0 in self.latents.shape:
-            raise TuningError(f"Latents of shape {tuple(self.latents.shape)} hold no photo: give at least one image.")
-        count = self.latents.shape[0]
-        if self.clip_features is not None and (self.clip_features.ndim != 3 or self.clip_features.shape[0] != count):
-            raise TuningError(
-                f"CLIP features of shape {tuple(self.clip_features.shape)} do not belong to {count} photos: give one"
-                " set per photo."
-            )
-        if self.masks is not None and (self.masks.ndim != 4 or tuple(self.masks.shape[:2]) != (count, 1)):
-            raise TuningError(
-                f"Masks of shape {tuple(self.masks.shape)} do not belong to {count} photos: give one mask per photo."
-            )
-        for name in ("latents", "clip_features", "masks"):
-            tensor = getattr(self, name)
-            if tensor is not None and not torch.isfinite(tensor).all():
-                raise TuningError(f"The photos' {name} hold NaN or infinity: check the image, the VAE and the mask.")
-
-    def __len__(self) -> int:
-        return int(self.latents.shape[0])
-
-    def for_training(self, settings: LoopSettings, device: torch.device) -> Photos:
-        """Private float32 copies on a device, masks at the latents' size and only where the settings use them."""
-
-        def private(tensor: Tensor) -> Tensor:
-            return tensor.detach().to(device, torch.float32, copy=True)
-
-        masks = None
-        if self.masks is not None and settings.use_mask:
-            size = (self.latents.shape[-2], self.latents.shape[-1])
-            masks = inner_masks(private(self.masks), size, settings.mask_threshold)
-        features = None if self.clip_features is None else private(self.clip_features)
-        return Photos(private(self.latents), features, masks)
-
-
-@dataclass(frozen=True)
-class StepReport:
-    """Where a run stands, after every micro-batch.
-
-    Attributes:
-        phase: "subject" while the subject is looked for; "tuning"; "word" while the fixed word is averaged.
-        step: optimizer step under way or just done, 1..steps; 0 if there are none yet.
-        steps: number of optimizer steps.
-        micro: micro-batch just done within the step (or another phase), 1..micros.
-        micros: micro-batches per step (or in another phase).
-        done: micro-batches done since the start, all phases together.
-        total: micro-batches of the whole run.
-        losses: losses of the finished steps.
-        masks: ``(n, 1, h, w)``, by how much each latent cell of the photos is learned; none: all alike, or not known yet.
-        notes: what a person should know already, each one sentence.
-    """
-
-    phase: Phase
-    step: int
-    steps: int
-    micro: int
-    micros: int
-    done: int
-    total: int
-    losses: tuple[float, ...]
-    masks: Tensor | None = None
-    notes: tuple[str, ...] = ()
-
-
-OnStep = Callable[[StepReport], object]
-OnPass = Callable[[], object]
-
-
-class Run(Protocol):
-    """One run of a method: private copies of all that trains. Nothing that was given is ever changed.
-
-    Attributes:
-        base: the base model.
-        photos: on the UNet's device, as :meth:`Photos.for_training` gives them; :meth:`prepare` may add masks.
-        templates: prompts, each with "{}" once where the word stands.
-        seed: of noise, timesteps and templates.
-        notes: what a person should know already, each one sentence.
-    """
-
-    base: BaseModel
-    photos: Photos
-    templates: Sequence[str]
-    seed: int
-    notes: tuple[str, ...]
-
-    def passes(self) -> Mapping[Phase, int]:
-        """How many passes :meth:`prepare` ("subject") and :meth:`concept` ("word") make; left out: none."""
-
-    def weights(self) -> Mapping[str, TrainedWeight]:
-        """The UNet's weights that are not the base's, by canonical name; asked for once. They are lent to the UNet
-        whenever one of the methods below is called, and while its result's backward pass runs."""
-
-    def groups(self) -> list[dict[str, Any]]:
-        """What trains besides, as an optimizer's parameter groups; empty: nothing."""
-
-    def prepare(self, on_pass: OnPass) -> None:
-        """What has to be known before the first step; ``on_pass`` is called after every pass."""
-
-    def losses(self, sample: DiffusionSample) -> Tensor:
-        """The loss ``(B,)`` of every sample."""
-
-    def concept(self, on_pass: OnPass) -> Concept:
-        """What was learned; called without gradients. The loop adds losses and notes."""
-
-
-class Method(Protocol):
-    """A way to learn a concept.
-
-    Attributes:
-        name: its short name, as concepts and files carry it ("e4t").
-    """
-
-    name: str
-
-    def trained(self, settings: Any) -> Trained:
-        """How much it trains, for the choice of a memory plan."""
-
-    def start(self, base: BaseModel, photos: Photos, settings: Any, seed: int, trigger: str, plan: MemoryPlan) -> Run:
-        """Check what is given and make a run, whose masters live where the plan says."""
 
 
 def train(
@@ -254,6 +91,7 @@ class _Loop:
             self.run.prepare(self._counted("subject"))
         if self.settings.steps > 0:
             self._train()
+        self.working.end()
         with torch.no_grad(), self._lent():
             concept = self.run.concept(self._counted("word"))
         if self.repeated:

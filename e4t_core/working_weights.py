@@ -86,6 +86,11 @@ class WorkingWeights:
         found = [part.bad for part in self._trained if part.bad is not None]
         return bool(found) and bool(torch.stack([bad.reshape(()) for bad in found]).any())
 
+    def end(self) -> None:
+        """The last step has been made: AdamW's moments are not needed any more."""
+        for part in self._trained:
+            part.optimizer, part.leaf.grad = None, None
+
     def undo(self, step: int) -> bool:
         """Take step number ``step``, counted from 1, back where it was made; whether all masters are finite then."""
         finite = True

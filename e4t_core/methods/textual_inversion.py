@@ -23,10 +23,10 @@ from ..fingerprint import fingerprint
 from ..loop_settings import LoopSettings
 from ..memory_need import Trained
 from ..memory_plan import FAST, MemoryPlan
+from ..run import BaseModel, OnPass, Phase, Photos, TuningError
 from ..settings import setting
 from ..templates import NEUTRAL
 from ..trained_weight import TrainedWeight
-from ..training import BaseModel, OnPass, Phase, Photos, TuningError
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ class TextualInversion:
 
 
 class TextualInversionRun:
-    """One run; see ``training.Run``."""
+    """One run; see ``run.Run``."""
 
     def __init__(
         self,

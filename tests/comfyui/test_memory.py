@@ -69,15 +69,15 @@ def test_a_plan_that_is_asked_for_is_taken_where_a_faster_one_would_fit():
 
 def test_a_method_that_trains_no_weights_needs_little():
     settings = TextualInversionSettings()
-    assert plans_that_fit(settings, WORD_ONLY, card(8))[0] == dataclasses.replace(FAST, micro_batch=4)
-    assert plans_that_fit(settings, WORD_ONLY, card(4))[0].name != "fast"
+    assert plans_that_fit(settings, WORD_ONLY, card(12))[0] == dataclasses.replace(FAST, micro_batch=4)
+    assert plans_that_fit(settings, WORD_ONLY, card(6))[0].checkpointing
 
 
 def test_where_the_device_computes_in_ram_both_needs_are_one():
-    shared, work = Free(13e9, 16e9, None), dataclasses.replace(SD15, itemsize=4, in_ram=True)
+    shared, work = Free(16e9, 20e9, None), dataclasses.replace(SD15, itemsize=4, in_ram=True)
     plan = plans_that_fit(FACE, work, shared)[0]
     wanted = need(plan, work)
-    assert wanted.card < 13e9 < wanted.card + wanted.ram + 5e9 and "of 13.0 GB" in shared.told(wanted)
+    assert wanted.ram == 0 and 10e9 < wanted.card < 16e9 and "of 16.0 GB" in shared.told(wanted)
 
 
 @pytest.mark.parametrize("device", ["cuda", "cpu", "mps"])

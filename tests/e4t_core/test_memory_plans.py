@@ -19,8 +19,8 @@ from e4t_core.loop_settings import LoopSettings
 from e4t_core.memory_need import LEAST, Trained, Work, candidates, need, sizes
 from e4t_core.memory_plan import BALANCED, FAST, LEAN, LEANEST, PLANS, MemoryPlan
 from e4t_core.methods.e4t.settings import TuningSettings
+from e4t_core.run import TuningError
 from e4t_core.trained_weight import TrainedWeight
-from e4t_core.training import TuningError
 from e4t_core.working_weights import WorkingWeights
 
 SETTINGS = dataclasses.replace(SMOOTH, batch=8, micro_batch=0)

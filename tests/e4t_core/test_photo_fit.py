@@ -14,8 +14,8 @@ from e4t_core.methods.e4t.method import E4T
 from e4t_core.methods.e4t.photo_fit import LEVELS, RANGE, least_usual, unusual
 from e4t_core.methods.e4t.settings import TuningSettings
 from e4t_core.methods.e4t.word_model import WordModel
+from e4t_core.run import BaseModel
 from e4t_core.trained_weight import made
-from e4t_core.training import BaseModel
 
 
 def by_hand(unet: TinyUNet, text: TinyText, domain, photos, photo: int) -> float:

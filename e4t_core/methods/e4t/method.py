@@ -15,8 +15,9 @@ from ...diffusion import DiffusionSample, draw_samples
 from ...fingerprint import fingerprint
 from ...memory_need import Trained
 from ...memory_plan import FAST, MemoryPlan
+from ...run import BaseModel, OnPass, Phase, Photos, TuningError
 from ...trained_weight import TrainedWeight
-from ...training import BaseModel, OnPass, Phase, Photos, TuningError, chunks
+from ...training import chunks
 from ...weight_changes import Scaled
 from . import photo_fit, subject
 from .domain import Domain
@@ -79,7 +80,7 @@ class E4T:
 
 
 class E4TRun:
-    """One tuning; see ``training.Run``."""
+    """One tuning; see ``run.Run``."""
 
     def __init__(
         self,

@@ -22,7 +22,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ...diffusion import denoising_errors, draw_samples
-from ...training import Photos, chunks
+from ...run import Photos
+from ...training import chunks
 from .domain_info import DomainInfo
 from .word_model import WordModel
 

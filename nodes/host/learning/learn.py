@@ -11,7 +11,8 @@ from torch import Tensor
 from ....e4t_core.concept import Concept
 from ....e4t_core.memory_need import need
 from ....e4t_core.memory_plan import MemoryPlan
-from ....e4t_core.training import BaseModel, Photos, train
+from ....e4t_core.run import BaseModel, Photos
+from ....e4t_core.training import train
 from ..networks.backbone import image_features
 from ..networks.base_model import ComfyUNet
 from ..networks.compute_type import bfloat16_products, compute_type, uses_autocast

@@ -13,7 +13,7 @@ from ....e4t_core.concept import Concept
 from ....e4t_core.loop_settings import LoopSettings
 from ....e4t_core.memory_need import Need, Work, candidates, need
 from ....e4t_core.memory_plan import RAM, MemoryPlan
-from ....e4t_core.training import Method
+from ....e4t_core.run import Method
 from ..networks.base_model import ComfyUNet
 
 logger = logging.getLogger(__name__)

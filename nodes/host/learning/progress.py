@@ -13,7 +13,7 @@ from comfy_execution.utils import get_executing_context
 from PIL import Image
 from torch import Tensor
 
-from ....e4t_core.training import StepReport
+from ....e4t_core.run import StepReport
 from ..node_text import show_text
 from .pictures import contact_sheet, dimmed, with_curve
 

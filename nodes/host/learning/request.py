@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ....e4t_core.loop_settings import LoopSettings, SamplingSettings
 from ....e4t_core.methods.e4t.domain import Domain
-from ....e4t_core.training import Method
+from ....e4t_core.run import Method
 from ..networks.base_model import check_supported
 from ..prompt import concept_clip
 from ..prompt.triggers import check_trigger
