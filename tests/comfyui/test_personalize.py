@@ -52,8 +52,6 @@ def test_zero_steps_are_the_encoder_s_first_answer(run, base, domain):
 
 
 def test_zero_steps_with_zero_offsets_are_the_untouched_base(run, base, domain):
-    import copy
-
     with torch.inference_mode(False), torch.no_grad():
         offsets = copy.deepcopy(domain.offsets)
         for module in offsets.modules():

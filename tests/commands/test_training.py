@@ -159,11 +159,13 @@ def test_a_setting_has_an_effect(name: str, place: Path, tmp_path: Path) -> None
 
 @pytest.mark.parametrize("form", ["direct", "hypernetwork"])
 def test_other_forms_of_offsets_train_resume_and_are_described(form: str, place: Path, tmp_path: Path) -> None:
-    more = (f"training.offset_form={form}", "training.micro_batch=1", "output.preview_every=4")
+    more = (f"training.offset_form={form}", "training.micro_batch=1")
+    drawing = ("output.preview_every=4", 'output.preview_prompts=["a photo of {}"]')
     first = Training(config_of(place, tmp_path / "whole", *more))
     assert first.encoder_and_offsets.offset_rms(torch.ones(1, 2, 64)) == 0
     AcceleratorState._reset_state(reset_partial_state=True)
-    whole = train(place, tmp_path / "whole", *more)
+    whole = train(place, tmp_path / "whole", *more, *drawing)
+    assert list((tmp_path / "whole" / "previews").glob("*.png"))
     train(place, tmp_path / "parts", *more, "training.steps=2")
     assert same(whole, train(place, tmp_path / "parts", *more))
     assert losses(tmp_path / "whole", "weight offset rms")[-1] > 0
