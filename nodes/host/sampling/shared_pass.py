@@ -54,7 +54,7 @@ class Contexts:
         self._limit = limit
         # With the tensor itself, so that its id cannot be given to another one.
         self._read: dict[int, tuple[Tensor, Tensor]] = {}
-        self._near: dict[tuple[int, int], bool] = {}
+        self._near: dict[tuple[int, int], tuple[Tensor, Tensor, bool]] = {}
 
     def equal(self, a: Tensor, b: Tensor) -> bool:
         """Whether two contexts are the same, bit for bit, on whatever devices."""
@@ -65,11 +65,14 @@ class Contexts:
         """Whether they differ by no more than rounding."""
         if a.shape != b.shape:
             return False
-        first, second = self._on_host(a).float(), self._on_host(b).float()
-        if (id(a), id(b)) not in self._near:
+        key = (id(a), id(b))
+        if key not in self._near:
+            if len(self._near) >= self._limit:
+                self._near.clear()
+            first, second = self._on_host(a).float(), self._on_host(b).float()
             close = self.equal(a, b) or float((first - second).norm()) <= ROUNDING * float(second.norm())
-            self._near[id(a), id(b)] = close
-        return self._near[id(a), id(b)]
+            self._near[key] = (a, b, close)
+        return self._near[key][2]
 
     def find_empty(
         self, conds: Conds, empty: Tensor, may_be_empty: Callable[[dict[str, Any]], bool]
@@ -96,7 +99,6 @@ class Contexts:
         if id(context) not in self._read:
             if len(self._read) >= self._limit:
                 self._read.clear()
-                self._near.clear()
             self._read[id(context)] = (context, context.detach().cpu())
         return self._read[id(context)][1]
 
