@@ -22,9 +22,9 @@ from PIL import Image
 from torch import Tensor
 
 from commands.progress import Progress
-from e4t_core.memory_plan import MemoryPlan
 from e4t_core.methods.e4t.method import E4T
 from e4t_core.methods.e4t.photo_fit import LEVELS, least_usual, shows_nothing
+from e4t_core.trained_weight import made
 from e4t_core.training import BaseModel, Photos
 from miniworld.attributes import Identity, Scene, random_scene
 from miniworld.concept_photos import subject_masks
@@ -54,8 +54,10 @@ class Judge:
         base = BaseModel(self.base.unet, self.base.text, "mini world")
         # Nothing is tuned, so nothing needs copies that train.
         still = {name: False for name in ("train_unet", "train_offsets", "train_encoder")}
-        run = E4T(self.domain).start(base, photos, replace(self.domain.info.preset, steps=0, **still), 0, "")
-        return run.gains(MemoryPlan(LEVELS))[0]
+        settings = replace(self.domain.info.preset, steps=0, batch=LEVELS, micro_batch=LEVELS, **still)
+        run = E4T(self.domain).start(base, photos, settings, 0, "")
+        with self.base.unet.using(made(run.weights())):
+            return run.gains()[0]
 
 
 def drawn(kind: str, number: int) -> np.random.Generator:

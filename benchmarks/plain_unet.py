@@ -6,12 +6,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from e4t_core.concept import Concept
 from e4t_core.diffusion import DiffusionSample, denoising_errors
 from e4t_core.loop_settings import LoopSettings
+from e4t_core.memory_need import Trained
 from e4t_core.memory_plan import MemoryPlan
+from e4t_core.trained_weight import TrainedWeight
 from e4t_core.training import BaseModel, OnPass, Phase, Photos
 
 
@@ -20,8 +22,13 @@ class PlainUNet:
 
     name = "plain"
 
-    def start(self, base: BaseModel, photos: Photos, settings: LoopSettings, seed: int, trigger: str) -> PlainRun:
-        return PlainRun(base, photos, settings, seed, trigger)
+    def trained(self, settings: LoopSettings) -> Trained:
+        return Trained(unet=True)
+
+    def start(
+        self, base: BaseModel, photos: Photos, settings: LoopSettings, seed: int, trigger: str, plan: MemoryPlan
+    ) -> PlainRun:
+        return PlainRun(base, photos, settings, seed, trigger, plan)
 
 
 class PlainRun:
@@ -30,29 +37,32 @@ class PlainRun:
     templates: Sequence[str] = ("",)
     notes: tuple[str, ...] = ()
 
-    def __init__(self, base: BaseModel, photos: Photos, settings: LoopSettings, seed: int, trigger: str) -> None:
+    def __init__(
+        self, base: BaseModel, photos: Photos, settings: LoopSettings, seed: int, trigger: str, plan: MemoryPlan
+    ) -> None:
         self.base, self.settings, self.seed, self.trigger = base, settings, seed, trigger
         self.photos = photos.for_training(settings, base.unet.device)
-        self.tuned = {name: nn.Parameter(weight.clone()) for name, weight in base.unet.parameters().items()}
+        device = plan.state_device(base.unet.device)
+        self.tuned = {name: TrainedWeight.plain(weight, device) for name, weight in base.unet.parameters().items()}
         with torch.no_grad():
             self.empty = base.text.empty().detach()
 
-    def passes(self, plan: MemoryPlan) -> Mapping[Phase, int]:
+    def passes(self) -> Mapping[Phase, int]:
         return {}
 
-    def prepare(self, plan: MemoryPlan, on_pass: OnPass) -> None:
+    def prepare(self, on_pass: OnPass) -> None:
         """Nothing has to be known before."""
 
     def groups(self) -> list[dict[str, Any]]:
-        return [{"params": list(self.tuned.values())}]
+        return []
 
-    def weights(self) -> Mapping[str, Tensor]:
+    def weights(self) -> Mapping[str, TrainedWeight]:
         return self.tuned
 
     def losses(self, sample: DiffusionSample) -> Tensor:
         context = self.empty.expand(len(sample.timesteps), -1, -1)
         return denoising_errors(self.base.unet, self.photos.latents[sample.photos], sample, context)
 
-    def concept(self, plan: MemoryPlan, on_pass: OnPass) -> Concept:
+    def concept(self, on_pass: OnPass) -> Concept:
         word = torch.zeros(1, self.base.text.width)
         return Concept(self.trigger, PlainUNet.name, "plain", "random", word, (), self.settings, self.seed)

@@ -6,6 +6,7 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
+from .memory_plan import PLANS
 from .settings import check_settings, setting
 
 
@@ -30,12 +31,20 @@ class LoopSettings:
         most=256,
         unit="samples",
     )
+    memory: str = setting(
+        "auto",
+        "How much of the card's memory learning may take. auto: what is free. Each plan takes less memory and more time than"
+        " the one before, and gives nearly the same result.",
+        choices=("auto", *PLANS),
+    )
     micro_batch: int = setting(
-        4,
-        "How many of them are computed at once, at most the batch. Lower needs less memory and gives nearly the same result.",
-        least=1,
+        0,
+        "How many noise levels are computed at once, at most the batch. 0: as many as fit. Lower needs less memory and gives"
+        " nearly the same result.",
+        least=0,
         most=256,
         unit="samples",
+        advanced=True,
     )
     use_mask: bool = setting(True, "Learn where the mask is white. Off: all of the crop.")
     mask_threshold: float = setting(
@@ -78,8 +87,10 @@ class LoopSettings:
         return min(1.0, 2 * (self.steps - step) / self.steps) if self.rate_decay else 1.0
 
     def learned_with(self) -> dict[str, Any]:
-        """All values by name, for keys and fingerprints: all of them decide what is learned."""
-        return dataclasses.asdict(self)
+        """All values by name that decide what is learned, for keys and fingerprints; memory changes it by rounding only."""
+        return {
+            name: value for name, value in dataclasses.asdict(self).items() if name not in ("memory", "micro_batch")
+        }
 
 
 @dataclass(frozen=True)

@@ -11,18 +11,20 @@ from torch import Tensor
 from .loop_settings import LoopSettings
 
 
-def make_optimizer(groups: Iterable[dict[str, Any]], settings: LoopSettings) -> torch.optim.AdamW:
-    """AdamW over a run's parameter groups, with the settings' values where a group says nothing else."""
+def make_optimizer(groups: Iterable[dict[str, Any]], settings: LoopSettings, fused: bool = False) -> torch.optim.AdamW:
+    """AdamW over a run's parameter groups, with the settings' values where a group says nothing else.
+
+    Args:
+        fused: one kernel in place of some thousands. On a CPU its order of operations changes the bits.
+    """
     parts = list(groups)
-    on_card = all(parameter.device.type == "cuda" for part in parts for parameter in part["params"])
     optimizer = torch.optim.AdamW(
         parts,
         lr=settings.learning_rate,
         betas=(settings.beta1, settings.beta2),
         eps=settings.eps,
         weight_decay=settings.weight_decay,
-        # One kernel in place of some thousands; on a CPU another order of operations would change the bits.
-        fused=on_card or None,
+        fused=fused or None,
     )
     for group in optimizer.param_groups:
         group["initial_lr"] = group["lr"]
@@ -36,13 +38,13 @@ def set_rate(optimizer: torch.optim.Optimizer, share: float) -> None:
 
 
 @torch.no_grad()
-def gradients_are_finite(optimizer: torch.optim.Optimizer) -> bool:
-    """Whether no gradient holds NaN or infinity; one answer for all of them."""
-    gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+def are_finite(gradients: list[Tensor]) -> bool:
+    """Whether no gradient holds NaN or infinity; one answer for all of them, whatever their devices."""
     if not gradients:
         return True
-    norms = torch._foreach_norm(gradients)
-    return bool(torch.isfinite(torch.stack([norm.to(norms[0].device) for norm in norms])).all())
+    # The largest number, not the length: squares of finite numbers may overflow in float16.
+    largest = torch._foreach_norm(gradients, ord=float("inf"))
+    return bool(torch.isfinite(torch.stack([size.to(largest[0].device, torch.float32) for size in largest])).all())
 
 
 @torch.no_grad()

@@ -29,6 +29,7 @@ class Setting:
         step: how far one click of a widget goes.
         unit: of the number ("diffusion timesteps"); empty for a plain number.
         advanced: it hides behind "advanced".
+        choices: all values that a text may have.
         name, kind, default: of the field, filled in by :func:`settings_of`.
     """
 
@@ -40,6 +41,7 @@ class Setting:
     step: float | None = None
     unit: str = ""
     advanced: bool = False
+    choices: tuple[str, ...] = ()
     name: str = ""
     kind: type = float
     default: Any = None
@@ -48,6 +50,8 @@ class Setting:
         """The range in words: "a whole number from 0 to 1000", "true or false"."""
         if self.kind is bool:
             return "true or false"
+        if self.kind is str:
+            return f"one of {', '.join(self.choices)}"
         noun = "a whole number" if self.kind is int else "a number"
         low = f"above {self.above:g}" if self.above is not None else f"from {self.least:g}"
         if self.below is not None:
@@ -58,6 +62,8 @@ class Setting:
         """Whether a value is of the setting's kind and in its range."""
         if self.kind is bool:
             return isinstance(value, bool)
+        if self.kind is str:
+            return isinstance(value, str) and value in self.choices
         wanted: tuple[type, ...] = (int,) if self.kind is int else (int, float)
         if isinstance(value, bool) or not isinstance(value, wanted):
             return False

@@ -11,6 +11,7 @@ import dataclasses
 import logging
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -20,15 +21,20 @@ from torch import Tensor
 from .concept import Concept
 from .diffusion import DiffusionSample, draw_samples, inner_masks
 from .loop_settings import LoopSettings
-from .memory_plan import MemoryPlan
-from .optimizer import gradients_are_finite, make_optimizer, set_rate, undo_step
+from .memory_need import Trained
+from .memory_plan import FAST, MemoryPlan
+from .optimizer import are_finite, make_optimizer, set_rate, undo_step
+from .trained_weight import TrainedWeight
 from .unet import TextEncoder, UNet
+from .working_weights import WorkingWeights
 
 logger = logging.getLogger(__name__)
 
 # A loss is about 1 where a network predicts nothing at all. A run whose loss is above that, and this many times its
 # first loss, is lost: no photo does that.
 RUNAWAY = 4.0
+# In float16 the loss is multiplied by this, so that no gradient is rounded to zero, and by less where one overflows.
+LOSS_SCALE, SCALE_DOWN, SCALINGS = 2.0**16, 4.0, 5
 
 Phase = Literal["subject", "tuning", "word"]
 
@@ -153,22 +159,23 @@ class Run(Protocol):
     seed: int
     notes: tuple[str, ...]
 
-    def passes(self, plan: MemoryPlan) -> Mapping[Phase, int]:
+    def passes(self) -> Mapping[Phase, int]:
         """How many passes :meth:`prepare` ("subject") and :meth:`concept` ("word") make; left out: none."""
 
-    def prepare(self, plan: MemoryPlan, on_pass: OnPass) -> None:
-        """What has to be known before the first step; ``on_pass`` is called after every pass."""
+    def weights(self) -> Mapping[str, TrainedWeight]:
+        """The UNet's weights that are not the base's, by canonical name; asked for once. They are lent to the UNet
+        whenever one of the methods below is called, and while its result's backward pass runs."""
 
     def groups(self) -> list[dict[str, Any]]:
-        """What trains, as an optimizer's parameter groups; empty: nothing."""
+        """What trains besides, as an optimizer's parameter groups; empty: nothing."""
 
-    def weights(self) -> Mapping[str, Tensor]:
-        """The weights to lend to ``unet.using``, differentiable in what trains; those left out are the base's."""
+    def prepare(self, on_pass: OnPass) -> None:
+        """What has to be known before the first step; ``on_pass`` is called after every pass."""
 
     def losses(self, sample: DiffusionSample) -> Tensor:
-        """The loss ``(B,)`` of every sample, with :meth:`weights` in use."""
+        """The loss ``(B,)`` of every sample."""
 
-    def concept(self, plan: MemoryPlan, on_pass: OnPass) -> Concept:
+    def concept(self, on_pass: OnPass) -> Concept:
         """What was learned; called without gradients. The loop adds losses and notes."""
 
 
@@ -181,8 +188,11 @@ class Method(Protocol):
 
     name: str
 
-    def start(self, base: BaseModel, photos: Photos, settings: Any, seed: int, trigger: str) -> Run:
-        """Check what is given and make a run."""
+    def trained(self, settings: Any) -> Trained:
+        """How much it trains, for the choice of a memory plan."""
+
+    def start(self, base: BaseModel, photos: Photos, settings: Any, seed: int, trigger: str, plan: MemoryPlan) -> Run:
+        """Check what is given and make a run, whose masters live where the plan says."""
 
 
 def train(
@@ -193,7 +203,7 @@ def train(
     seed: int,
     trigger: str = "S*",
     on_step: OnStep | None = None,
-    plan: MemoryPlan | None = None,
+    plan: MemoryPlan = FAST,
 ) -> Concept:
     """Learn a concept.
 
@@ -209,61 +219,83 @@ def train(
         seed: of noise, timesteps and templates.
         trigger: what the concept is called in prompts.
         on_step: called after every micro-batch; whatever it raises ends the run and passes through.
-        plan: how memory is used; else the settings' micro-batch.
+        plan: how memory is used; its micro-batch goes before the settings'.
 
     Raises:
         TuningError: the photos do not fit the method, or the loss is not finite from the start.
         ValueError: what the method's ``start`` raises.
     """
+    plan = dataclasses.replace(plan, micro_batch=plan.micro_batch or settings.micro_batch).within(settings.batch)
     with torch.inference_mode(False), torch.enable_grad():
-        run = method.start(base, photos, settings, seed, trigger)
-        return _Loop(run, settings, plan or MemoryPlan(settings.micro_batch), on_step).go()
+        run = method.start(base, photos, settings, seed, trigger, plan)
+        return _Loop(run, settings, plan, on_step).go()
 
 
 class _Loop:
     """The state of one run's loop."""
 
     def __init__(self, run: Run, settings: LoopSettings, plan: MemoryPlan, on_step: OnStep | None) -> None:
-        self.run, self.settings, self.on_step = run, settings, on_step
-        self.micro_batch = min(plan.micro_batch, settings.batch)
-        self.plan = dataclasses.replace(plan, micro_batch=self.micro_batch)
-        self.micros = math.ceil(settings.batch / self.micro_batch)
-        self.passes = run.passes(self.plan)
+        self.run, self.settings, self.plan, self.on_step = run, settings, plan, on_step
+        self.micros = math.ceil(settings.batch / plan.micro_batch)
+        self.passes = run.passes()
         self.total = settings.steps * self.micros + sum(self.passes.values())
         self.done = 0
         self.losses: list[float] = []
         self.notes: list[str] = []
+        self.repeated = 0
+        unet = run.base.unet
+        self.scale = LOSS_SCALE if unet.dtype == torch.float16 else 1.0
+        self.working = WorkingWeights(run.weights(), settings, plan, unet.device, unet.dtype)
+        # A scaled loss may overflow, and is then tried again: no weight may have changed by then.
+        self.steps_in_backward = self.micros == 1 and self.scale == 1.0
 
     def go(self) -> Concept:
-        self.run.prepare(self.plan, self._counted("subject"))
+        with torch.no_grad(), self._lent():
+            self.run.prepare(self._counted("subject"))
         if self.settings.steps > 0:
             self._train()
-        with torch.no_grad():
-            concept = self.run.concept(self.plan, self._counted("word"))
+        with torch.no_grad(), self._lent():
+            concept = self.run.concept(self._counted("word"))
+        if self.repeated:
+            self.notes.append(
+                f"Gradients overflowed float16, so steps were made again {self.repeated} times with a smaller loss scale;"
+                " nothing was lost."
+            )
         losses, notes = tuple(self.losses), tuple(self.notes)
         return dataclasses.replace(concept, losses=losses, notes=(*concept.notes, *notes))
 
+    def _lent(self) -> AbstractContextManager[object]:
+        return self.run.base.unet.using(self.working.tensors, self.plan.checkpointing)
+
     def _train(self) -> None:
         settings = self.settings
-        optimizer = make_optimizer(self.run.groups(), settings)
+        if self.steps_in_backward:
+            self.working.step_in_backward()
+        groups = self.run.groups()
+        fused = self.run.base.unet.device.type == "cuda"
+        optimizer = make_optimizer(groups, settings, fused) if groups else None
         for step in range(settings.steps):
-            set_rate(optimizer, settings.rate(step))
-            loss = 0.0
-            for micro, indices in enumerate(chunks(settings.batch, self.micro_batch)):
-                loss += self._micro_batch(step, indices)
-                if micro + 1 < self.micros:
-                    self._report("tuning", step + 1, micro + 1, self.micros)
+            self.working.set_rate(settings.rate(step))
+            if optimizer is not None:
+                set_rate(optimizer, settings.rate(step))
+            loss, finite = self._gradients(step, optimizer)
             if not self._is_sound(loss):
                 self._take_back(optimizer, step, loss)
                 return
-            if not gradients_are_finite(optimizer):
+            if not finite:
                 what = f"The gradients became NaN or infinite in step {step + 1} of {settings.steps}"
                 if not self.losses:
                     raise TuningError(f"{what}: {self._advice()}.")
+                self.working.undo(step + 1)
                 self._stop(what)
                 return
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
+            self.working.step(self.scale)
+            if optimizer is not None:
+                for parameter in (p for group in optimizer.param_groups for p in group["params"]):
+                    if parameter.grad is not None and self.scale != 1.0:
+                        parameter.grad.div_(self.scale)
+                optimizer.step()
+                optimizer.zero_grad(set_to_none=True)
             self.losses.append(loss)
             self._report("tuning", step + 1, self.micros, self.micros)
         if not self._is_sound(loss := self._loss_now(), room=2.0):
@@ -271,14 +303,53 @@ class _Loop:
         if self.losses:
             logger.info("Tuned %d steps: loss %.4f -> %.4f.", len(self.losses), self.losses[0], self.losses[-1])
 
-    def _micro_batch(self, step: int, indices: Sequence[int]) -> float:
-        """Add the gradients of some samples of a step's batch; returns their share of the step's loss."""
-        sample = self._samples(step, indices)
-        with self.run.base.unet.using(self.run.weights()):
-            # Weighted by its share of the batch, so that all micro-batch sizes give the batch's gradient.
-            loss = self.run.losses(sample).mean() * (len(indices) / self.settings.batch)
-            loss.backward()
-        return float(loss.detach())
+    def _gradients(self, step: int, optimizer: torch.optim.AdamW | None) -> tuple[float, bool]:
+        """All gradients of a step; its loss, and whether they are finite.
+
+        Raises:
+            TuningError: they overflow float16 however little the loss is scaled.
+        """
+        where = f"in step {step + 1} of {self.settings.steps}"
+        for _ in range(SCALINGS):
+            loss = self._backward(step)
+            finite = not self._is_sound(loss) or self._are_finite(optimizer)
+            if finite or self.scale == 1.0:
+                return loss, finite
+            self.working.forget_gradients()
+            if optimizer is not None:
+                optimizer.zero_grad(set_to_none=True)
+            self.scale /= SCALE_DOWN
+            logger.info("Gradients overflowed float16 %s; again with a loss scale of %g.", where, self.scale)
+            self.repeated += 1
+            # What was reported of this try is reported again.
+            self.done -= self.micros - 1
+        raise TuningError(
+            f"The gradients overflowed float16 {SCALINGS} times in a row {where}, the last time at a loss scale of"
+            f" {self.scale * SCALE_DOWN:g}: start ComfyUI with --force-fp32, or lower the learning rate"
+            f" ({self.settings.learning_rate:g})."
+        )
+
+    def _are_finite(self, optimizer: torch.optim.AdamW | None) -> bool:
+        waiting = self.working.gradients()
+        if optimizer is not None:
+            waiting += [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        return are_finite(waiting) and not self.working.skipped()
+
+    def _backward(self, step: int) -> float:
+        """The gradients of a step's batch, all micro-batches added up; returns its loss."""
+        total = torch.zeros((), device=self.run.base.unet.device)
+        for micro, indices in enumerate(chunks(self.settings.batch, self.plan.micro_batch)):
+            sample = self._samples(step, indices)
+            with self._lent():
+                # Weighted by its share of the batch, so that all micro-batch sizes give the batch's gradient.
+                loss = self.run.losses(sample).mean() * (len(indices) / self.settings.batch)
+                total += loss.detach()
+                if self.steps_in_backward and not self._is_sound(float(total)):
+                    break
+                (loss * self.scale).backward()
+            if micro + 1 < self.micros:
+                self._report("tuning", step + 1, micro + 1, self.micros)
+        return float(total)
 
     def _samples(self, step: int, indices: Sequence[int]) -> DiffusionSample:
         settings, latents = self.settings, self.run.photos.latents
@@ -298,8 +369,8 @@ class _Loop:
     def _loss_now(self) -> float:
         """The loss after the last step, on one micro-batch of the next one that is spread over the schedule."""
         batch = self.settings.batch
-        indices = range(0, batch, self.micros)[: self.micro_batch]
-        with self.run.base.unet.using(self.run.weights()):
+        indices = range(0, batch, self.micros)[: self.plan.micro_batch]
+        with self._lent():
             return float(self.run.losses(self._samples(self.settings.steps, indices)).mean())
 
     def _is_sound(self, loss: float, room: float = 1.0) -> bool:
@@ -307,15 +378,18 @@ class _Loop:
             return math.isfinite(loss)
         return math.isfinite(loss) and loss <= room * max(RUNAWAY * self.losses[0], 1.0)
 
-    def _take_back(self, optimizer: torch.optim.AdamW, step: int, loss: float) -> None:
+    def _take_back(self, optimizer: torch.optim.AdamW | None, step: int, loss: float) -> None:
         """End the run where the loss has run away after ``step`` steps: the last of them made it, and is taken back."""
         total = self.settings.steps
         if not self.losses:
             raise TuningError(f"The loss became {loss} in step 1 of {total}: {self._advice()}.")
         what = f"The loss ran away in step {step} of {total} ({self.losses[0]:.3g} -> {loss:.3g})"
-        undo_step(optimizer)
+        finite = self.working.undo(step)
+        if optimizer is not None:
+            undo_step(optimizer)
+            finite &= all(bool(torch.isfinite(p).all()) for group in optimizer.param_groups for p in group["params"])
         self.losses.pop()
-        if not all(torch.isfinite(p).all() for group in optimizer.param_groups for p in group["params"]):
+        if not finite:
             raise TuningError(f"{what} and left NaN behind: {self._advice()}.")
         self._stop(what)
 

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 from .noise_schedule import NoiseSchedule, Prediction
@@ -24,6 +25,14 @@ class UNet(Protocol):
     """A frozen base UNet. Nothing may write to its parameters; other weights are lent to it by :meth:`using`."""
 
     @property
+    def device(self) -> torch.device:
+        """Where it computes."""
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The number type that it computes in."""
+
+    @property
     def prediction(self) -> Prediction:
         """What the network predicts: "epsilon" (SD 1.x) or "v" (SD 2.x)."""
 
@@ -35,25 +44,29 @@ class UNet(Protocol):
     def feature_width(self) -> int:
         """Width of :meth:`features` (SD 1.x: 10880), derived from the network."""
 
-    def parameters(self) -> dict[str, Tensor]:
-        """The effective base weights by canonical name: with LoRAs, without E4T concepts; detached, read only."""
+    def parameters(self) -> Mapping[str, Tensor]:
+        """The effective base weights by canonical name: with LoRAs, without E4T concepts; detached, read only.
+
+        A host may compute each of them when it is asked for, and keep none: ask once for what is needed.
+        """
 
     def attention_projections(self) -> dict[str, tuple[int, int]]:
         """Canonical names of all ``attn{1,2}.to_{q,k,v}.weight`` with their shapes (M out, N in)."""
 
-    def using(self, weights: Mapping[str, Tensor]) -> AbstractContextManager[object]:
+    def using(self, weights: Mapping[str, Tensor], checkpointing: bool = False) -> AbstractContextManager[object]:
         """Let :meth:`denoise` and :meth:`features` use these weights, differentiably; others stay the base's.
 
-        The weights may be of another float type than the network's: the implementation casts within the graph.
+        The weights may be of another float type than the network's: the implementation casts within the graph. With
+        ``checkpointing`` each block keeps its input only, and is computed again in the backward pass (Chen et al. 2016).
         It is held open over forward AND backward, because gradient checkpointing runs the forward twice.
         Leaving it, also by an exception, restores the base bit for bit.
         """
 
     def denoise(self, z: Tensor, t: Tensor, context: Tensor) -> Tensor:
-        """Noisy latents ``(B, 4, h, w)``, timesteps ``(B,)`` in 0..T-1, context ``(B, L, D)`` -> ``(B, 4, h, w)``."""
+        """Noisy latents ``(B, 4, h, w)``, timesteps ``(B,)`` in 0..T-1, context ``(B, L, D)`` -> ``(B, 4, h, w)`` float32."""
 
     def features(self, z: Tensor, t: Tensor, context: Tensor) -> Tensor:
-        """Spatial means of conv_in's, every down block's output and the mid block: ``(B, feature_width)``."""
+        """Spatial means of conv_in's, every down block's output and the mid block: ``(B, feature_width)`` float32."""
 
 
 class TextEncoder(Protocol):

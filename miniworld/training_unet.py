@@ -31,6 +31,14 @@ class TrainingUNet:
         self._native = {canonical: native for native, canonical in canonical_names(model.state_dict()).items()}
 
     @property
+    def device(self) -> torch.device:
+        return next(self.network.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return torch.float32
+
+    @property
     def feature_width(self) -> int:
         return self.network.shape.width * (len(self.network.input_blocks) + 1)
 
@@ -45,7 +53,7 @@ class TrainingUNet:
             if name.rsplit(".", 2)[-2] in ("to_q", "to_k", "to_v")
         }
 
-    def using(self, weights: Mapping[str, Tensor]) -> AbstractContextManager[object]:
+    def using(self, weights: Mapping[str, Tensor], checkpointing: bool = False) -> AbstractContextManager[object]:
         return _reparametrize_module(self.network, {self._native[name]: weight for name, weight in weights.items()})
 
     def denoise(self, z: Tensor, t: Tensor, context: Tensor) -> Tensor:

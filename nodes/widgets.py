@@ -1,7 +1,7 @@
 """Settings as a node's inputs: made from the fields of a dataclass, where ranges and explanations are said once.
 
 Where the settings belong to a preset, every widget begins with "as the preset says": -1 for numbers, "preset" for
-switches. What is left so, or left out of an API prompt, is not touched.
+switches and choices. What is left so, or left out of an API prompt, is not touched.
 """
 
 from __future__ import annotations
@@ -43,10 +43,13 @@ def touched(kind: type, values: Mapping[str, Any]) -> dict[str, Any]:
     """
     found: dict[str, Any] = {}
     for name, about in settings_of(kind).items():
-        value = values.get(name, PRESET if about.kind is bool else UNTOUCHED)
+        value = values.get(name, UNTOUCHED if about.kind in (int, float) else PRESET)
         if about.kind is bool:
             if value in (ON, OFF, True, False):
                 found[name] = value in (ON, True)
+        elif about.kind is str:
+            if value != PRESET:
+                found[name] = value
         elif value is not None and value >= 0:
             found[name] = value
     return found
@@ -57,15 +60,19 @@ def _widget(about: Setting, as_preset: bool) -> io.Input:
     common: dict[str, Any] = {"optional": True, "advanced": about.advanced or None}
     unit = f" In {about.unit}." if about.unit else ""
     if as_preset:
-        common["tooltip"] = f"{about.tooltip}{unit} {'preset' if about.kind is bool else '-1'}: as the preset says."
-        if about.kind is bool:
-            return io.Combo.Input(about.name, options=[PRESET, ON, OFF], default=PRESET, **common)
+        untouched = UNTOUCHED if about.kind in (int, float) else PRESET
+        common["tooltip"] = f"{about.tooltip}{unit} {untouched}: as the preset says."
+        if about.kind in (bool, str):
+            options = [PRESET, *(about.choices or (ON, OFF))]
+            return io.Combo.Input(about.name, options=options, default=PRESET, **common)
         default: Any = UNTOUCHED
         least: Any = UNTOUCHED
     else:
         common["tooltip"] = about.tooltip + unit
         if about.kind is bool:
             return io.Boolean.Input(about.name, default=about.default, **common)
+        if about.kind is str:
+            return io.Combo.Input(about.name, options=list(about.choices), default=about.default, **common)
         default = about.default
         least = about.least if about.least is not None else (about.above or 0) + NEARLY
     most = about.most if about.most is not None else (about.below or 0) - NEARLY

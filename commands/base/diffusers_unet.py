@@ -39,6 +39,16 @@ class DiffusersUNet:
             network.enable_gradient_checkpointing()
 
     @property
+    def device(self) -> torch.device:
+        """Where it computes."""
+        return self.network.conv_in.weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The number type that weights are lent in: float32, because those that get offsets are wider than the network."""
+        return torch.float32
+
+    @property
     def prediction(self) -> Prediction:
         """What the network predicts."""
         return self._prediction
@@ -74,8 +84,10 @@ class DiffusersUNet:
             if name.endswith(PROJECTIONS)
         }
 
-    def using(self, weights: Mapping[str, Tensor]) -> AbstractContextManager[object]:
+    def using(self, weights: Mapping[str, Tensor], checkpointing: bool = False) -> AbstractContextManager[object]:
         """Lend weights to the network, differentiably; see the core's protocol.
+
+        Checkpointing is chosen when it is made: diffusers' networks switch it for good.
 
         Raises:
             KeyError: a name that the network has not.

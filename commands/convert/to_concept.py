@@ -5,15 +5,13 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 
-import torch
 from torch import Tensor
 
 from e4t_core.concept import Concept
 from e4t_core.files.checked_file import shown
-from e4t_core.memory_plan import MemoryPlan
 from e4t_core.methods.e4t.domain import Domain
 from e4t_core.methods.e4t.method import E4T
-from e4t_core.training import BaseModel, Photos
+from e4t_core.training import BaseModel, Photos, train
 from e4t_core.unet import TextEncoder, UNet
 
 from .mkshing_directory import DIRECTORY, MkshingDirectory
@@ -54,16 +52,13 @@ def to_concept(
             "is pre-trained, not tuned (config.json has no pretrained_args), so it holds no concept",
             "convert it to a domain and personalize that",
         )
-    base = unet.parameters()
-    _check_same_unet(source, base)
-    with torch.inference_mode(False), torch.no_grad():
-        # W where the file has one: early directories hold tuned offsets only.
-        tuned = {name: source.unet.get(name, weight).to(weight.device, torch.float32) for name, weight in base.items()}
-        settings = dataclasses.replace(
-            domain.info.preset, steps=0, train_encoder=False, train_offsets=False, train_unet=False
-        )
-        run = E4T(domain).start(BaseModel(unet, text), photos, settings, seed, trigger or source.config.placeholder)
-        return run.with_unet(tuned).concept(MemoryPlan(settings.micro_batch), lambda: None)
+    _check_same_unet(source, unet.parameters())
+    settings = dataclasses.replace(
+        domain.info.preset, steps=0, train_encoder=False, train_offsets=False, train_unet=False
+    )
+    # Early directories hold tuned offsets only: their W is the base's.
+    method, called = E4T(domain, source.unet), trigger or source.config.placeholder
+    return train(method, BaseModel(unet, text), photos, settings, seed, called)
 
 
 def _check_same_unet(source: MkshingDirectory, base: Mapping[str, Tensor]) -> None:

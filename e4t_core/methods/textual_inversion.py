@@ -10,7 +10,7 @@ masked. It needs no domain file, so it works on every base.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,9 +21,11 @@ from ..concept import Concept
 from ..diffusion import DiffusionSample, denoising_errors
 from ..fingerprint import fingerprint
 from ..loop_settings import LoopSettings
-from ..memory_plan import MemoryPlan
+from ..memory_need import Trained
+from ..memory_plan import FAST, MemoryPlan
 from ..settings import setting
 from ..templates import NEUTRAL
+from ..trained_weight import TrainedWeight
 from ..training import BaseModel, OnPass, Phase, Photos, TuningError
 
 
@@ -65,8 +67,17 @@ class TextualInversion:
     def __init__(self, class_word: str, templates: tuple[str, ...] = NEUTRAL) -> None:
         self.class_word, self.templates = class_word, templates
 
+    def trained(self, settings: TextualInversionSettings) -> Trained:
+        return Trained()
+
     def start(
-        self, base: BaseModel, photos: Photos, settings: TextualInversionSettings, seed: int, trigger: str
+        self,
+        base: BaseModel,
+        photos: Photos,
+        settings: TextualInversionSettings,
+        seed: int,
+        trigger: str,
+        plan: MemoryPlan = FAST,
     ) -> TextualInversionRun:
         """A run that trains ``settings.vectors`` copies of the class word's embedding.
 
@@ -90,23 +101,23 @@ class TextualInversionRun:
     ) -> None:
         self.base, self.settings, self.seed, self.trigger = base, settings, seed, trigger
         self.effective = base.unet.parameters()
-        device = next(iter(self.effective.values())).device
+        device = base.unet.device
         self.photos = photos.for_training(settings, device)
-        self.templates = method.templates
+        self.templates: Sequence[str] = method.templates
         self.notes: tuple[str, ...] = ()
         start = base.text.word(method.class_word).detach().to(device, torch.float32)
         self.embedding = nn.Parameter(start.expand(settings.vectors, -1).clone())
 
-    def passes(self, plan: MemoryPlan) -> Mapping[Phase, int]:
+    def passes(self) -> Mapping[Phase, int]:
         return {}
 
-    def prepare(self, plan: MemoryPlan, on_pass: OnPass) -> None:
+    def prepare(self, on_pass: OnPass) -> None:
         """Nothing has to be known before."""
 
     def groups(self) -> list[dict[str, Any]]:
         return [{"params": [self.embedding]}]
 
-    def weights(self) -> Mapping[str, Tensor]:
+    def weights(self) -> Mapping[str, TrainedWeight]:
         return {}
 
     def losses(self, sample: DiffusionSample) -> Tensor:
@@ -117,7 +128,7 @@ class TextualInversionRun:
             self.base.unet, latents, sample, context, None if masks is None else masks[sample.photos]
         )
 
-    def concept(self, plan: MemoryPlan, on_pass: OnPass) -> Concept:
+    def concept(self, on_pass: OnPass) -> Concept:
         """The learned word.
 
         Raises:

@@ -14,9 +14,9 @@ from e4t_pack.nodes.host.learning.content_key import WeightHashes
 from e4t_pack.nodes.host.networks.base_model import (
     PREFIX,
     ComfyUNet,
+    EffectiveWeights,
     UnsupportedModelError,
     check_supported,
-    effective_weights,
 )
 from e4t_pack.nodes.host.networks.text_encoder import ComfyTextEncoder, UnsupportedCLIPError, unload
 from test_oracle_matrix import naive_features
@@ -52,12 +52,12 @@ def test_effective_weights_are_what_stock_loads_with_loras_and_without_concepts(
     comfy.model_management.load_models_gpu([with_lora], force_full_load=True)
     loaded = {key: value.clone() for key, value in with_lora.model.diffusion_model.state_dict().items()}
     comfy.model_management.load_models_gpu([model], force_full_load=True)
-    found = effective_weights(model, PREFIX)
+    found = EffectiveWeights(model, PREFIX)
     assert found.keys() == loaded.keys()
     assert all(torch.equal(found[key], loaded[key]) for key in loaded)
     assert not torch.equal(
         found["input_blocks.1.1.transformer_blocks.0.attn1.to_q.weight"],
-        effective_weights(base[0], PREFIX)["input_blocks.1.1.transformer_blocks.0.attn1.to_q.weight"],
+        EffectiveWeights(base[0], PREFIX)["input_blocks.1.1.transformer_blocks.0.attn1.to_q.weight"],
     )
 
 

@@ -2,6 +2,7 @@
 
 from contextlib import nullcontext
 
+import comfy.model_management
 import pytest
 import torch
 from e4t_pack.nodes.host.networks import compute_type
@@ -36,19 +37,37 @@ def test_a_fault_leaves_no_trace(instructions):
     assert not torch.is_autocast_enabled("cpu")
 
 
-@pytest.mark.parametrize("units", [True, False], ids=["bfloat16 units", "none"])
-def test_a_graphics_card_computes_in_bfloat16_where_it_has_units_for_it(monkeypatch, units):
+CUDA = torch.device("cuda")
+
+
+@pytest.mark.parametrize(
+    ("bf16", "fp16", "wanted"),
+    [
+        (True, True, torch.bfloat16),  # Ampere and newer
+        (False, True, torch.float16),  # Turing
+        (False, False, torch.float32),  # GTX 16xx; --force-fp32
+    ],
+)
+@pytest.mark.parametrize("kind", ["cuda", "xpu", "mps"])
+def test_a_card_computes_in_what_comfyui_would_run_it_in(monkeypatch, kind, bf16, fp16, wanted):
+    monkeypatch.setattr(comfy.model_management, "should_use_bf16", lambda device: bf16)
+    monkeypatch.setattr(comfy.model_management, "should_use_fp16", lambda device: fp16)
+    assert compute_type.compute_type(torch.device(kind)) == wanted
+
+
+@pytest.mark.parametrize("device", ["cpu", "privateuseone", "meta"])
+def test_other_devices_compute_in_float32(device):
+    """The CPU does, whatever ComfyUI was started with: see also the launch flags' test."""
+    assert compute_type.compute_type(torch.device(device)) == torch.float32
+
+
+@pytest.mark.parametrize("bf16", [True, False], ids=["bfloat16", "float16"])
+def test_text_encoder_and_word_predictor_are_autocast_where_the_unet_is_bfloat16(monkeypatch, bf16):
     """Without a card PyTorch's own autocast only warns, so it is looked at what it is asked for."""
     asked = []
-    monkeypatch.setattr(compute_type, "has_card_units", lambda device: units)
+    monkeypatch.setattr(comfy.model_management, "should_use_bf16", lambda device: bf16)
+    monkeypatch.setattr(comfy.model_management, "should_use_fp16", lambda device: True)
     monkeypatch.setattr(torch, "autocast", lambda *kind, **options: asked.append((kind, options)) or nullcontext())
-    with compute_type.bfloat16_products(torch.device("cuda")):
+    with compute_type.bfloat16_products(CUDA):
         pass
-    assert asked == ([(("cuda", torch.bfloat16), {"cache_enabled": False})] if units else [])
-
-
-@pytest.mark.parametrize("device", ["mps", "xpu", "meta"])
-def test_other_devices_are_left_alone(device):
-    assert not compute_type.has_card_units(torch.device(device)) and not compute_type.uses_autocast(
-        torch.device(device)
-    )
+    assert asked == ([(("cuda", torch.bfloat16), {"cache_enabled": False})] if bf16 else [])

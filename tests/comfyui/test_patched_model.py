@@ -7,7 +7,7 @@ import logging
 import comfy.model_management
 import pytest
 import torch
-from e4t_pack.nodes.host.networks.base_model import PREFIX, ComfyUNet, effective_weights
+from e4t_pack.nodes.host.networks.base_model import PREFIX, ComfyUNet, EffectiveWeights
 from e4t_pack.nodes.host.prompt.prompt_memory import PromptMemory
 from e4t_pack.nodes.host.sampling.patched_model import (
     LOST,
@@ -99,7 +99,7 @@ def test_concepts_of_two_domains_bring_both_offsets(base, domain, unet):
 def test_a_concept_behind_another_is_tuned_on_the_plain_base(base, domain, unet):
     behind = with_concept(base[0], parts_of(base, unet, make_concept(domain)), PromptMemory())
     comfy.model_management.load_models_gpu([behind], force_full_load=True)
-    found, alone = effective_weights(behind, PREFIX), effective_weights(base[0], PREFIX)
+    found, alone = EffectiveWeights(behind, PREFIX), EffectiveWeights(base[0], PREFIX)
     assert all(torch.equal(found[key], alone[key]) for key in alone)
 
 

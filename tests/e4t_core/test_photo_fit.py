@@ -14,6 +14,7 @@ from e4t_core.methods.e4t.method import E4T
 from e4t_core.methods.e4t.photo_fit import LEVELS, RANGE, least_usual, unusual
 from e4t_core.methods.e4t.settings import TuningSettings
 from e4t_core.methods.e4t.word_model import WordModel
+from e4t_core.trained_weight import made
 from e4t_core.training import BaseModel
 
 
@@ -40,8 +41,11 @@ def by_hand(unet: TinyUNet, text: TinyText, domain, photos, photo: int) -> float
     return sum(shares) / LEVELS
 
 
-def run_of(unet, text, domain, photos):
-    return E4T(domain).start(BaseModel(unet, text, "known"), photos, TuningSettings(), 0, "S*")
+def gains_of(unet, text, domain, photos, micro_batch, on_pass=lambda: None):
+    plan = MemoryPlan(micro_batch=micro_batch)
+    run = E4T(domain).start(BaseModel(unet, text, "known"), photos, TuningSettings(), 0, "S*", plan)
+    with torch.no_grad(), unet.using(made(run.weights())):
+        return run.gains(on_pass)
 
 
 def test_the_gain_is_what_its_formula_says_for_every_photo_and_micro_batch() -> None:
@@ -51,7 +55,7 @@ def test_the_gain_is_what_its_formula_says_for_every_photo_and_micro_batch() -> 
     passes: list[int] = []
     for micro_batch in (LEVELS, 5, 1):
         passes.clear()
-        gains = run_of(unet, text, domain, photos).gains(MemoryPlan(micro_batch), lambda: passes.append(1))
+        gains = gains_of(unet, text, domain, photos, micro_batch, lambda: passes.append(1))
         assert gains == pytest.approx([by_hand(unet, text, domain, photos, n) for n in range(3)], abs=1e-5)
         assert len(passes) == 3 * math.ceil(LEVELS / micro_batch)
     assert len(set(gains)) == 3
@@ -61,7 +65,7 @@ def test_the_gain_is_what_its_formula_says_for_every_photo_and_micro_batch() -> 
 def test_a_word_that_says_the_same_as_none_gains_nothing() -> None:
     unet, text = TinyUNet(), TinyText()
     text.encode = lambda templates, words: text.empty().expand(len(templates), -1, -1)  # type: ignore[method-assign]
-    assert run_of(unet, text, tiny_domain(unet), tiny_photos(1)).gains(MemoryPlan(4)) == (0.0,)
+    assert gains_of(unet, text, tiny_domain(unet), tiny_photos(1), 4) == (0.0,)
 
 
 def test_only_photos_below_the_threshold_are_unusual_and_none_without_one() -> None:

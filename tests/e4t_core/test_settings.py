@@ -19,7 +19,7 @@ def test_the_papers_presets() -> None:
         ("steps", 10**400),
         ("learning_rate", 10**400),
         ("batch", 0),
-        ("micro_batch", 0),
+        ("micro_batch", -1),
         ("learning_rate", -1e-5),
         ("learning_rate", float("nan")),
         ("learning_rate", 0.0),

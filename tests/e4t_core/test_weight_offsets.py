@@ -36,7 +36,7 @@ def test_the_rank_3_form_is_the_four_layer_network_in_values_and_gradients(shape
     assert p.shape == (shape[0], 3) and q.shape == (shape[1], 3)
     assert torch.allclose(p @ q.T, naive_delta(offsets), rtol=0, atol=1e-10)
 
-    ours = torch.autograd.grad((offsets.apply(NAME, weight) * pull).sum(), parameters)
+    ours = torch.autograd.grad((offsets.applied(NAME, weight) * pull).sum(), parameters)
     naive = torch.autograd.grad((weight * (1 + naive_delta(offsets)) * pull).sum(), parameters)
     for one, other in zip(ours, naive, strict=True):
         assert torch.allclose(one, other, rtol=0, atol=1e-10)
@@ -56,12 +56,12 @@ def test_the_rank_is_at_most_3() -> None:
 def test_at_the_start_the_offset_is_zero_and_the_weights_are_the_bases_bit_for_bit() -> None:
     offsets = WeightOffsets({NAME: (7, 4)})
     weight = torch.randn(7, 4)
-    assert torch.equal(offsets.apply(NAME, weight), weight)
+    assert torch.equal(offsets.applied(NAME, weight), weight)
 
 
 def test_it_can_leave_zero() -> None:
     offsets = WeightOffsets({NAME: (7, 4)})
-    offsets.apply(NAME, torch.ones(7, 4)).pow(2).sum().backward()
+    offsets.applied(NAME, torch.ones(7, 4)).pow(2).sum().backward()
     layers = offsets.get_submodule(NAME.removesuffix(".weight"))
     assert layers.row.weight.grad.abs().min() > 0 and layers.row.bias.grad.abs().min() > 0
 

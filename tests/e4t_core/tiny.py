@@ -101,6 +101,7 @@ class TinyUNet:
         self.prediction: Prediction = prediction
         self.schedule = NoiseSchedule.scaled_linear()
         self.feature_width = 8 + WIDTH + WIDTH
+        self.device, self.dtype = torch.device("cpu"), torch.float32
         self.depth = 0
         self.calls: list[str] = []
         self.contexts: list[Tensor] = []
@@ -117,10 +118,12 @@ class TinyUNet:
         }
 
     @contextlib.contextmanager
-    def using(self, weights: Mapping[str, Tensor]) -> Iterator[None]:
+    def using(self, weights: Mapping[str, Tensor], checkpointing: bool = False) -> Iterator[None]:
         self.depth += 1
         try:
-            with torch.nn.utils.stateless._reparametrize_module(self.network, dict(weights)):
+            # Autograd refuses to keep what was made in inference mode.
+            own = {name: p.clone() for name, p in self.network.named_parameters() if p.is_inference()}
+            with torch.nn.utils.stateless._reparametrize_module(self.network, {**own, **weights}):
                 yield
         finally:
             self.depth -= 1

@@ -7,7 +7,7 @@ from tiny import TinyText, TinyUNet, tiny_domain, tiny_photos
 from torch import Tensor
 
 from e4t_core.concept import Concept
-from e4t_core.memory_plan import MemoryPlan
+from e4t_core.memory_plan import FAST, MemoryPlan
 from e4t_core.methods.e4t.domain import Domain
 from e4t_core.methods.e4t.method import E4T
 from e4t_core.methods.e4t.settings import TuningSettings
@@ -30,7 +30,7 @@ def tune(
     trigger: str = "S*",
     on_step: OnStep | None = None,
     base_fingerprint: str = "",
-    plan: MemoryPlan | None = None,
+    plan: MemoryPlan = FAST,
 ) -> Concept:
     return train(E4T(domain), BaseModel(unet, text, base_fingerprint), photos, settings, seed, trigger, on_step, plan)
 

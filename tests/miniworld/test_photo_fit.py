@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from e4t_core.memory_plan import MemoryPlan
 from e4t_core.methods.e4t.method import E4T
 from e4t_core.methods.e4t.photo_fit import shows_nothing, unusual
 from e4t_core.methods.e4t.settings import TuningSettings
+from e4t_core.trained_weight import made
 from e4t_core.training import BaseModel, Photos
 from miniworld.domains import load_backbone, narrow_domain
 from miniworld.heldout import concept_photo, held_out
@@ -27,7 +27,8 @@ def test_a_domain_knows_its_own_photos_from_others(weights: str, word: str, othe
     images = torch.cat([own, others, noise])
     photos = Photos(base.vae.encode(images), load_backbone().cls_features(images).detach())
     run = E4T(domain).start(BaseModel(base.unet, base.text, "mini world"), photos, TuningSettings(), 0, "S*")
-    gains = run.gains(MemoryPlan(16))
+    with torch.no_grad(), base.unet.using(made(run.weights())):
+        gains = run.gains()
     assert unusual(gains, domain.info.fit_threshold) == tuple(range(PHOTOS, 2 * PHOTOS + 1)), gains
     assert not any(shows_nothing(photo) for photo in images)
     assert shows_nothing(torch.full((3, 128, 128), 0.3))

@@ -88,7 +88,7 @@ class Training:
             weight_decay=training.weight_decay,
         )
         self._described_networks = {
-            "base": fingerprint(base.unet.parameters() | base.vae.network.state_dict(prefix="vae.")),
+            "base": fingerprint({**base.unet.parameters()} | base.vae.network.state_dict(prefix="vae.")),
             "backbone": backbone.info.sha256 or fingerprint(backbone.tower.state_dict()),
         }
         self.step = 0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -13,9 +13,11 @@ from torch import Tensor, nn
 from ...concept import Concept
 from ...diffusion import DiffusionSample, draw_samples
 from ...fingerprint import fingerprint
-from ...memory_plan import MemoryPlan
+from ...memory_need import Trained
+from ...memory_plan import FAST, MemoryPlan
+from ...trained_weight import TrainedWeight
 from ...training import BaseModel, OnPass, Phase, Photos, TuningError, chunks
-from ...weight_changes import Full, Scaled
+from ...weight_changes import Scaled
 from . import photo_fit, subject
 from .domain import Domain
 from .domain_info import check_base
@@ -35,15 +37,29 @@ class E4T:
 
     Args:
         domain: what was pre-trained; never changed.
+        unet: weights of a UNet that was tuned elsewhere, by canonical name, in place of the base's; they do not train.
     """
 
     name = "e4t"
     Settings = TuningSettings
 
-    def __init__(self, domain: Domain) -> None:
-        self.domain = domain
+    def __init__(self, domain: Domain, unet: Mapping[str, Tensor] | None = None) -> None:
+        self.domain, self.unet = domain, unet
 
-    def start(self, base: BaseModel, photos: Photos, settings: TuningSettings, seed: int, trigger: str) -> E4TRun:
+    def trained(self, settings: TuningSettings) -> Trained:
+        domain = self.domain
+        through, beside = (sum(p.numel() for p in part.parameters()) for part in (domain.offsets, domain.encoder))
+        return Trained(settings.train_unet, through, beside if settings.train_encoder else 0)
+
+    def start(
+        self,
+        base: BaseModel,
+        photos: Photos,
+        settings: TuningSettings,
+        seed: int,
+        trigger: str,
+        plan: MemoryPlan = FAST,
+    ) -> E4TRun:
         """A run that trains float32 copies.
 
         Raises:
@@ -59,38 +75,40 @@ class E4T:
                 f"The photos' CLIP features are {given} (layers, width), but domain {info.name!r} reads"
                 f" {(encoder.layers, encoder.clip_width)}: use the image backbone {info.backbone.architecture!r}."
             )
-        return E4TRun(self.domain, base, photos, settings, seed, trigger)
+        return E4TRun(self, base, photos, settings, seed, trigger, plan)
 
 
 class E4TRun:
     """One tuning; see ``training.Run``."""
 
     def __init__(
-        self, domain: Domain, base: BaseModel, photos: Photos, settings: TuningSettings, seed: int, trigger: str
+        self,
+        method: E4T,
+        base: BaseModel,
+        photos: Photos,
+        settings: TuningSettings,
+        seed: int,
+        trigger: str,
+        plan: MemoryPlan,
     ) -> None:
+        domain = method.domain
         self.domain, self.base, self.settings, self.seed, self.trigger = domain, base, settings, seed, trigger
         self.effective = base.unet.parameters()
-        device = next(iter(self.effective.values())).device
+        self.micro_batch = plan.within(settings.batch).micro_batch
+        device = base.unet.device
         self.photos = photos.for_training(settings, device)
         self.finds_subject = settings.use_mask and settings.find_subject and photos.masks is None and settings.steps > 0
         self.asks_domain = domain.info.fit_threshold is not None and settings.steps > 0
         self.notes: tuple[str, ...] = ()
         info = domain.info
         encoder = _filled(domain.encoder.blank(), domain.encoder, device, settings.train_encoder)
-        offsets = _filled(domain.offsets.blank(), domain.offsets, device, settings.train_offsets)
-        self.templates = info.templates
+        state_device = plan.state_device(device)
+        offsets = _filled(domain.offsets.blank(), domain.offsets, state_device, settings.train_offsets)
+        self.templates: Sequence[str] = info.templates
         self.words = WordModel.of(base.unet, base.text, encoder, info.word, info.scale, self.templates)
         assert self.photos.clip_features is not None
         self.clip_features = self.photos.clip_features
-        self.tuned = TunedWeights(
-            self.effective, offsets, settings.train_offsets, settings.train_unet, self._mean_features()
-        )
-
-    def with_unet(self, weights: Mapping[str, Tensor]) -> E4TRun:
-        """This run with a UNet that was tuned elsewhere (by canonical name) in place of the base's; call it before all else."""
-        offsets = _filled(self.domain.offsets.blank(), self.domain.offsets, self.photos.latents.device, False)
-        self.tuned = TunedWeights(self.effective, offsets, False, False, self._mean_features(), weights)
-        return self
+        self.tuned = TunedWeights(self.effective, offsets, settings.train_unet, self._mean_features(), method.unet)
 
     def _mean_features(self) -> Tensor:
         return self.clip_features.mean(dim=0, keepdim=True)
@@ -98,38 +116,35 @@ class E4TRun:
     def _static_levels(self) -> int:
         return len(self.photos) * math.ceil(STATIC_LEVELS / len(self.photos))
 
-    def passes(self, plan: MemoryPlan) -> Mapping[Phase, int]:
+    def passes(self) -> Mapping[Phase, int]:
         looks = subject.PASSES if self.finds_subject else 0
-        looks += math.ceil(photo_fit.LEVELS / plan.micro_batch) if self.asks_domain else 0
+        looks += math.ceil(photo_fit.LEVELS / self.micro_batch) if self.asks_domain else 0
         return {
             "subject": looks * len(self.photos),
-            "word": math.ceil(self._static_levels() / plan.micro_batch),
+            "word": math.ceil(self._static_levels() / self.micro_batch),
         }
 
     @torch.no_grad()
-    def prepare(self, plan: MemoryPlan, on_pass: OnPass) -> None:
+    def prepare(self, on_pass: OnPass) -> None:
         """Ask the untuned domain whether it knows what the photos show, and where the subject is if nobody painted a mask."""
         if self.asks_domain:
-            self.notes = photo_fit.about_fit(self.domain.info, self.gains(plan, on_pass))
+            self.notes = photo_fit.about_fit(self.domain.info, self.gains(on_pass))
         if self.finds_subject:
-            with self.base.unet.using(self.tuned.effective()):
-                masks = subject.find_subject(self.words, self.photos.latents, self.clip_features, self.seed, on_pass)
+            masks = subject.find_subject(self.words, self.photos.latents, self.clip_features, self.seed, on_pass)
             self.photos = Photos(self.photos.latents, self.clip_features, masks)
 
-    def gains(self, plan: MemoryPlan, on_pass: OnPass = lambda: None) -> tuple[float, ...]:
-        """How well the domain's word explains each photo, see ``photo_fit``."""
-        with torch.no_grad(), self.base.unet.using(self.tuned.effective()):
-            return photo_fit.photo_gains(self.words, self.photos, plan.micro_batch, on_pass)
+    def gains(self, on_pass: OnPass = lambda: None) -> tuple[float, ...]:
+        """How well the domain's word explains each photo, see ``photo_fit``; with :meth:`weights` lent to the UNet."""
+        return photo_fit.photo_gains(self.words, self.photos, self.micro_batch, on_pass)
+
+    def weights(self) -> Mapping[str, TrainedWeight]:
+        return self.tuned.weights
 
     def groups(self) -> list[dict[str, Any]]:
-        groups: list[dict[str, Any]] = [{"params": list(self.tuned.parameters)}] if self.tuned.parameters else []
-        if self.settings.train_encoder:
-            rate = self.settings.learning_rate * self.settings.encoder_rate
-            groups.append({"params": list(self.words.encoder.parameters()), "lr": rate})
-        return groups
-
-    def weights(self) -> Mapping[str, Tensor]:
-        return self.tuned.effective()
+        if not self.settings.train_encoder:
+            return []
+        rate = self.settings.learning_rate * self.settings.encoder_rate
+        return [{"params": list(self.words.encoder.parameters()), "lr": rate}]
 
     def losses(self, sample: DiffusionSample) -> Tensor:
         chosen, masks = sample.photos, self.photos.masks
@@ -142,14 +157,14 @@ class E4TRun:
         )
         return parts.per_sample(self.settings.regularization)
 
-    def concept(self, plan: MemoryPlan, on_pass: OnPass) -> Concept:
+    def concept(self, on_pass: OnPass) -> Concept:
         """The tuned concept, its fixed word averaged over noise levels of its own latents.
 
         Raises:
             TuningError: the word is not finite.
         """
         info, settings = self.domain.info, self.settings
-        static = self._static_embedding(plan, on_pass)
+        static = self._static_embedding(on_pass)
         encoder = self.words.encoder.eval().requires_grad_(False).cpu()
         base_fingerprint = self.base.fingerprint or fingerprint(self.effective)
         predictor = E4TPredictor(
@@ -163,7 +178,7 @@ class E4TRun:
             embedding=static[None],
             weights=(
                 *domain_changes(self.domain),
-                *(Full(name, difference) for name, difference in self.tuned.differences().items()),
+                *self.tuned.differences(),
             ),
             settings=settings,
             seed=self.seed,
@@ -186,11 +201,11 @@ class E4TRun:
         state = self.words.encoder.state_dict()
         return fingerprint(inputs | state, described, self.domain.fingerprint, base_fingerprint)
 
-    def _static_embedding(self, plan: MemoryPlan, on_pass: OnPass) -> Tensor:
+    def _static_embedding(self, on_pass: OnPass) -> Tensor:
         """e_c averaged over noise levels of the concept's own latents, with the tuned weights: ``(D,)`` on the CPU."""
         latents, unet, levels = self.photos.latents, self.base.unet, self._static_levels()
-        weights, features, offsets = self.tuned.effective(), self._mean_features(), []
-        for indices in chunks(levels, plan.micro_batch):
+        features, offsets = self._mean_features(), []
+        for indices in chunks(levels, self.micro_batch):
             sample = draw_samples(
                 self.seed,
                 indices,
@@ -201,8 +216,7 @@ class E4TRun:
                 stream="static",
             ).to(latents.device)
             z = unet.schedule.add_noise(latents[sample.photos], sample.noise, sample.timesteps)
-            with unet.using(weights):
-                offsets.append(self.words.offset(z, sample.timesteps, features))
+            offsets.append(self.words.offset(z, sample.timesteps, features))
             on_pass()
         static = self.words.at(torch.cat(offsets).mean(dim=0))
         if not torch.isfinite(static).all():

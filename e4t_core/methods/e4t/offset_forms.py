@@ -18,6 +18,7 @@ from .weight_offsets import (
     MatrixOffset,
     Offsets,
     WeightOffsets,
+    offset_weight,
     unrounded,
 )
 
@@ -58,9 +59,8 @@ class DirectOffsets(Offsets):
         for name, shape in self.shapes.items():
             self._place(name, _Delta(shape, device))
 
-    def apply_all(self, weights: Mapping[str, Tensor], clip_features: Tensor | None = None) -> dict[str, Tensor]:
-        now = _Deltas({name: self._matrix(name).delta for name in self.shapes})  # type: ignore[misc]
-        return {name: now.apply(name, weights[name]) for name in self.shapes}
+    def applied(self, name: str, weight: Tensor, clip_features: Tensor | None = None) -> Tensor:
+        return _Deltas({name: self._matrix(name).delta}).apply(name, weight)  # type: ignore[dict-item]
 
     def fixed(self, clip_features: Tensor | None = None) -> FixedOffsets:
         return _Deltas({name: self._matrix(name).delta.detach().clone() for name in self.shapes})  # type: ignore[operator]
@@ -98,21 +98,20 @@ class HyperOffsets(Offsets):
         for name, shape in self.shapes.items():
             self._place(name, MatrixOffset(shape, v_size, generator, device, constant=False))
 
-    def _now(self, clip_features: Tensor | None) -> Factors:
+    def _factors(self, name: str, clip_features: Tensor | None) -> tuple[Tensor, Tensor]:
         if clip_features is None:
             raise ValueError("HyperNetwork offsets need the photo's CLIP features.")
         with unrounded(clip_features.device):
             v = F.layer_norm(clip_features.detach().float()[:, -1], (self.v_size,)).mean(dim=0)
-            return Factors({name: self._matrix(name)(v) for name in self.shapes})
+            p, q = self._matrix(name)(v)
+        return p, q
 
-    def apply_all(self, weights: Mapping[str, Tensor], clip_features: Tensor | None = None) -> dict[str, Tensor]:
-        now = self._now(clip_features)
-        return {name: now.apply(name, weights[name]) for name in self.shapes}
+    def applied(self, name: str, weight: Tensor, clip_features: Tensor | None = None) -> Tensor:
+        return offset_weight(weight, *self._factors(name, clip_features))
 
     def fixed(self, clip_features: Tensor | None = None) -> Factors:
         with torch.no_grad():
-            found = self._now(clip_features).pairs
-        return Factors({name: (p.detach(), q.detach()) for name, (p, q) in found.items()})
+            return Factors({name: self._factors(name, clip_features) for name in self.shapes})
 
 
 def make_offsets(

@@ -1,28 +1,28 @@
-"""The weights of a UNet while it is tuned, without touching the UNet: ``W = (W0 + d) * (1 + Delta)``."""
+"""The weights of a UNet while E4T tunes it, without touching the UNet: ``W = (W0 + d) * (1 + Delta)``."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from .weight_offsets import Factors, Offsets
+from ...trained_weight import TrainedWeight
+from ...weight_changes import Full
+from .weight_offsets import Factors, FixedOffsets, Offsets
 
 
 class TunedWeights:
-    """Trainable float32 copies where something trains, the base's own tensors everywhere else.
+    """What a run lends to the UNet, and how far it has moved.
 
-    With ``train_unet`` a copy holds ``W0 + d`` for every parameter (copies, not differences: they need no sum in the
-    graph). Otherwise nothing but the offsets is held; only inference tensors (ComfyUI's, made under
-    ``torch.inference_mode``) are cloned, since autograd refuses to save them for the backward pass.
+    With ``train_unet`` a master holds ``W0 + d`` for every parameter (masters, not differences: they need no sum in the
+    graph). Otherwise only the attention projections are lent.
 
     Args:
         base: the effective base weights by canonical name; never written to.
-        offsets: a private copy, trainable or not; its device is that of the UNet.
-        train_offsets: whether Delta trains.
+        offsets: a private copy, on the device where masters live; its parameters train if they require gradients.
         train_unet: whether all UNet weights train.
-        clip_features: ``(1, L, C)`` of the concept, for offsets that depend on it.
+        clip_features: ``(1, L, C)`` of the concept, for offsets that depend on it; any device.
         unet: weights ``W0 + d`` that were tuned elsewhere, by canonical name; they do not train.
     """
 
@@ -30,66 +30,58 @@ class TunedWeights:
         self,
         base: Mapping[str, Tensor],
         offsets: Offsets,
-        train_offsets: bool,
         train_unet: bool,
         clip_features: Tensor | None = None,
         unet: Mapping[str, Tensor] | None = None,
     ) -> None:
-        self._base = base
-        self._offsets, self._clip_features = offsets, clip_features
-        self.parameters: list[nn.Parameter] = []
-        self._held: dict[str, Tensor] = {}
-        given = unet or {}
-        for name, weight in self._base.items():
-            if name in given:
-                self._held[name] = given[name]
-            elif train_unet and weight.is_floating_point():
-                copy = nn.Parameter(weight.detach().to(torch.float32, copy=True))
-                self._held[name] = copy
-                self.parameters.append(copy)
-            elif weight.is_inference():
-                self._held[name] = weight.clone()
-        if train_offsets:
-            self.parameters.extend(offsets.parameters())
-        self._fixed = None if train_offsets else offsets.fixed(clip_features)
-        self._trains = bool(self.parameters)
-        self._as_pretrained = not self._trains and not given
-        self._constant: dict[str, Tensor] | None = None
+        parameter = next(offsets.parameters())
+        self._base, self._offsets, self._device = base, offsets, parameter.device
+        self._clip_features = None if clip_features is None else clip_features.to(self._device)
+        train_offsets = parameter.requires_grad
+        self._moves_offsets = train_offsets
+        self._moved = set(unet or ())
+        fixed = None if train_offsets else offsets.fixed(self._clip_features)
         # What the model that draws the concept holds already, for all concepts of the domain.
         self._shared = Factors(offsets.shared())
+        self.weights: dict[str, TrainedWeight] = {}
+        """By canonical name; those left out are the base's."""
+        for name in base:
+            if unet is not None and name in unet:
+                weight = self._constant(unet[name])
+            elif train_unet:
+                weight = TrainedWeight.plain(base[name], self._device)
+                self._moved.add(name)
+            elif name in offsets.shapes:
+                weight = self._constant(base[name])
+            else:
+                continue
+            if name in offsets.shapes:
+                weight = self._scaled(name, weight, fixed)
+            self.weights[name] = weight
 
-    def effective(self) -> dict[str, Tensor]:
-        """The weights to lend to ``UNet.using``, differentiable; those left out are the base's."""
-        if self._constant is not None:
-            return self._constant
-        weights = dict(self._held)
-        bare = {name: self._held.get(name, self._base[name]).float() for name in self._offsets.names}
-        if self._fixed is None:
-            weights |= self._offsets.apply_all(bare, self._clip_features)
-        else:
-            weights |= {name: self._fixed.apply(name, weight) for name, weight in bare.items()}
-        if not self._trains:
-            # Nothing can change: the products are made once for all micro-batches.
-            self._constant = weights
-        return weights
+    def _scaled(self, name: str, weight: TrainedWeight, fixed: FixedOffsets | None) -> TrainedWeight:
+        """A weight times ``1 + Delta``."""
+        if fixed is not None:
+            return TrainedWeight(weight.parameters, lambda: fixed.apply(name, weight.make()))
+        parameters = (*weight.parameters, *self._offsets.parameters_of(name))
+        return TrainedWeight(parameters, lambda: self._offsets.applied(name, weight.make(), self._clip_features))
+
+    def _constant(self, value: Tensor) -> TrainedWeight:
+        held = value.detach().to(self._device, torch.float32)
+        # Autograd refuses to keep what was made in inference mode.
+        held = held.clone() if held.is_inference() else held
+        return TrainedWeight.fixed(lambda: held)
 
     @torch.no_grad()
-    def differences(self) -> dict[str, Tensor]:
-        """Tuned weight - (base + domain offset), float32 on the CPU; only tensors that changed."""
-        differences: dict[str, Tensor] = {}
-        if self._as_pretrained and self._shared.pairs:
-            return differences
-        now = self._offsets.fixed(self._clip_features)
-        offset = set(self._offsets.names)
-        for name, base in self._base.items():
-            if not base.is_floating_point():
-                continue
-            before, after = base.float(), self._held.get(name, base).float()
+    def differences(self) -> Iterator[Full]:
+        """Tuned weight - (base + domain offset), one after the other; only tensors that changed."""
+        for name, weight in self.weights.items():
+            if name not in self._moved and not self._moves_offsets and name in self._shared.pairs:
+                continue  # as it was pre-trained
+            after = weight.make()
+            before = self._base[name].to(after.device, torch.float32)
             if name in self._shared.pairs:
                 before = self._shared.apply(name, before)
-            if name in offset:
-                after = now.apply(name, after)
             difference = after - before
             if difference.any():
-                differences[name] = difference.cpu()
-        return differences
+                yield Full(name, difference.cpu())

@@ -108,14 +108,28 @@ class Offsets(nn.Module):
         """Canonical names of the offset matrices, in the order given."""
         return tuple(self.shapes)
 
-    def apply_all(self, weights: Mapping[str, Tensor], clip_features: Tensor | None = None) -> dict[str, Tensor]:
-        """``W0 * (1 + Delta)`` of every offset matrix, differentiable; ``weights`` may hold more names, which are left out.
+    def applied(self, name: str, weight: Tensor, clip_features: Tensor | None = None) -> Tensor:
+        """``W0 * (1 + Delta)`` of one matrix ``(M, N)``, differentiable.
 
         Args:
-            weights: by canonical name.
             clip_features: ``(1, L, C)`` of the photo, where Delta depends on it.
+
+        Raises:
+            KeyError: no such matrix.
         """
         raise NotImplementedError
+
+    def apply_all(self, weights: Mapping[str, Tensor], clip_features: Tensor | None = None) -> dict[str, Tensor]:
+        """The same for every offset matrix; ``weights``, by canonical name, may hold more, which are left out."""
+        return {name: self.applied(name, weights[name], clip_features) for name in self.shapes}
+
+    def parameters_of(self, name: str) -> tuple[nn.Parameter, ...]:
+        """What one matrix's Delta is made from; no other's is.
+
+        Raises:
+            KeyError: no such matrix.
+        """
+        return tuple(self._matrix(name).parameters())
 
     def fixed(self, clip_features: Tensor | None = None) -> FixedOffsets:
         """The offsets as they are now."""
@@ -193,12 +207,8 @@ class WeightOffsets(Offsets):
             p, q = matrix()
         return p, q
 
-    def apply(self, name: str, weight: Tensor) -> Tensor:  # type: ignore[override]
-        """``W0 * (1 + Delta)`` of one matrix ``(M, N)``."""
+    def applied(self, name: str, weight: Tensor, clip_features: Tensor | None = None) -> Tensor:
         return offset_weight(weight, *self.factors(name))
-
-    def apply_all(self, weights: Mapping[str, Tensor], clip_features: Tensor | None = None) -> dict[str, Tensor]:
-        return {name: self.apply(name, weights[name]) for name in self.shapes}
 
     def fixed(self, clip_features: Tensor | None = None) -> Factors:
         return Factors(self.collapse())

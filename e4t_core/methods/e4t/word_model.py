@@ -69,7 +69,7 @@ class WordModel:
         Raises:
             WordError: ``word`` is not one token.
         """
-        device = next(iter(unet.parameters().values())).device
+        device = unet.device
 
         def private(tensor: Tensor) -> Tensor:
             return tensor.detach().to(device, torch.float32, copy=True)

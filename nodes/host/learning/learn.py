@@ -9,15 +9,16 @@ import torch
 from torch import Tensor
 
 from ....e4t_core.concept import Concept
+from ....e4t_core.memory_need import need
 from ....e4t_core.memory_plan import MemoryPlan
 from ....e4t_core.training import BaseModel, Photos, train
 from ..networks.backbone import image_features
 from ..networks.base_model import ComfyUNet
-from ..networks.compute_type import bfloat16_products
+from ..networks.compute_type import bfloat16_products, compute_type, uses_autocast
 from ..networks.text_encoder import ComfyTextEncoder, unload
 from ..sampling.held_concept import HeldConcept
 from .content_key import WeightHashes, content_key
-from .in_memory import run_in_memory
+from .memory import Free, plans_that_fit, run_in_memory, work_of
 from .notes import about_request, what_was_made
 from .photos import PreparedPhotos, prepare_photos
 from .progress import Progress, check_cancelled
@@ -33,7 +34,8 @@ def learn(request: Request, store: ResultStore, progress: Progress) -> HeldConce
     Raises:
         ValueError: something wired in cannot be used; the message is one sentence that says what and why.
         InterruptProcessingException: the person cancelled.
-        torch.OutOfMemoryError: the smallest memory plan did not fit; a note says what to lower.
+        TooLittleMemoryError: no memory plan fits, or not the one that was asked for.
+        torch.OutOfMemoryError: the smallest memory plan did not fit after all; a note says what to lower.
     """
     check(request)
     photos = prepare_photos(request.images, request.masks, request.image_size, request.crop_margin, request.mask_means)
@@ -80,12 +82,23 @@ def _key(request: Request, photos: PreparedPhotos, hashes: WeightHashes) -> str:
 def _learn(request: Request, photos: PreparedPhotos, progress: Progress, hashes: WeightHashes) -> HeldConcept:
     given = _encode(request, photos)
     # Their full memory is better spent on tuning, which holds its own copies; the sampler loads them again.
-    unload(request.model, request.clip.patcher)
+    unload(request.model, request.clip.patcher, request.vae.patcher)
     with torch.inference_mode(False):
-        unet, text = ComfyUNet(request.model), ComfyTextEncoder(request.clip)
+        device = request.model.load_device
+        unet = ComfyUNet(request.model, compute_type(device))
+        text = ComfyTextEncoder(request.clip, rounded=device.type != "cpu" and uses_autocast(device))
         base = BaseModel(unet, text, hashes.base_fingerprint(hashes.weights_key(request.model), unet.parameters()))
 
+        free = Free.now(unet.device)
+        cells = given.latents.shape[-1] * given.latents.shape[-2]
+        work = work_of(request.method, request.settings, unet, cells)
+
+        def told(plan: MemoryPlan) -> str:
+            return f"{plan.told()}, {free.told(need(plan, work))}"
+
         def run(plan: MemoryPlan) -> Concept:
+            logger.info("E4T: %s.", told(plan))
+            progress.memory(told(plan))
             with bfloat16_products(unet.device):
                 return train(
                     request.method,
@@ -98,7 +111,7 @@ def _learn(request: Request, photos: PreparedPhotos, progress: Progress, hashes:
                     plan,
                 )
 
-        concept = run_in_memory(MemoryPlan(request.settings.micro_batch), run)
+        concept = run_in_memory(plans_that_fit(request.settings, work, free), run, told)
         with torch.no_grad():
             empty = text.empty().detach().cpu()
         return HeldConcept.of(concept, empty, unet.parameters())

@@ -40,6 +40,7 @@ class Progress:
         self._notes: tuple[str, ...] = ()
         self._early: tuple[str, ...] = ()
         self._told: tuple[str, ...] = ()
+        self._memory: tuple[str, ...] = ()
         self._photos: Tensor | None = None
         self._dimmed = False
         self._place = ""
@@ -77,6 +78,14 @@ class Progress:
         self._notes = tuple(notes)
         self._send(0, 1, self.sheet)
         self._say(f"Learning {self._trigger} ...")
+
+    def memory(self, plan: str) -> None:
+        """Say how memory is used, from now on below all that is said.
+
+        Args:
+            plan: the memory plan in a few words.
+        """
+        self._memory = (f"Memory: {plan}.",)
 
     def step(self, report: StepReport) -> None:
         """Advance the bar; the preview beside the photo is the loss so far, and what is not learned of the photo is dim.
@@ -128,7 +137,7 @@ class Progress:
 
     def _say(self, text: str) -> None:
         self._said_at = time.monotonic()
-        self.said = "\n".join([text, *self._early, *self._notes]).split("\n")
+        self.said = "\n".join([text, *self._early, *self._notes, *self._memory]).split("\n")
         show_text("\n".join(self.said))
 
     def _send(self, value: int, maximum: int, picture: Image.Image | None) -> None:

@@ -6,18 +6,20 @@ to its module for the length of a ``with`` block and taken back, whatever happen
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import comfy.lora
 import comfy.model_sampling
 import torch
-from comfy.ldm.modules.attention import attention_pytorch
-from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
+from comfy.ldm.modules.attention import SpatialTransformer, attention_pytorch
+from comfy.ldm.modules.diffusionmodules.openaimodel import ResBlock, UNetModel
 from comfy.ldm.modules.diffusionmodules.util import timestep_embedding
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 from torch.nn.utils.stateless import _reparametrize_module
+from torch.utils.checkpoint import checkpoint
 
 from ....e4t_core.canonical_names import canonical_names
 from ....e4t_core.noise_schedule import NoiseSchedule, Prediction
@@ -90,26 +92,56 @@ def _check_sampling(sampling: torch.nn.Module) -> None:
         )
 
 
-def effective_weights(patcher: ModelPatcher, prefix: str) -> dict[str, Tensor]:
+class EffectiveWeights(Mapping[str, Tensor]):
     """A model's weights with all patches but ours, by native name without ``prefix``; float32, never to be written.
 
-    They are what stock nodes sample with, LoRAs included, whether or not any clone is loaded at the moment. All are
-    ordinary tensors on the load device (not inference tensors), so that autograd may keep them.
+    They are what stock nodes sample with, LoRAs included, whether or not any clone is loaded at the moment. Each is
+    computed when it is asked for, on the load device, and none is kept: the untouched base would fill 3.4 GB of a card.
+    All are ordinary tensors (not inference tensors), so that autograd may keep them.
     """
-    weights = {}
-    with torch.inference_mode(False), torch.no_grad():
-        for key, (original, *patches) in patcher.get_key_patches(prefix).items():
-            raw, convert = original
-            foreign = [patch for patch in patches if not isinstance(patch[1], ConceptPatch)]
-            if foreign:
-                # Computed and rounded as ComfyUI does when it loads the model.
-                patched = convert(raw.detach().to(device=patcher.load_device, dtype=torch.float32, copy=True))
-                weight = comfy.lora.calculate_weight(foreign, patched, key).to(raw.dtype).float()
-            else:
-                weight = convert(raw.detach()).to(device=patcher.load_device, dtype=torch.float32)
-                weight = weight.clone() if weight.is_inference() else weight
-            weights[key.removeprefix(prefix)] = weight
-    return weights
+
+    def __init__(self, patcher: ModelPatcher, prefix: str) -> None:
+        self._device, self._prefix = patcher.load_device, prefix
+        self._patches = {key.removeprefix(prefix): found for key, found in patcher.get_key_patches(prefix).items()}
+
+    def __getitem__(self, name: str) -> Tensor:
+        original, *patches = self._patches[name]
+        raw, convert = original
+        foreign = [patch for patch in patches if not isinstance(patch[1], ConceptPatch)]
+        with torch.inference_mode(False), torch.no_grad():
+            if not foreign:
+                weight: Tensor = convert(raw.detach()).to(device=self._device, dtype=torch.float32)
+                return weight.clone() if weight.is_inference() else weight
+            # Computed and rounded as ComfyUI does when it loads the model.
+            patched = convert(raw.detach().to(device=self._device, dtype=torch.float32, copy=True))
+            key = self._prefix + name
+            return comfy.lora.calculate_weight(foreign, patched, key).to(raw.dtype).float()  # type: ignore[no-any-return]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._patches)
+
+    def __len__(self) -> int:
+        return len(self._patches)
+
+    def shape(self, name: str) -> torch.Size:
+        """The shape of a weight, without computing it."""
+        return self._patches[name][0][0].shape  # type: ignore[no-any-return]
+
+
+class _Canonical(Mapping[str, Tensor]):
+    """Weights under their canonical names."""
+
+    def __init__(self, weights: Mapping[str, Tensor], native: Mapping[str, str]) -> None:
+        self._weights, self._native = weights, native
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._weights[self._native[name]]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._native)
+
+    def __len__(self) -> int:
+        return len(self._native)
 
 
 def spatial_features(
@@ -143,17 +175,20 @@ class ComfyUNet:
 
     Args:
         model: a supported MODEL (see :func:`check_supported`); unload it first, so that no weight is held twice.
+        dtype: the number type to compute in, see ``compute_type``. In bfloat16 and float16, norms add up in float32, as
+            PyTorch's kernels do.
     """
 
-    def __init__(self, model: ModelPatcher) -> None:
+    def __init__(self, model: ModelPatcher, dtype: torch.dtype = torch.float32) -> None:
         check_supported(model)
         self._network: UNetModel = model.model.diffusion_model
         sampling = model.get_model_object("model_sampling")
         self._prediction: Prediction = "v" if isinstance(sampling, comfy.model_sampling.V_PREDICTION) else "epsilon"
         self._schedule = NoiseSchedule((1.0 / (1.0 + sampling.sigmas.detach().double() ** 2)).float().cpu().clone())
-        native = effective_weights(model, PREFIX)
-        self._native = {canonical: name for name, canonical in canonical_names(native).items()}
-        self._weights = {canonical: native[name] for canonical, name in self._native.items()}
+        self._device, self._dtype = torch.device(model.load_device), dtype
+        self._effective = EffectiveWeights(model, PREFIX)
+        self._native = {canonical: name for name, canonical in canonical_names(self._effective).items()}
+        self._held: dict[str, Tensor] = {}
         self._lent = False
 
     @property
@@ -164,12 +199,27 @@ class ComfyUNet:
     @property
     def context_width(self) -> int:
         """D, the width of a context (SD 1.x: 768)."""
-        return next(weight.shape[1] for name, weight in self._weights.items() if name.endswith("attn2.to_k.weight"))
+        return next(self._shape(name)[1] for name in self._native if name.endswith("attn2.to_k.weight"))
+
+    @property
+    def width(self) -> int:
+        """Channels of the first block (SD 1.x and 2.x: 320)."""
+        return int(self._network.model_channels)
+
+    @property
+    def numbers(self) -> int:
+        """How many numbers its weights are (SD 1.5: 859,520,964)."""
+        return sum(self._shape(name).numel() for name in self._native)
 
     @property
     def device(self) -> torch.device:
         """Where it computes."""
-        return next(iter(self._weights.values())).device
+        return self._device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The number type that it computes in."""
+        return self._dtype
 
     @property
     def prediction(self) -> Prediction:
@@ -187,53 +237,91 @@ class ComfyUNet:
         blocks = [block for block in (*self._network.input_blocks, self._network.middle_block) if block is not None]
         return sum(int(getattr(block[-1], "out_channels", 0) or block[-1].in_channels) for block in blocks)
 
-    def parameters(self) -> dict[str, Tensor]:
-        """The effective base weights by canonical name: with LoRAs, without E4T concepts; float32, read only."""
-        return dict(self._weights)
+    def parameters(self) -> Mapping[str, Tensor]:
+        """The effective base weights by canonical name, see :class:`EffectiveWeights`: ask for each once."""
+        return _Canonical(self._effective, self._native)
 
     def attention_projections(self) -> dict[str, tuple[int, int]]:
         """Canonical names of all ``attn{1,2}.to_{q,k,v}.weight`` with their shapes (M out, N in)."""
         ends = tuple(f"attn{number}.to_{part}.weight" for number in (1, 2) for part in "qkv")
-        return {
-            name: (weight.shape[0], weight.shape[1]) for name, weight in self._weights.items() if name.endswith(ends)
-        }
+        return {name: (self._shape(name)[0], self._shape(name)[1]) for name in self._native if name.endswith(ends)}
 
-    def using(self, weights: Mapping[str, Tensor]) -> AbstractContextManager[object]:
+    def _shape(self, name: str) -> torch.Size:
+        return self._effective.shape(self._native[name])
+
+    def using(self, weights: Mapping[str, Tensor], checkpointing: bool = False) -> AbstractContextManager[object]:
         """Lend weights to the network, differentiably; see the core's protocol.
 
         Raises:
             KeyError: a name that the network has not.
         """
-        unknown = sorted(weights.keys() - self._weights.keys())
+        unknown = sorted(weights.keys() - self._native.keys())
         if unknown:
             raise KeyError(f"The UNet has no parameter {unknown[0]!r}.")
-        return self._lend({**self._weights, **weights})
+        return self._lend(weights, checkpointing)
 
     @contextmanager
-    def _lend(self, weights: Mapping[str, Tensor]) -> Iterator[None]:
-        tensors = {self._native[name]: weight.to(self.device, torch.float32) for name, weight in weights.items()}
+    def _lend(self, weights: Mapping[str, Tensor], checkpointing: bool) -> Iterator[None]:
+        tensors = {
+            native: self._own(name) if name not in weights else weights[name].to(self._device, self._dtype)
+            for name, native in self._native.items()
+        }
         before, self._lent = self._lent, True
         try:
             # functional_call would take the weights back before the backward pass, which breaks checkpointing.
-            with _reparametrize_module(self._network, tensors):
+            with _reparametrize_module(self._network, tensors), _checkpointed(self._network, checkpointing):
                 yield
         finally:
             self._lent = before
 
+    def _own(self, name: str) -> Tensor:
+        """One of the base's own weights, in the number type; kept, because it is lent at every pass."""
+        if name not in self._held:
+            self._held[name] = self._effective[self._native[name]].to(self._dtype)
+        return self._held[name]
+
     def denoise(self, z: Tensor, t: Tensor, context: Tensor) -> Tensor:
-        """The network's prediction ``(B, 4, h, w)``."""
+        """The network's prediction ``(B, 4, h, w)``, float32."""
         if not self._lent:
             with self.using({}):
                 return self.denoise(z, t, context)
         options = {"optimized_attention_override": pytorch_attention}
-        z, context = z.to(self.device, torch.float32), context.to(self.device, torch.float32)
-        return self._network(z, t.to(self.device).float(), context=context, transformer_options=options)
+        z, t, context = self._inputs(z, t, context)
+        with self._unrounded():
+            return self._network(z, t, context=context, transformer_options=options).float()
 
     def features(self, z: Tensor, t: Tensor, context: Tensor) -> Tensor:
-        """Spatial means of the down half and the middle, ``(B, feature_width)``."""
+        """Spatial means of the down half and the middle, ``(B, feature_width)`` float32."""
         if not self._lent:
             with self.using({}):
                 return self.features(z, t, context)
         options: dict[str, object] = {"optimized_attention_override": pytorch_attention}
-        z, context = z.to(self.device, torch.float32), context.to(self.device, torch.float32)
-        return spatial_features(self._network, z, t.to(self.device).float(), context, options)
+        z, t, context = self._inputs(z, t, context)
+        with self._unrounded():
+            return spatial_features(self._network, z, t, context, options)
+
+    def _inputs(self, z: Tensor, t: Tensor, context: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        return z.to(self._device, self._dtype), t.to(self._device).float(), context.to(self._device, self._dtype)
+
+    def _unrounded(self) -> AbstractContextManager[object]:
+        """Where the network has another number type than float32, autocast has nothing left to do but widen its norms."""
+        if self._dtype == torch.float32:
+            return nullcontext()
+        return torch.autocast(self._device.type, enabled=False)
+
+
+@contextmanager
+def _checkpointed(network: UNetModel, on: bool) -> Iterator[None]:
+    """Within it, the network's residual blocks and transformers keep their inputs only, for the backward pass."""
+    blocks = [part for part in network.modules() if isinstance(part, ResBlock | SpatialTransformer)] if on else []
+    # Another pack may have set a forward of its own on a block; ours goes around it.
+    before = [block.__dict__.get("forward") for block in blocks]
+    try:
+        for block in blocks:
+            block.forward = functools.partial(checkpoint, block.forward, use_reentrant=False, preserve_rng_state=False)
+        yield
+    finally:
+        for block, own in zip(blocks, before, strict=True):
+            block.__dict__.pop("forward", None)
+            if own is not None:
+                block.forward = own

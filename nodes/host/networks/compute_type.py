@@ -1,13 +1,17 @@
 """In which number type tuning computes, decided in this one place.
 
-Weights, gradients, sums and Adam's moments are float32 everywhere; what enters a matrix product or a convolution is rounded to
-bfloat16 where that is faster:
+Masters, AdamW's arithmetic, ``1 + P Q^T``, sums and losses are float32 everywhere. What the UNet computes with is rounded
+once per optimizer step to
 
-* a graphics card of NVIDIA or AMD that multiplies bfloat16 in hardware: what lies between two products is bfloat16 as well
-  (autocast). Norms and losses stay float32.
-* a CPU with matrix units (AMX): nothing but the products changes.
-* a CPU with vector instructions alone (AVX512-BF16): autocast, because rounding for each product costs what it saves.
-* all others (older cards, Apple, Intel, plain CPUs): float32, as it is.
+* bfloat16 on a graphics card that ComfyUI would run in it (NVIDIA from Ampere on, AMD from RDNA 3 on, Intel, Apple from
+  macOS 14 on);
+* float16 on one that it would run in that only (NVIDIA Turing and older, AMD RDNA 2 and older); losses are scaled, so that
+  no gradient is rounded to zero;
+* float32 on all others, with ``--force-fp32``, and on the CPU.
+
+Text encoder and word predictor compute under autocast to bfloat16 where the UNet does, else in float32. A CPU with matrix
+units (AMX) multiplies bfloat16 and changes nothing else; one with vector instructions alone (AVX512-BF16) runs under
+autocast, because rounding for each product would cost what it saves.
 """
 
 from __future__ import annotations
@@ -15,7 +19,22 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import comfy.model_management
 import torch
+
+# Kinds of device whose PyTorch has all that a backward pass in half precision needs.
+CARDS = ("cuda", "xpu", "mps")
+
+
+def compute_type(device: torch.device) -> torch.dtype:
+    """The number type that the UNet computes in while a concept is learned on this device."""
+    if device.type not in CARDS:
+        return torch.float32
+    if comfy.model_management.should_use_bf16(device):
+        return torch.bfloat16
+    if comfy.model_management.should_use_fp16(device):
+        return torch.float16
+    return torch.float32
 
 
 def _supports(name: str) -> bool:
@@ -33,19 +52,11 @@ def has_vector_instructions() -> bool:
     return _supports("avx512_bf16")
 
 
-def has_card_units(device: torch.device) -> bool:
-    """Whether this graphics card multiplies bfloat16 matrices in hardware (NVIDIA from Ampere on; AMD by ROCm's word)."""
-    if device.type != "cuda":
-        return False
-    with torch.cuda.device(device):
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-
-
 def uses_autocast(device: torch.device) -> bool:
-    """Whether all that lies between two products is bfloat16 on this device, too."""
+    """Whether text encoder and word predictor compute under autocast to bfloat16; on a CPU the UNet, too."""
     if device.type == "cpu":
         return has_vector_instructions() and not has_matrix_units()
-    return has_card_units(device)
+    return compute_type(device) == torch.bfloat16
 
 
 @contextmanager

@@ -12,7 +12,10 @@ from torch import Tensor
 from torch.nn.utils.stateless import _reparametrize_module
 
 from ....e4t_core.unet import WordError
-from .base_model import SUPPORTED, effective_weights
+from .base_model import SUPPORTED, EffectiveWeights
+
+# Where ComfyUI keeps what is multiplied; embeddings and norms stay as they are.
+LAYERS = ".encoder.layers."
 
 
 class UnsupportedCLIPError(ValueError):
@@ -25,11 +28,16 @@ class ComfyTextEncoder:
     Clip skip and LoRAs of the CLIP count: they are what the sampler's prompts are encoded with. Its weights are lent
     copies on the load device, float32; the shared module is left as it was.
 
+    Args:
+        clip: see above.
+        rounded: hold the matrices of its layers in bfloat16, for callers that compute under autocast to it, which would
+            round them anyway.
+
     Raises:
         UnsupportedCLIPError: it is a CLIP of another family.
     """
 
-    def __init__(self, clip: comfy.sd.CLIP) -> None:
+    def __init__(self, clip: comfy.sd.CLIP, rounded: bool = False) -> None:
         outer = clip.cond_stage_model
         if not isinstance(outer, comfy.sd1_clip.SD1ClipModel) or not hasattr(clip.tokenizer, "clip"):
             raise UnsupportedCLIPError(
@@ -38,7 +46,10 @@ class ComfyTextEncoder:
         self._clip, self._outer = clip, outer
         self._network: comfy.sd1_clip.SDClipModel = getattr(outer, outer.clip)
         self._tokenizer = getattr(clip.tokenizer, clip.tokenizer.clip)
-        self._weights = effective_weights(clip.patcher, f"{outer.clip}.")
+        self._weights = {
+            name: weight.bfloat16() if rounded and weight.ndim == 2 and LAYERS in name else weight
+            for name, weight in EffectiveWeights(clip.patcher, f"{outer.clip}.").items()
+        }
         self._device = clip.patcher.load_device
 
     @property
