@@ -23,7 +23,6 @@ import os
 import time
 from collections import Counter
 from collections.abc import Callable
-from contextlib import ExitStack
 from dataclasses import dataclass, replace
 
 import torch
@@ -39,7 +38,7 @@ from .fake_world import CARD, RAM, FakeBase, fake_card, family_state, file_state
 from .full_size import CLIP_LAYERS, CLIP_WIDTH, make_domain
 from .memory_trace import Block, MemoryTrace
 from .operations import Operations
-from .random_checkpoint import FAMILIES, Family
+from .random_checkpoint import FAMILIES
 from .report import gate, table
 from .sampling_cost import CASES, evaluations
 
@@ -127,7 +126,9 @@ def photos_of(side: int) -> Photos:
     )
 
 
-def tune(base: BaseModel, plan: MemoryPlan, sizes: Sizes, domain_on: torch.device, on_step: Callable[[StepReport], object]) -> None:
+def tune(
+    base: BaseModel, plan: MemoryPlan, sizes: Sizes, domain_on: torch.device, on_step: Callable[[StepReport], object]
+) -> None:
     """Two steps of the paper's face preset, set-up and fixed word included."""
     settings = replace(FACE, steps=2, batch=sizes.batch, find_subject=sizes.find_subject)
     method = E4T(make_domain(base.unet, domain_on))
@@ -291,7 +292,9 @@ def show_tuning(name: str, found: dict[str, Tuning], ideal: int) -> None:
     for place in ("on_card", "in_ram"):
         whole: Counter[str] = sum((getattr(tuning, place) for tuning in found.values()), Counter())
         names = [name for name, size in whole.most_common() if size >= 5e6 * len(found)]
-        rest = {plan: sum(size for key, size in getattr(t, place).items() if key not in names) for plan, t in found.items()}
+        rest = {
+            plan: sum(size for key, size in getattr(t, place).items() if key not in names) for plan, t in found.items()
+        }
         rows = [(name, *(in_gigabytes(getattr(t, place)[name]) for t in found.values())) for name in names]
         where = "on the card" if place == "on_card" else "in RAM"
         rows.append(("the rest", *map(in_gigabytes, rest.values())))
@@ -321,12 +324,17 @@ def main() -> int:
         ideal = found[Job(family, "")]
         show_tuning(name, {plan: found[Job(family, plan)] for plan in plans}, ideal)
     print("two steps at the mini world's shapes on a CPU, float32, GB\n")
-    rows = [(plan, *map(in_gigabytes, pair), f"{pair[0] / pair[1]:.3f}") for plan, pair in zip(plans, agreed, strict=True)]
+    rows = [
+        (plan, *map(in_gigabytes, pair), f"{pair[0] / pair[1]:.3f}") for plan, pair in zip(plans, agreed, strict=True)
+    ]
     print(table(("plan", "traced", "allocated", "traced / allocated"), rows), end="\n\n")
     for name, evaluations in zip(families.values(), sampled, strict=True):
         show_sampling(name, evaluations)
     print(f"{time.perf_counter() - started:.0f} s\n")
-    met += [gate(f"{plan}, as traced / as allocated - 1", abs(a / b - 1), most=AGREEMENT) for plan, (a, b) in zip(plans, agreed, strict=True)]
+    met += [
+        gate(f"{plan}, as traced / as allocated - 1", abs(a / b - 1), most=AGREEMENT)
+        for plan, (a, b) in zip(plans, agreed, strict=True)
+    ]
     if options.tiny:
         return 0 if all(met) else 1
     for family, name in families.items():

@@ -117,7 +117,12 @@ def fake_card(ram: torch.device = RAM) -> Iterator[None]:
     added = _ADDED | ({} if ram == CARD else _TO_RAM)
     text = host.pack("nodes.host.networks.text_encoder")
     # It copies the storage itself, which is none of a fake tensor's.
-    with set_to(nn.Module, _apply=_apply), set_to(FakeTensor, **added), set_to(text, copy_with_strides=Tensor.clone), _ram(ram):
+    with (
+        set_to(nn.Module, _apply=_apply),
+        set_to(FakeTensor, **added),
+        set_to(text, copy_with_strides=Tensor.clone),
+        _ram(ram),
+    ):
         with _mode(), _Answers():
             yield
 

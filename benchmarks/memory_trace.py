@@ -161,9 +161,7 @@ class MemoryTrace(TorchDispatchMode):
             size += change
             if size > highest:
                 highest, when = size, event
-        alive = [
-            b for b in self.blocks if b.device == device and b.born <= when and (b.died is None or b.died > when)
-        ]
+        alive = [b for b in self.blocks if b.device == device and b.born <= when and (b.died is None or b.died > when)]
         return Peak(highest, tuple(alive) if highest else ())
 
     def reserved(self, device: str) -> int:

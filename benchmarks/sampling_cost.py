@@ -1,7 +1,7 @@
 """What one evaluation of the sampler takes with a word that is refined, beside a stock one, in floating-point operations.
 
 ComfyUI's own sampler runs on real tensors with this pack's MODEL and CLIP, at true shapes, but for the UNet's products: those
-are counted and give zeros. So no weights of that size exist, and an evaluation takes seconds on a CPU, while all that decides
+are counted and give any numbers. So no weights of that size exist, and an evaluation takes seconds on a CPU, while all that decides
 by content (which prompt is which) sees what it always sees.
 """
 
@@ -21,7 +21,7 @@ from e4t_core.methods.e4t.settings import FACE
 from e4t_core.methods.e4t.word_predictor import E4TPredictor
 
 from . import host
-from .fake_world import CARD, load
+from .fake_world import CARD, load, set_to
 from .full_size import CLIP_LAYERS, CLIP_WIDTH
 from .operations import FORMULAS, Operations
 from .random_checkpoint import draw, shapes_of
@@ -54,14 +54,18 @@ CASES = (
 
 
 class _Counted(Operations):
-    """The UNet's products give zeros; the text encoder's and the word predictor's are computed."""
+    """The UNet's products give any numbers; the text encoder's and the word predictor's are computed."""
+
+    _number = 0
 
     def compute(self, func: Any, args: Any, kwargs: Any) -> Any:
         formula = FORMULAS.get(func._overloadpacket)
         if formula is None or not _is_unets(func, args):
             return func(*args, **kwargs)
         shapes = func(*tree_map_only(Tensor, lambda tensor: tensor.to("meta"), args), **kwargs)
-        return tree_map_only(Tensor, lambda made: torch.zeros(made.shape, dtype=made.dtype), shapes)
+        # Other numbers every time, or a word would be found to be the one before.
+        self._number += 1
+        return tree_map_only(Tensor, lambda made: torch.full(made.shape, 1e-3 * self._number, dtype=made.dtype), shapes)
 
 
 def _is_unets(func: Any, args: Any) -> bool:
@@ -101,6 +105,7 @@ def evaluations(make_state: Callable[[], Mapping[str, Tensor]], side: int) -> li
         side: of the latent.
     """
     import comfy.sample
+    from comfy.ldm.modules import attention
 
     base = load(make_state, torch.float32, CARD)
     hollow(base.model.model.diffusion_model)
@@ -130,7 +135,8 @@ def evaluations(make_state: Callable[[], Mapping[str, Tensor]], side: int) -> li
     def evaluate(model: Any, clip: Any, prompt: str, case: Case) -> int:
         positive, negative = host.encode(clip, [prompt]), host.encode(clip, [case.negative])
         marks = []
-        with _Counted() as counted:
+        # As on a card; a CPU's default would fill the whole matrix.
+        with set_to(attention, optimized_attention=attention.attention_pytorch), _Counted() as counted:
             comfy.sample.sample(
                 model, start, 2, case.guidance, "euler", "normal", positive, negative, torch.zeros_like(start),
                 callback=lambda *_: marks.append(counted.total), disable_pbar=True,
@@ -138,6 +144,9 @@ def evaluations(make_state: Callable[[], Mapping[str, Tensor]], side: int) -> li
         return marks[1] - marks[0]
 
     return [
-        (evaluate(base.model, base.clip, "a photo of a face", case), evaluate(model, clip, f"a photo of {TRIGGER}", case))
+        (
+            evaluate(base.model, base.clip, "a photo of a face", case),
+            evaluate(model, clip, f"a photo of {TRIGGER}", case),
+        )
         for case in CASES
     ]
