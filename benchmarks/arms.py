@@ -33,6 +33,7 @@ RENDERED = ("other", "nearest", "render", "vae")
 PROMPTED = ("coarse", "oracle")
 LEARNED = ("encoder", "static", "e4t", "e4t mask", "crossed")
 UNMASKED = ("static", "e4t")  # tuned, and no mask is given
+DRAWN = ("refine_every",)  # settings of how the word is drawn that may be changed
 WEIGHTS = {"face": "faces", "cat": "cats"}
 ARMS = {
     "other": "a rendering of another identity",
@@ -89,13 +90,15 @@ class Drawer:
     """Draws any arm of any subject.
 
     Args:
-        changes: tuning settings that differ from the domain's preset, for a search on validation identities.
+        changes: settings that differ from the domain's preset, and ``refine_every``, for a search on validation identities.
         draws: pictures for each prompt.
         subject_domain: what the subjects are, "face" or "cat".
     """
 
     def __init__(self, draws: int, changes: dict[str, Any], subject_domain: str = "face") -> None:
-        self.draws, self.changes, self.subject_domain = draws, changes, subject_domain
+        self.draws, self.subject_domain = draws, subject_domain
+        self.changes = {name: value for name, value in changes.items() if name not in DRAWN}
+        self.drawn = {name: value for name, value in changes.items() if name in DRAWN}
         self._base: host.Base | None = None
         self._domains: dict[str, Any] = {}
         self._vae: Any = None
@@ -156,7 +159,7 @@ class Drawer:
         domain = self.subject_domain
         if arm == "crossed":
             domain = next(other for other in WEIGHTS if other != domain)
-        tuned = personalize(self.base, self.domain(domain), subject.photo, mask, self.settings(**changes))
+        tuned = personalize(self.base, self.domain(domain), subject.photo, mask, self.settings(**changes), **self.drawn)
         if arm == "static":  # the word alone, on a MODEL that holds no concept: what a stock embedding file gives
             return self._draw_at_once(replace(tuned, model=self.base.model), WORD, subject)
         parts = []
@@ -165,15 +168,17 @@ class Drawer:
         return torch.cat(parts)
 
 
-def personalize(base: host.Base, domain: Any, photo: Tensor, mask: Tensor | None, settings: Any) -> host.Base:
-    """The node "E4T Personalize" on a photo ``(3, H, W)``: the base with the concept in MODEL and CLIP."""
+def personalize(
+    base: host.Base, domain: Any, photo: Tensor, mask: Tensor | None, settings: Any, **sampling: Any
+) -> host.Base:
+    """The node "E4T Personalize" on a photo ``(3, H, W)``: the base with the concept in MODEL and CLIP, drawn as ``sampling`` says."""
     node = host.pack("nodes.personalize").Personalize
     # Two concepts: arms of one subject share them, and 64 subjects do not fill the memory.
     host.pack("nodes.host.learning.result_store").STORE.limit = STORE_BYTES
     with torch.inference_mode():
         output = node.execute(
             model=base.model, clip=base.clip, vae=base.vae, domain=domain, image=photo.movedim(0, -1)[None], trigger=WORD,
-            seed=0, mask=mask, settings=host.chosen(settings),
+            seed=0, mask=mask, settings=host.chosen(settings, **sampling),
         )  # fmt: skip
     model, clip = output.args[:2]
     return host.Base(model, clip, base.vae)

@@ -83,7 +83,7 @@ def learn(case: Case, threads: int) -> Learned:
     base = host.load_base(host.mini_checkpoint())
     output, seconds = personalize(base, case)
     held = output.args[2]
-    tensors = {f"difference {name}": value for name, value in held.differences.items()}
+    tensors = {f"difference {name}": stored.value() for name, stored in held.differences.items()}
     tensors |= {f"encoder {name}": value for name, value in held.concept.predictor.encoder.state_dict().items()}
     content = fingerprint(tensors | {"static": held.concept.embedding})
     return Learned(content, predictions(base, held, photo_latent(base)).numpy(), seconds)
@@ -128,7 +128,7 @@ def predictions(base: host.Base, held: Any, latent: Tensor, probes: int = PROBES
     text = host.pack("nodes.host.networks.text_encoder").ComfyTextEncoder(base.clip)
     weights = dict(unet.parameters())
     for extra in (held.shared, held.differences):
-        weights |= {name: weights[name] + value.to(unet.device) for name, value in extra.items()}
+        weights |= {name: weights[name] + stored.value().to(unet.device) for name, stored in extra.items()}
     # A copy: ComfyUI keeps book of where the network itself is.
     predictor = replace(held.concept.predictor, encoder=copy.deepcopy(held.concept.predictor.encoder).to(unet.device))
     steps = (torch.arange(probes) + 0.5).mul(1000 / probes).long().to(unet.device)

@@ -1,9 +1,10 @@
 """``python -m benchmarks.gpu``: what this machine's graphics card makes of it, in seconds, memory and accuracy.
 
 * Learning at Stable Diffusion 1.5's size (random weights, ``full_size``), 512 px, the paper's face preset, by the product's
-  own training loop: seconds per optimizer step after a warm-up step, peak memory, and the floating-point operations of a step
-  (counted with PyTorch's counter while one runs) as a share of this card's rate for bfloat16 matrices of 8192 x 8192. Beside
-  it the plain UNet step, as DreamBooth makes it: no word, no offsets, no pass that looks at the photo, computed alike.
+  own training loop, with every memory plan: seconds per optimizer step after a warm-up step, of 5 and 15 steps, peak memory,
+  and the floating-point operations of a step (counted with PyTorch's counter while one runs with the fast plan, so without
+  what others compute again) as a share of this card's rate for bfloat16 matrices of 8192 x 8192. Beside it the plain UNet
+  step, as DreamBooth makes it: no word, no offsets, no pass that looks at the photo, computed alike.
 * Sampling at that size: the stock prompt against the word, in turns. Both use the MODEL that holds the concept, so that
   ComfyUI need not patch weights between runs; for the stock prompt it does nothing else.
 * The mini world: the demo's photo learned by the node, drawn by stock nodes, and how far the noise predictions on 64 probes are
@@ -36,6 +37,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from e4t_core.concept import Concept
 from e4t_core.loop_settings import LoopSettings
+from e4t_core.memory_plan import FAST, PLANS, MemoryPlan
 from e4t_core.methods.e4t.method import E4T
 from e4t_core.methods.e4t.settings import FACE
 from e4t_core.training import BaseModel, Method, Photos, StepReport, train
@@ -60,28 +62,30 @@ class Sizes:
         matrix: side of the matrices whose product gives the card's rate.
         side: of the latent.
         batch: effective batch of a step.
-        micro_batches: to learn with.
+        plans: names of memory plans, and the micro-batch to learn with.
         steps: of a run, the first of which is not counted.
         sampling_steps: of a picture.
         runs: of each kind, in turns.
         find_subject: as the preset says; else without those passes.
         changes: of the mini face domain's preset.
         probes: noise levels that predictions are compared at.
+        pictures: of the mini world, drawn at once.
     """
 
     matrix: int = 8192
     side: int = 64
     batch: int = 16
-    micro_batches: tuple[int, ...] = (4, 16)
+    plans: tuple[tuple[str, int], ...] = (("fast", 4), ("fast", 16), ("balanced", 16), ("lean", 16), ("leanest", 4))
     steps: int = 4
     sampling_steps: int = 20
     runs: int = 5
     find_subject: bool = FACE.find_subject
     changes: Mapping[str, Any] = field(default_factory=dict)
     probes: int = PROBES
+    pictures: int = 4
 
 
-TINY = Sizes(256, 8, 2, (2,), 2, 1, 1, False, {"steps": 1, "batch": 2, "micro_batch": 2}, 8)
+TINY = Sizes(256, 8, 2, (("fast", 2), ("leanest", 1)), 2, 1, 1, False, {"steps": 1, "batch": 2, "micro_batch": 2}, 8, 1)
 
 
 def settle() -> None:
@@ -125,8 +129,10 @@ class FullSize:
             model, clip = loaded.model, loaded.clip
         else:
             model, clip, _, _ = comfy.sd.load_state_dict_guess_config(random_state(device="cuda"), output_vae=False)
-        unet = host.pack("nodes.host.networks.base_model").ComfyUNet(model)
-        text = host.pack("nodes.host.networks.text_encoder").ComfyTextEncoder(clip)
+        compute = host.pack("nodes.host.networks.compute_type")
+        unet = host.pack("nodes.host.networks.base_model").ComfyUNet(model, compute.compute_type(model.load_device))
+        rounded = unet.dtype == torch.bfloat16
+        text = host.pack("nodes.host.networks.text_encoder").ComfyTextEncoder(clip, rounded)
         generator = torch.Generator().manual_seed(1)
         photos = Photos(
             torch.randn(1, 4, sizes.side, sizes.side, generator=generator),
@@ -144,11 +150,12 @@ def operations(method: Method, full: FullSize, settings: LoopSettings) -> float:
             if report.phase == "subject" or (report.phase == "tuning" and report.micro == report.micros):
                 marks.append(counter.get_total_flops())
 
-        train(method, full.base, full.photos, replace(settings, steps=1), seed=0, on_step=on_step)
+        plan = replace(FAST, micro_batch=min(4, settings.batch))
+        train(method, full.base, full.photos, replace(settings, steps=1), seed=0, on_step=on_step, plan=plan)
     return float(marks[-1] - marks[-2])
 
 
-def learn(method: Method, full: FullSize, settings: LoopSettings) -> tuple[Concept, float, float]:
+def learn(method: Method, full: FullSize, settings: LoopSettings, plan: MemoryPlan) -> tuple[Concept, float, float]:
     """The concept, the median seconds of a step, and the seconds that the run took besides its steps."""
     ends: list[float] = []
 
@@ -159,7 +166,7 @@ def learn(method: Method, full: FullSize, settings: LoopSettings) -> tuple[Conce
 
     started = time.perf_counter()
     with host.pack("nodes.host.networks.compute_type").bfloat16_products(full.base.unet.device):
-        concept = train(method, full.base, full.photos, settings, seed=0, on_step=on_step)
+        concept = train(method, full.base, full.photos, settings, seed=0, on_step=on_step, plan=plan)
     settle()
     step = median(end - before for before, end in pairwise(ends))
     return concept, step, time.perf_counter() - started - (ends[-1] - ends[0]) - step
@@ -168,35 +175,38 @@ def learn(method: Method, full: FullSize, settings: LoopSettings) -> tuple[Conce
 def learning(sizes: Sizes, full: FullSize, rate: float) -> Concept | None:
     """Prints the table of learning; the concept that the last run of E4T gave, if one fitted the card."""
     rows, kept = [], None
-    compute = host.pack("nodes.host.networks.compute_type")
     methods: dict[str, Method] = {"E4T": E4T(make_domain(full.base.unet)), "plain UNet": PlainUNet()}
     for name, method in methods.items():
         counted = None
-        for micro_batch in sizes.micro_batches:
+        for plan_name, micro_batch in sizes.plans:
             settings = replace(
-                FACE,
-                steps=sizes.steps,
-                batch=sizes.batch,
-                micro_batch=micro_batch,
-                learning_rate=RATE,
-                find_subject=sizes.find_subject,
+                FACE, steps=sizes.steps, batch=sizes.batch, learning_rate=RATE, find_subject=sizes.find_subject
             )
-            label = f"{name}, micro-batch {micro_batch}"
+            plan = replace(PLANS[plan_name], micro_batch=micro_batch)
+            label = f"{name}, {plan_name}, micro-batch {micro_batch}"
             try:
                 if counted is None:
                     counted = operations(method, full, settings)
                 forget_peaks()
-                concept, step, besides = learn(method, full, settings)
+                concept, step, besides = learn(method, full, settings, plan)
             except torch.OutOfMemoryError:
-                rows.append((label, "does not fit", *["-"] * 7))
+                rows.append((label, "does not fit", *["-"] * 8))
                 continue
             kept = concept if isinstance(method, E4T) else kept
-            numbers = (step, 15 * step, besides, counted / 1e12, counted / step / 1e12, 100 * counted / step / rate)
+            numbers = (
+                step,
+                5 * step,
+                15 * step,
+                besides,
+                counted / 1e12,
+                counted / step / 1e12,
+                100 * counted / step / rate,
+            )
             rows.append((label, *(f"{n:.3g}" for n in numbers[:-1]), f"{numbers[-1]:.1f} %", *peaks()))
-    products = "bfloat16" if compute.uses_autocast(full.base.unet.device) else "float32"
     header = (
-        f"learning, {products} products",
+        f"learning in {full.base.unet.dtype}",
         "s/step",
+        "5 steps, derived",
         "15 steps, derived",
         "besides",
         "TFLOP/step",
@@ -298,7 +308,7 @@ def in_float32(changes: Mapping[str, Any], probes: int) -> tuple[np.ndarray, np.
 
 
 def mini_world(sizes: Sizes, reference: tuple[np.ndarray, np.ndarray, np.ndarray], out: Path) -> None:
-    """Prints the table of the mini world, and writes the photo and four pictures with the word side by side."""
+    """Prints the table of the mini world, and writes the photo and pictures with the word side by side."""
     latent, tuned, untuned = reference
     base = host.load_base(host.mini_checkpoint())
     steps = host.Sampling("euler", min(sizes.sampling_steps, host.EULER.steps))
@@ -313,10 +323,10 @@ def mini_world(sizes: Sizes, reference: tuple[np.ndarray, np.ndarray, np.ndarray
     for kind, parts in ((WORD, host.Base(output.args[0], output.args[1], base.vae)), ("a face", base)):
         for _ in range(2):  # the first one loads and patches weights
             started = time.perf_counter()
-            pictures = host.draw(parts, [f"a photo of {kind}"], range(4), steps)
+            pictures = host.draw(parts, [f"a photo of {kind}"], range(sizes.pictures), steps)
             seconds = time.perf_counter() - started
         sheet += list(pictures) if kind == WORD else []
-        rows.append((f"four pictures, “a photo of {kind}”", f"{seconds:.2f}", ""))
+        rows.append((f"{sizes.pictures} pictures, “a photo of {kind}”", f"{seconds:.2f}", ""))
     print(table(("mini world", "s", "predictions differ, of what tuning moved"), rows), flush=True)
     out.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray((torch.cat(sheet, dim=2) * 255).round().byte().movedim(0, -1).numpy()).save(out)

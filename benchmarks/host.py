@@ -155,9 +155,14 @@ def mini_domain(weights: str = "faces") -> Path:
     return path
 
 
-def chosen(settings: TuningSettings) -> Any:
-    """What E4T Settings gives with all of these values set."""
-    return pack("nodes.host.learning.settings_choice").SettingsChoice("", asdict(settings))
+def chosen(settings: TuningSettings, **sampling: Any) -> Any:
+    """What E4T Settings gives with all of these values set.
+
+    Args:
+        sampling: values of how the word is drawn that are not the default.
+    """
+    drawn = pack("e4t_core.loop_settings").SamplingSettings(**sampling)
+    return pack("nodes.host.learning.settings_choice").SettingsChoice("", asdict(settings), drawn)
 
 
 @torch.inference_mode()

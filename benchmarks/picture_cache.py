@@ -9,7 +9,8 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from e4t_core.files.checked_file import FileKind, write_tensors
+from e4t_core.files.checked_file import write_tensors
+from e4t_core.files.file_errors import FileKind
 
 
 def cached(path: Path, draw: Callable[[], Tensor]) -> Tensor:

@@ -91,6 +91,7 @@ def main() -> int:
     parser.add_argument("--no-find-subject", action="store_true", help="without a mask, learn all of the photo")
     parser.add_argument("--encoder-rate", type=float, help="the encoder's share of the learning rate")
     parser.add_argument("--feature-gradient", action=argparse.BooleanOptionalAction, help="through the feature pass")
+    parser.add_argument("--refine-every", type=int, help="predict the word at every so many evaluations only")
     parser.add_argument("--no-unet", action="store_true", help="tune encoder and offsets only")
     cores = torch.get_num_threads()
     parser.add_argument(
@@ -112,6 +113,7 @@ def main() -> int:
             ("find_subject", False if options.no_find_subject else None),
             ("train_unet", False if options.no_unet else None),
             ("encoder_rate", options.encoder_rate),
+            ("refine_every", options.refine_every),
             ("stop_feature_gradient", None if options.feature_gradient is None else not options.feature_gradient),
         )
         if value is not None

@@ -82,8 +82,8 @@ def main() -> None:
         ])  # fmt: skip
         if len(shown) < SHOWN:
             masks = (F.interpolate(mask, size=person.photo.shape[-2:], mode="bilinear") for mask in (found, subject))
-            grey = 0.35 * person.photo.mean(0, keepdim=True)
-            shown.append([person.photo, *(grey + mask[0] * (person.photo - grey) for mask in masks)])
+            gray = 0.35 * person.photo.mean(0, keepdim=True)
+            shown.append([person.photo, *(gray + mask[0] * (person.photo - gray) for mask in masks)])
     right, subject, found, with_worn, accessory, cells = np.array(sums).T
     rows = [
         (name, str(bootstrap(lambda w, a=a, b=b: weighted_ratio(w, a, b), len(sums))))  # type: ignore[misc]

@@ -6,11 +6,16 @@ import os
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 from .console import say
+from .places import REPOSITORY
 
-# Files of tests side by side, a core for each; more processes than this would need more memory than they save time.
-WHOLE_SUITE = ("tests", "-n", "logical", "--maxprocesses", "4", "--dist", "loadfile", "--durations", "15")
+# Files of tests side by side, a core for each, in the order they are given; more processes than this would need more memory
+# than they save time.
+SIDE_BY_SIDE = ("-n", "logical", "--maxprocesses", "4", "--dist", "loadfile", "--no-loadscope-reorder")
+FIRST = ("server", "benchmarks", "comfyui", "commands")
+"""Folders of tests that take longest: at the end no process is then left alone with a long file."""
 LAST_WORD_SECONDS = 30.0
 """How long a check may take to end after Ctrl-C; pytest stops servers and says what passed so far."""
 
@@ -24,7 +29,7 @@ def check(arguments: list[str]) -> int:
         "ruff check": ("ruff", "check", "."),
         "ruff format": ("ruff", "format", "--check", "."),
         "mypy": ("mypy",),
-        "pytest": ("pytest", "--import-mode=importlib", *(arguments or WHOLE_SUITE)),
+        "pytest": ("pytest", "--import-mode=importlib", *(arguments or (*SIDE_BY_SIDE, "--durations", "15", *suite()))),
     }
     failed = []
     for name, command in checks.items():
@@ -35,6 +40,15 @@ def check(arguments: list[str]) -> int:
         say(f"· {name}: {'FAILED' if name in failed else 'ok'}, {time.monotonic() - start:.1f} s")
     say(f"Failed: {', '.join(failed)}." if failed else "Everything passed.")
     return 1 if failed else 0
+
+
+def suite(tests: Path = REPOSITORY / "tests") -> list[str]:
+    """Every folder and file of tests, those first that take longest."""
+    inside = {path.relative_to(tests).parts[0] for path in tests.rglob("test_*.py")}
+    return [
+        str(tests / name)
+        for name in sorted(inside, key=lambda name: (FIRST.index(name) if name in FIRST else len(FIRST), name))
+    ]
 
 
 def run(command: list[str]) -> int:

@@ -24,7 +24,9 @@ class WordPredictor(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class Concept:
-    """The result of :func:`e4t_core.training.train`. All tensors are float32 on the CPU and without gradients.
+    """The result of :func:`e4t_core.training.train`. All tensors are on the CPU and without gradients.
+
+    They are float32, differences of weights apart (see :mod:`~.stored_difference`).
 
     Attributes:
         trigger: what a person types in a prompt ("S*").

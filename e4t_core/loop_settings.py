@@ -105,6 +105,20 @@ class SamplingSettings:
     end_percent: float = setting(
         1.0, "Share of the sampling schedule after which the word is frozen.", least=0, most=1, step=0.01
     )
+    refine_every: int = setting(
+        1,
+        "Predict the word at every so many evaluations of the sampler only. Higher is faster, and less of a likeness.",
+        least=1,
+        most=100,
+        unit="evaluations",
+        advanced=True,
+    )
+    share_pass: bool = setting(
+        True,
+        "Look at the noisy picture in the negative prompt's own pass, where that prompt is empty. Faster; pictures differ by"
+        " rounding.",
+        advanced=True,
+    )
 
     def __post_init__(self) -> None:
         check_settings(self)

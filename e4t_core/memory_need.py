@@ -49,6 +49,7 @@ class Work:
         cells: of the latent.
         batch: samples of an optimizer step.
         itemsize: bytes of a number of the UNet's type.
+        in_ram: the UNet computes in RAM itself (CPU, Apple).
     """
 
     trained: Trained
@@ -57,6 +58,7 @@ class Work:
     cells: int
     batch: int
     itemsize: int
+    in_ram: bool = False
 
 
 @dataclass(frozen=True)
@@ -74,7 +76,7 @@ def need(plan: MemoryPlan, work: Work) -> Need:
     moments = (2 if plan.half_moments else 4) * 2 * masters
     state = FLOAT32 * masters + moments
     # A float32 master on the same device is the working weight itself.
-    shared = work.itemsize == FLOAT32 and not plan.state_in_ram and trained.unet
+    shared = work.itemsize == FLOAT32 and trained.unet and (work.in_ram or not plan.state_in_ram)
     leaves = 0 if shared else work.itemsize * work.unet
     # One backward pass for the batch needs no buffer: each gradient is used as soon as it is there.
     gradients = work.itemsize * work.unet if masters and plan.micro_batch < work.batch else 0

@@ -23,17 +23,18 @@ class Setting:
     """What is known about one setting.
 
     Attributes:
-        tooltip: what it does, for a person.
+        tooltip: what it does, for a person; empty where the dataclass's docstring says it.
         least, most: the range, both ends included.
         above, below: limits that are not included, in place of ``least`` or ``most``.
         step: how far one click of a widget goes.
         unit: of the number ("diffusion timesteps"); empty for a plain number.
         advanced: it hides behind "advanced".
-        choices: all values that a text may have.
+        choices: what a text may be; anything where there are none.
+        filled: a text may not be empty.
         name, kind, default: of the field, filled in by :func:`settings_of`.
     """
 
-    tooltip: str
+    tooltip: str = ""
     least: float | None = None
     most: float | None = None
     above: float | None = None
@@ -42,28 +43,39 @@ class Setting:
     unit: str = ""
     advanced: bool = False
     choices: tuple[str, ...] = ()
+    filled: bool = False
     name: str = ""
-    kind: type = float
+    kind: Any = float
     default: Any = None
 
     def range_text(self) -> str:
-        """The range in words: "a whole number from 0 to 1000", "true or false"."""
+        """The range in words: "a whole number from 0 to 1000", "true or false", "one of fp32, bf16"."""
+        if typing.get_origin(self.kind) is tuple:
+            return f"a list, every value of it {self._part().range_text()}"
         if self.kind is bool:
             return "true or false"
         if self.kind is str:
-            return f"one of {', '.join(self.choices)}"
-        noun = "a whole number" if self.kind is int else "a number"
-        low = f"above {self.above:g}" if self.above is not None else f"from {self.least:g}"
-        if self.below is not None:
-            return f"{noun} {low} to below {self.below:g}"
-        return f"{noun} {low} to {self.most:g}"
+            known = f"one of {', '.join(filter(None, self.choices))}" if self.choices else ""
+            return known or ("a text that is not empty" if self.filled else "a text")
+        high = f" to below {self.below:g}" if self.below is not None else ""
+        high = f" to {self.most:g}" if self.most is not None else high
+        noun = "a whole number" if self.kind is int else "a number" if high else "a finite number"
+        if self.above is not None:
+            return f"{noun} above {self.above:g}{high}"
+        if self.least is None:
+            return noun
+        return f"{noun} from {self.least:g}{high}" if high else f"{noun} of {self.least:g} or more"
 
     def fits(self, value: object) -> bool:
         """Whether a value is of the setting's kind and in its range."""
+        if typing.get_origin(self.kind) is tuple:
+            part = self._part()
+            return isinstance(value, tuple) and all(part.fits(one) for one in value)
         if self.kind is bool:
             return isinstance(value, bool)
         if self.kind is str:
-            return isinstance(value, str) and value in self.choices
+            known = not self.choices or value in self.choices
+            return isinstance(value, str) and known and (bool(value) or not self.filled)
         wanted: tuple[type, ...] = (int,) if self.kind is int else (int, float)
         if isinstance(value, bool) or not isinstance(value, wanted):
             return False
@@ -77,25 +89,34 @@ class Setting:
         )
         return all(limits)
 
+    def _part(self) -> Setting:
+        """The same for each value of a list."""
+        return dataclasses.replace(self, kind=typing.get_args(self.kind)[0])
 
-def setting(default: Any, tooltip: str, **limits: Any) -> Any:
+
+def setting(default: Any = dataclasses.MISSING, tooltip: str = "", **limits: Any) -> Any:
     """A dataclass field with its description; ``limits`` are the other fields of :class:`Setting`."""
     return dataclasses.field(default=default, metadata={KEY: Setting(tooltip, **limits)})
 
 
 def settings_of(kind: type) -> dict[str, Setting]:
-    """The settings of a dataclass by name, in the order of its fields."""
+    """The settings of a dataclass by name, in the order of its fields; those made without :func:`setting` are none."""
     hints = typing.get_type_hints(kind)
     return {
         field.name: dataclasses.replace(
             field.metadata[KEY], name=field.name, kind=hints[field.name], default=field.default
         )
         for field in dataclasses.fields(kind)
+        if KEY in field.metadata
     }
 
 
-def check_settings(settings: object) -> None:
+def check_settings(settings: object, section: str = "") -> None:
     """Check every value of a settings object; call it in ``__post_init__``.
+
+    Args:
+        settings: an instance of a dataclass.
+        section: of a config that it stands in, for messages.
 
     Raises:
         ValueError: a value is of another kind or out of range; the message names it and the range.
@@ -104,7 +125,8 @@ def check_settings(settings: object) -> None:
     for name, about in settings_of(kind).items():
         value = getattr(settings, name)
         if not about.fits(value):
-            raise ValueError(f"Setting {name} = {repr(value)[:60]} must be {about.range_text()}.")
+            label = f"{section}.{name}" if section else f"Setting {name}"
+            raise ValueError(f"{label} = {repr(value)[:60]} must be {about.range_text()}.")
 
 
 def with_changes(preset: Any, changes: Mapping[str, Any]) -> Any:

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .stored_difference import StoredDifference
+
 
 @dataclass(frozen=True, eq=False)
 class Full:
@@ -15,11 +17,20 @@ class Full:
 
     Attributes:
         name: canonical name of the weight.
-        difference: of the weight's shape.
+        stored: of the weight's shape, in half precision where that loses nothing that could be measured.
     """
 
     name: str
-    difference: Tensor
+    stored: StoredDifference
+
+    @classmethod
+    def of(cls, name: str, difference: Tensor) -> Full:
+        """A change by a finite difference of the weight's shape, on any device; see :meth:`StoredDifference.of`."""
+        return cls(name, StoredDifference.of(difference))
+
+    def difference(self) -> Tensor:
+        """The difference in float32, on the CPU."""
+        return self.stored.value()
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,9 +56,9 @@ class Scaled:
 WeightChange = Full | Scaled
 
 
-def full_differences(changes: Iterable[WeightChange]) -> dict[str, Tensor]:
-    """The :class:`Full` changes as difference by canonical name."""
-    return {change.name: change.difference for change in changes if isinstance(change, Full)}
+def full_differences(changes: Iterable[WeightChange]) -> dict[str, StoredDifference]:
+    """The :class:`Full` changes as stored difference by canonical name; nothing is copied."""
+    return {change.name: change.stored for change in changes if isinstance(change, Full)}
 
 
 def shared_factors(changes: Iterable[WeightChange]) -> dict[str, tuple[Tensor, Tensor]]:
@@ -56,8 +67,12 @@ def shared_factors(changes: Iterable[WeightChange]) -> dict[str, tuple[Tensor, T
 
 
 @torch.no_grad()
-def shared_differences(base: Mapping[str, Tensor], factors: Mapping[str, tuple[Tensor, Tensor]]) -> dict[str, Tensor]:
-    """``W * P Q^T``, ``(M, N)`` float32 on the CPU by canonical name; zero matrices are left out.
+def shared_differences(
+    base: Mapping[str, Tensor], factors: Mapping[str, tuple[Tensor, Tensor]]
+) -> dict[str, StoredDifference]:
+    """``W * P Q^T``, ``(M, N)`` by canonical name, as they are kept; zero matrices are left out.
+
+    One weight is asked for at a time, and each once: a base may compute them when they are asked for.
 
     Args:
         base: effective weights by canonical name.
@@ -68,5 +83,5 @@ def shared_differences(base: Mapping[str, Tensor], factors: Mapping[str, tuple[T
         weight = base[name].float()
         difference = weight * (p.to(weight) @ q.to(weight).T)
         if difference.any():
-            found[name] = difference.cpu()
+            found[name] = StoredDifference.of(difference)
     return found

@@ -8,6 +8,7 @@ exist at once, however many micro-batches make a step, and masters may live wher
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Mapping
 
 import torch
@@ -51,7 +52,9 @@ class WorkingWeights:
         Only where one backward pass covers the batch. A gradient that is not finite changes nothing.
         """
         for part in self._trained:
-            part.leaf.register_post_accumulate_grad_hook(lambda _leaf, part=part: part.step())
+            # PyTorch's hooks are not seen by Python's garbage collector: a strong reference would be for ever.
+            known = weakref.ref(part)
+            part.leaf.register_post_accumulate_grad_hook(lambda _leaf, known=known: known().step())
 
     def set_rate(self, share: float) -> None:
         """The learning rate as a share of the settings'."""

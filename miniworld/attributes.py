@@ -134,7 +134,7 @@ class Identity:
         return "train" if bucket < 90 else "validation" if bucket < 94 else "held-out"
 
     def order(self) -> bytes:
-        """Sorts identities reproducibly without favouring any."""
+        """Sorts identities reproducibly without favoring any."""
         text = repr((self.canonical(), tuple(round(g, 4) for g in self.geometry)))
         return hashlib.sha256(text.encode()).digest()
 

@@ -97,8 +97,8 @@ class Autoencoder(nn.Module):
         return latents * self.latent_std + self.latent_mean
 
 
-def start_from_colours(model: Autoencoder) -> None:
-    """Lets a picture's colours travel through latent channels 0-2 from the first step on.
+def start_from_colors(model: Autoencoder) -> None:
+    """Lets a picture's colors travel through latent channels 0-2 from the first step on.
 
     An autoencoder of plain random weights spends its first thousands of steps finding this path.
     """
@@ -125,7 +125,7 @@ def start_from_colours(model: Autoencoder) -> None:
 def whiten(model: Autoencoder, latents: Tensor) -> None:
     """Folds into the encoder what makes its latents ``(N, 4, h, w)`` uncorrelated, with zero mean and unit variance.
 
-    As they come, three channels are nearly the colours red, green and blue: all carry brightness, and hue is a small
+    As they come, three channels are nearly the colors red, green and blue: all carry brightness, and hue is a small
     difference between them, which a denoiser learns late. The decoder's first layer gets the inverse, which its clamp
     in front makes inexact: train the decoder on for a while.
     """

@@ -8,7 +8,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from e4t_core.files.checked_file import FileKind, write_tensors
+from e4t_core.files.checked_file import write_tensors
+from e4t_core.files.file_errors import FileKind
 
 from . import autoencoder, text_encoder
 from .autoencoder import Autoencoder
@@ -26,7 +27,7 @@ def write_checkpoint(
     state |= {f"cond_stage_model.transformer.{k}": v for k, v in text_encoder.stock_state(text).items()}
     state |= {f"first_stage_model.{k}": v for k, v in autoencoder.stock_state(vae).items()}
     path.parent.mkdir(parents=True, exist_ok=True)
-    # The two scalars that scale latents stay float32: their rounding would shift every picture's colours.
+    # The two scalars that scale latents stay float32: their rounding would shift every picture's colors.
     write_tensors(
         path,
         {k: v.to(torch.float32 if v.ndim == 0 else torch.float16) for k, v in state.items()},

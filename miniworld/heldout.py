@@ -20,5 +20,5 @@ def concept_photo(identity: Identity) -> tuple[Scene, Tensor]:
 
 
 def held_out(domain: str = "face", split: str = "held-out", count: int = COUNT) -> tuple[Identity, ...]:
-    """Identities of a split, ordered by hash, so that nobody can pick a favourite."""
+    """Identities of a split, ordered by hash, so that nobody can pick a favorite."""
     return identities_of(domain, split, count)

@@ -23,7 +23,7 @@ from .unet import GroupNorm
 ARCHITECTURES = {"judge-a": "convolutional", "judge-b": "attentive"}
 IDENTITY_WIDTH = 64
 FEATURES = 512
-CENTRE = (SIZE / 2, SIZE / 2 + 5)  # pixels; where the renderer's origin lies in an unshifted picture
+CENTER = (SIZE / 2, SIZE / 2 + 5)  # pixels; where the renderer's origin lies in an unshifted picture
 SHIFT_UNIT = 8.0  # pixels
 
 
@@ -58,11 +58,11 @@ class Place:
         return cls(torch.tensor([ZOOM[s.zoom] for s in scenes]), torch.tensor([s.shift for s in scenes]))
 
 
-def centred(pictures: Tensor, place: Place) -> Tensor:
+def centered(pictures: Tensor, place: Place) -> Tensor:
     """Pictures as unshifted portraits; what lies outside continues the border."""
-    count, centre = len(pictures), torch.tensor(CENTRE)
+    count, center = len(pictures), torch.tensor(CENTER)
     # grid_sample counts from -1 to 1 between the outer edges: source = scale * target + rest.
-    rest = (centre + place.shift - place.scale[:, None] * centre) / (SIZE / 2) - 1 + place.scale[:, None]
+    rest = (center + place.shift - place.scale[:, None] * center) / (SIZE / 2) - 1 + place.scale[:, None]
     theta = torch.zeros(count, 2, 3)
     theta[:, 0, 0], theta[:, 1, 1], theta[:, :, 2] = place.scale, place.scale, rest
     grid = F.affine_grid(theta, [count, 3, SIZE, SIZE], align_corners=False)
@@ -208,7 +208,7 @@ class Judge(nn.Module):
         zoom, shift = self.locate(x)
         if place is None:
             place = Place(torch.tensor(ZOOM)[zoom.argmax(1)], shift)
-        features = self.trunk(centred(x, place).contiguous(memory_format=torch.channels_last))
+        features = self.trunk(centered(x, place).contiguous(memory_format=torch.channels_last))
         parts = self.classify(features).float().split(list(self.questions.values()), dim=1)
         logits = dict(zip(self.questions, parts, strict=True)) | {"zoom": zoom}
         numbers = self.measure(features).float()

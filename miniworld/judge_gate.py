@@ -2,7 +2,7 @@
 
 At least 0.97 of each attribute's visible occurrences on drawn pictures and 0.93 on reconstructions; an area of at least
 0.95 under the ROC curve of the identity net on hard pairs (the same individual, or its twin, in another scene; the twin
-differs in one named attribute, in the geometry or in the marks, each as often). Eye colour and marks are the smallest
+differs in one named attribute, in the geometry or in the marks, each as often). Eye color and marks are the smallest
 things in a picture and are listed apart.
 """
 
@@ -17,7 +17,8 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from e4t_core.files.checked_file import FileKind, write_tensors
+from e4t_core.files.checked_file import write_tensors
+from e4t_core.files.file_errors import FileKind
 
 from .attributes import DOMAINS, Identity, Scene, identities_of, random_scene
 from .autoencoder import Autoencoder
@@ -130,7 +131,7 @@ def identity_area(judge: Judge, twins: Tensor, told_apart: Tensor) -> float:
 
 
 def is_small(attribute: str) -> bool:
-    """Eye colour and marks: listed apart from the gate."""
+    """Eye color and marks: listed apart from the gate."""
     return "eye colour" in attribute or " mark " in attribute
 
 

@@ -41,7 +41,7 @@ def _changed(identity: Identity, stranger: Identity, kind: int) -> Identity | No
         other = replace(identity, geometry=stranger.geometry)
     else:
         other = replace(identity, marks=stranger.marks)
-    # A bald head's hair colour is no difference; of one split with its twin, or the splits would mix.
+    # A bald head's hair color is no difference; of one split with its twin, or the splits would mix.
     differs_visibly = other.canonical() != identity.canonical() or other.geometry != identity.geometry
     return other if differs_visibly and other.split() == identity.split() else None
 

@@ -18,8 +18,8 @@ HEAD = 42.0  # half the height of a face
 ZOOM = (1.0, 1.3, 0.7)
 
 
-def _palette(*colours: str) -> Tensor:
-    return torch.tensor([[int(c[i : i + 2], 16) / 255 for i in (0, 2, 4)] for c in colours])
+def _palette(*colors: str) -> Tensor:
+    return torch.tensor([[int(c[i : i + 2], 16) / 255 for i in (0, 2, 4)] for c in colors])
 
 
 BACKGROUND = _palette("d84040", "e8924a", "ecd95c", "6cbf6a", "5a90e0", "a070d0", "9a9a9a", "f2f2f2")
@@ -34,20 +34,20 @@ STREAK = _palette("000000", "fafafa", "8a1cc8", "ff8a00")
 class _Canvas:
     """A batch of pictures being painted, back to front."""
 
-    def __init__(self, colour: Tensor, x: Tensor, y: Tensor, scale: Tensor) -> None:
+    def __init__(self, color: Tensor, x: Tensor, y: Tensor, scale: Tensor) -> None:
         self.x, self.y, self.scale = x, y, scale
-        self.picture = colour.expand(-1, -1, SIZE, SIZE).clone()
+        self.picture = color.expand(-1, -1, SIZE, SIZE).clone()
         self.ink = torch.zeros_like(x)
 
-    def paint(self, distance: Tensor, colour: Tensor, where: Tensor | None = None, outline: bool = True) -> None:
-        """Fills ``distance < 0`` (B,1,H,W) with ``colour`` (B,3,1,1), in the pictures where ``where`` (B,) holds."""
+    def paint(self, distance: Tensor, color: Tensor, where: Tensor | None = None, outline: bool = True) -> None:
+        """Fills ``distance < 0`` (B,1,H,W) with ``color`` (B,3,1,1), in the pictures where ``where`` (B,) holds."""
         pixels = distance * self.scale
         alpha = (0.5 - pixels).clamp(0, 1)
         line = (1.9 - pixels.abs()).clamp(0, 1)
         if where is not None:
             chosen = where.view(-1, 1, 1, 1).to(alpha.dtype)
             alpha, line = alpha * chosen, line * chosen
-        self.picture = torch.lerp(self.picture, colour.expand_as(self.picture), alpha)
+        self.picture = torch.lerp(self.picture, color.expand_as(self.picture), alpha)
         self.ink = self.ink * (1 - alpha)
         if outline:
             self.ink = torch.maximum(self.ink, line)
@@ -88,7 +88,7 @@ class _Batch:
         return low + (high - low) * column
 
 
-def _colour(palette: Tensor, index: Tensor) -> Tensor:
+def _color(palette: Tensor, index: Tensor) -> Tensor:
     return palette[index].view(-1, 3, 1, 1)
 
 
@@ -97,15 +97,15 @@ def _tone(value: str) -> Tensor:
 
 
 def _mark(canvas: _Canvas, kind: Tensor, cx: Tensor | float, cy: Tensor | float) -> None:
-    canvas.paint(canvas.ellipse(cx, cy, 4.2, 4.2), _colour(PAINT, kind), kind == 1, outline=False)
-    canvas.paint(canvas.bar(cx, cy, 8.5, 2.6, 0.6), _colour(PAINT, kind), kind == 2, outline=False)
-    canvas.paint(canvas.ellipse(cx, cy, 5.6, 5.6), _colour(PAINT, kind), kind >= 3, outline=False)
+    canvas.paint(canvas.ellipse(cx, cy, 4.2, 4.2), _color(PAINT, kind), kind == 1, outline=False)
+    canvas.paint(canvas.bar(cx, cy, 8.5, 2.6, 0.6), _color(PAINT, kind), kind == 2, outline=False)
+    canvas.paint(canvas.ellipse(cx, cy, 5.6, 5.6), _color(PAINT, kind), kind >= 3, outline=False)
 
 
 def _accessory(canvas: _Canvas, kind: Tensor, half_width: Tensor, top: float, neck: float) -> None:
     """Hat and crown sit at ``top``, headphones around the head, the scarf at ``neck``."""
     a = half_width
-    hat, gold, grey, red = _tone("283058"), _tone("ffc400"), _tone("20686c"), _tone("c01c50")
+    hat, gold, gray, red = _tone("283058"), _tone("ffc400"), _tone("20686c"), _tone("c01c50")
     dome = torch.maximum(canvas.ellipse(0.0, top + 12, a * 0.88, 30.0), canvas.y - (top + 14))
     canvas.paint(dome, hat, kind == 1)
     canvas.paint(canvas.box(0.0, top + 15, a + 11, 3.6), hat, kind == 1)
@@ -113,16 +113,16 @@ def _accessory(canvas: _Canvas, kind: Tensor, half_width: Tensor, top: float, ne
     crown = torch.maximum(canvas.box(0.0, top + 1, a * 0.84, 13.0), (top - 13 + teeth) - canvas.y)
     canvas.paint(crown, gold, kind == 2)
     band = torch.maximum(canvas.ellipse(0.0, 0.0, a + 6.5, -top + 7).abs() - 3.0, canvas.y - 2)
-    canvas.paint(band, grey, kind == 3)
+    canvas.paint(band, gray, kind == 3)
     for side in (-1, 1):
-        canvas.paint(canvas.ellipse(side * (a + 5), 2.0, 7.5, 13.0), grey, kind == 3)
+        canvas.paint(canvas.ellipse(side * (a + 5), 2.0, 7.5, 13.0), gray, kind == 3)
     canvas.paint(canvas.box(0.0, neck, a * 0.8 + 4, 6.5), red, kind == 4)
     canvas.paint(canvas.box(-a * 0.45, neck + 14, 7.0, 14.0), red, kind == 4)
 
 
 def _draw_faces(canvas: _Canvas, batch: _Batch, accessory: Tensor) -> None:
     x, y = canvas.x, canvas.y
-    skin, hair = _colour(SKIN, batch.index("skin")), _colour(HAIR, batch.index("hair colour"))
+    skin, hair = _color(SKIN, batch.index("skin")), _color(HAIR, batch.index("hair colour"))
     a = batch.measure("face width", 27.0, 40.0)
     eye_dx = a * batch.measure("eye spacing", 0.36, 0.56)
     eye_y = batch.measure("eye height", -13.0, 0.0)
@@ -155,7 +155,7 @@ def _draw_faces(canvas: _Canvas, batch: _Batch, accessory: Tensor) -> None:
     canvas.paint(canvas.ellipse(0.0, eye_y + 8 + nose, 3.6, nose), skin * 0.74)
     canvas.paint(canvas.ellipse(0.0, mouth_y - 6.5, mouth_w * 0.75 + 7, 4.0), hair, batch.has("beard", "moustache"))
     canvas.paint(canvas.ellipse(0.0, mouth_y, mouth_w, 3.2), _tone("a02838"))
-    iris = _colour(EYES, batch.index("eye colour"))
+    iris = _color(EYES, batch.index("eye colour"))
     for side in (-1, 1):
         canvas.paint(canvas.ellipse(side * eye_dx, eye_y, eye_r * 1.25, eye_r), _tone("ffffff"))
         canvas.paint(canvas.ellipse(side * eye_dx, eye_y, eye_r * 0.78, eye_r * 0.78), iris, outline=False)
@@ -174,15 +174,15 @@ def _draw_faces(canvas: _Canvas, batch: _Batch, accessory: Tensor) -> None:
     streak = batch.mark("hair")
     lock = torch.maximum(canvas.ellipse(0.0, -40.0, 4.5, 16.0), torch.maximum(y + 25, -30 - HEAD - y))
     side_lock = torch.maximum(canvas.bar(a * 0.4, -36.0, 5.0, 14.0, 0.0), cap)
-    canvas.paint(lock, _colour(STREAK, streak), (streak > 0) & mohawk, outline=False)
+    canvas.paint(lock, _color(STREAK, streak), (streak > 0) & mohawk, outline=False)
     covered = (streak > 0) & ~mohawk & ~batch.has("hair style", "bald")
-    canvas.paint(side_lock, _colour(STREAK, streak), covered, outline=False)
+    canvas.paint(side_lock, _color(STREAK, streak), covered, outline=False)
     _accessory(canvas, accessory, a, -HEAD, HEAD + 7)
 
 
 def _draw_cats(canvas: _Canvas, batch: _Batch, accessory: Tensor) -> None:
     y = canvas.y
-    fur = _colour(FUR, batch.index("fur"))
+    fur = _color(FUR, batch.index("fur"))
     dark = (fur.mean(1, keepdim=True) < 0.4).to(fur.dtype)
     second = fur * 0.5 * (1 - dark) + (fur + 0.4).clamp(0, 1) * dark
     a = batch.measure("face width", 30.0, 43.0)
@@ -201,7 +201,7 @@ def _draw_cats(canvas: _Canvas, batch: _Batch, accessory: Tensor) -> None:
         canvas.paint(wedge + 4.5, _tone("f0a0a8"), outline=False)
         kind = batch.mark(place)
         tipped = torch.maximum(wedge, y - (tip + ear * 0.9 + 6))
-        canvas.paint(tipped, _colour(STREAK, kind), kind > 0, outline=False)
+        canvas.paint(tipped, _color(STREAK, kind), kind > 0, outline=False)
     head = canvas.ellipse(0.0, 4.0, a, 34.0)
     canvas.paint(head, fur)
     masked, striped, patch = (batch.has("pattern", p) for p in ("masked", "striped", "patch"))
@@ -214,7 +214,7 @@ def _draw_cats(canvas: _Canvas, batch: _Batch, accessory: Tensor) -> None:
     canvas.paint(canvas.ellipse(0.0, 20.0, muzzle, 9.5), _tone("fff4ec"))
     canvas.paint(canvas.ellipse(0.0, 14.0, 5.2, 3.6), _tone("d85878"), outline=False)
     canvas.paint(canvas.box(0.0, 22.0, 5.0, 1.3), _tone("602030"), outline=False)
-    iris = _colour(EYES, batch.index("eye colour"))
+    iris = _color(EYES, batch.index("eye colour"))
     for side in (-1, 1):
         canvas.paint(canvas.ellipse(side * eye_dx, -3.0, eye_r * 1.2, eye_r), _tone("ffffff"))
         canvas.paint(canvas.ellipse(side * eye_dx, -3.0, eye_r * 0.8, eye_r * 0.85), iris, outline=False)
@@ -231,7 +231,7 @@ def _blur(picture: Tensor) -> Tensor:
 
 
 def _stylise(canvas: _Canvas, style: Tensor, x: Tensor, y: Tensor) -> Tensor:
-    """photo: soft light; pencil sketch: pale colours and dark lines; pixel art: 4-pixel blocks; watercolor: washed.
+    """photo: soft light; pencil sketch: pale colors and dark lines; pixel art: 4-pixel blocks; watercolor: washed.
 
     All are blurred by one pixel: eight-fold compression to four channels cannot keep anything sharper.
     """
@@ -271,7 +271,7 @@ def render(identities: Sequence[Identity], scenes: Sequence[Scene]) -> Tensor:
         gy, gx = torch.meshgrid(grid, grid, indexing="ij")
         x = (gx[None, None] - SIZE / 2 - shift[:, 0].view(-1, 1, 1, 1)) / scale
         y = (gy[None, None] - SIZE / 2 - 5 - shift[:, 1].view(-1, 1, 1, 1)) / scale
-        canvas = _Canvas(_colour(BACKGROUND, torch.tensor([s.background for s in chosen])), x, y, scale)
+        canvas = _Canvas(_color(BACKGROUND, torch.tensor([s.background for s in chosen])), x, y, scale)
         draw = _draw_faces if domain == "face" else _draw_cats
         draw(canvas, batch, torch.tensor([s.accessory for s in chosen]))
         result[rows] = _stylise(canvas, torch.tensor([s.style for s in chosen]), gx - SIZE / 2, gy - SIZE / 2)

@@ -14,8 +14,8 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from e4t_core.files.checked_file import replacing
 from e4t_core.files.domain_file import save_domain
+from e4t_core.files.whole_file import replacing
 
 from .checkpoint import write_checkpoint
 from .domains import load_mini_domain

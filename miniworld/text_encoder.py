@@ -98,13 +98,13 @@ class TextEncoder(nn.Module):
             nn.init.normal_(layer.out_proj.weight, std=0.01)
             nn.init.normal_(layer.fc2.weight, std=0.01)
 
-    def normalised_rows(self) -> Tensor:
+    def normalized_rows(self) -> Tensor:
         return self.rows * (ROW_NORM / self.rows.norm(dim=1, keepdim=True))
 
     def embed(self, tokens: Tensor) -> Tensor:
         """Word rows ``(B, 77, 768)``; unknown words get their fixed random row."""
         place = self.lookup[tokens]
-        known = F.embedding(place.clamp_min(0), self.normalised_rows())
+        known = F.embedding(place.clamp_min(0), self.normalized_rows())
         return torch.where((place >= 0)[..., None], known, self.unknown[tokens])
 
     def transform(self, rows: Tensor) -> Tensor:
@@ -120,7 +120,7 @@ class TextEncoder(nn.Module):
 def stock_state(model: TextEncoder) -> dict[str, Tensor]:
     """CLIP-L's full state (``text_model.*``): what the stock text encoder computes with it equals ``model``."""
     rows = word_rows()
-    rows[model.known] = model.normalised_rows().detach()
+    rows[model.known] = model.normalized_rows().detach()
     state = {
         "text_model.embeddings.token_embedding.weight": rows,
         "text_model.embeddings.position_embedding.weight": model.position.detach().clone(),

@@ -120,7 +120,7 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], None]] = {
 def main() -> None:
     parser = argparse.ArgumentParser(prog="train", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("what", choices=COMMANDS)
-    parser.add_argument("--steps", type=int, help="optimiser steps in all (default: the model's own)")
+    parser.add_argument("--steps", type=int, help="optimizer steps in all (default: the model's own)")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="CPU threads")
     options = parser.parse_args()

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .attributes import identities_of, random_scene
-from .autoencoder import Autoencoder, peak_signal_to_noise, start_from_colours, whiten
+from .autoencoder import Autoencoder, peak_signal_to_noise, start_from_colors, whiten
 from .dataset import Pictures
 from .renderer import render
 from .training import Run, Schedule
@@ -55,7 +55,7 @@ def train(
     """Trains encoder and decoder together, whitens the latents, and lets the decoder get used to that."""
     torch.manual_seed(seed)
     model = Autoencoder()
-    start_from_colours(model)
+    start_from_colors(model)
     model = model.to(memory_format=torch.channels_last)
     run = Run(folder, model, schedule)
     batches = pictures.batches(batch, seed, run.step)
@@ -69,8 +69,8 @@ def train(
         error = model.decode(latents).float() - x
         squared = error.square().mean()
         # The absolute error keeps thin lines and small marks sharp, which the squared one is content to blur.
-        centred = latents.float().mean().square() + (latents.float().std() - 1.0).square()
-        value = squared + 0.05 * error.abs().mean() + 1e-3 * centred
+        centered = latents.float().mean().square() + (latents.float().std() - 1.0).square()
+        value = squared + 0.05 * error.abs().mean() + 1e-3 * centered
         return value, {"psnr": float(-10 * squared.detach().log10())}
 
     def report(step: int) -> None:

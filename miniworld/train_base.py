@@ -11,7 +11,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 from torchvision.utils import save_image
 
-from e4t_core.files.checked_file import FileKind, write_tensors
+from e4t_core.files.checked_file import write_tensors
+from e4t_core.files.file_errors import FileKind
 from e4t_core.fingerprint import fingerprint
 
 from .autoencoder import Autoencoder
@@ -97,7 +98,7 @@ def train(
     """Trains from scratch; an interrupted run in ``folder`` goes on."""
     torch.manual_seed(seed)
     model = UNetModel().to(memory_format=torch.channels_last)
-    # Residual branches that begin at zero let the first steps learn colours and places, not untangle noise.
+    # Residual branches that begin at zero let the first steps learn colors and places, not untangle noise.
     for name, parameter in model.named_parameters():
         if name.endswith(("out_layers.3.weight", "proj_out.weight", "out.2.weight")):
             torch.nn.init.zeros_(parameter)

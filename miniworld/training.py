@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from commands.progress import Progress
-from e4t_core.files.checked_file import replacing
+from e4t_core.files.whole_file import replacing
 
 log = logging.getLogger(__name__)
 Loss = tuple[Tensor, Mapping[str, float]]
@@ -23,7 +23,7 @@ Loss = tuple[Tensor, Mapping[str, float]]
 @dataclass(frozen=True)
 class Schedule:
     """Attributes:
-    steps: optimiser steps in all; raising it continues a finished run.
+    steps: optimizer steps in all; raising it continues a finished run.
     learning_rate: after ``warmup`` steps, until ``decay`` (a share of ``steps``) from the end, then linearly to 0.
     ema: decay of the averaged weights, 0 for none.
     """

@@ -47,7 +47,7 @@ def timestep_embedding(timesteps: Tensor, width: int) -> Tensor:
 
 
 class GroupNorm(nn.GroupNorm):
-    """Normalises in the contiguous layout: on a CPU that is ten times as fast as in channels-last."""
+    """Normalizes in the contiguous layout: on a CPU that is ten times as fast as in channels-last."""
 
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x.contiguous()).contiguous(memory_format=torch.channels_last)

@@ -1,7 +1,7 @@
-"""Which attributes can be seen in a picture: a hat hides hair, a bald head has no hair colour.
+"""Which attributes can be seen in a picture: a hat hides hair, a bald head has no hair color.
 
 The renderer itself is asked. An attribute counts in a picture if drawing the same picture with that attribute changed
-moves at least 20 pixels by more than 0.1 (of [0, 1], in any colour channel).
+moves at least 20 pixels by more than 0.1 (of [0, 1], in any color channel).
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def true_value(identity: Identity, scene: Scene, attribute: str) -> int | float:
 
 
 def _other(index: int, count: int) -> int:
-    """A value far from ``index`` in the list: neighbours there may be of similar colour."""
+    """A value far from ``index`` in the list: neighbors there may be of similar color."""
     return (index + max(1, count // 2)) % count
 
 

@@ -14,7 +14,8 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from e4t_core.files.checked_file import FileKind, write_tensors
+from e4t_core.files.checked_file import write_tensors
+from e4t_core.files.file_errors import FileKind
 
 FOLDER = Path(__file__).parent / "weights"
 SMALL = 4096  # numbers; smaller tensors are not worth a scale

@@ -1,6 +1,6 @@
 """Makes a UNet trained at 160 channels 320 channels wide, which stock loaders require, without changing what it computes.
 
-Every channel is doubled in place (0, 0, 1, 1, 2, 2, ...), so that normalisation groups and attention heads keep their
+Every channel is doubled in place (0, 0, 1, 1, 2, 2, ...), so that normalization groups and attention heads keep their
 members; weights that read doubled channels are halved, and ``to_q`` is divided by sqrt(2) because each dot product of
 queries and keys doubles while its scale falls by sqrt(2) only.
 

@@ -8,6 +8,7 @@ from comfy_api.latest import io
 
 from ..e4t_core.loop_settings import SamplingSettings
 from ..e4t_core.methods.e4t.settings import PRESETS, TuningSettings
+from ..e4t_core.settings import settings_of
 from .host.learning.settings_choice import SettingsChoice
 from .host.node_text import show_text
 from .sockets import SettingsIO
@@ -44,7 +45,7 @@ class Settings(io.ComfyNode):
 
     @classmethod
     def execute(cls, preset: str = OWN, **values: Any) -> io.NodeOutput:
-        sampling = {name: values[name] for name in ("refine", "end_percent") if name in values}
+        sampling = {name: values[name] for name in settings_of(SamplingSettings) if name in values}
         choice = SettingsChoice(
             "" if preset == OWN else preset, touched(TuningSettings, values), SamplingSettings(**sampling)
         )

@@ -1,6 +1,6 @@
 """Base model and image backbone, as every trainer outside ComfyUI takes them: settings, loaders, and what they cost.
 
-settings, setting_rules   the sections [base] and [backbone] of a config, and how ranges are said and checked
+settings   the sections [base] and [backbone] of a config, and how a section is checked
 networks                  opens what they name; on the device "meta" without weights, to check and estimate
 diffusers_base            a base model, from a diffusers_folder or a single_file
 diffusers_unet, clip_text, latents      its UNet, text encoder and autoencoder behind the core's protocols

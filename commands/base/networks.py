@@ -14,7 +14,8 @@ from typing import Any, Protocol, cast
 import torch
 from torch import Tensor, nn
 
-from e4t_core.files.checked_file import FileError, FileKind, read_header
+from e4t_core.files.checked_file import read_header
+from e4t_core.files.file_errors import FileError, FileKind
 from e4t_core.methods.e4t.clip_backbone import (
     BackboneError,
     ClipBackbone,

@@ -6,11 +6,40 @@ from dataclasses import dataclass
 
 from e4t_core.methods.e4t.domain_info import BASE_FAMILIES
 from e4t_core.noise_schedule import PREDICTIONS
-
-from .setting_rules import ConfigError, check_place, check_ranges, choice, number, text
+from e4t_core.settings import check_settings, setting
 
 BASE_KINDS = ("diffusers", "checkpoint", "python")
 BACKBONE_KINDS = ("open_clip", "python")
+
+
+class ConfigError(ValueError):
+    """A setting that cannot be used; the message is one sentence that names the setting and its range."""
+
+
+def check_section(name: str, settings: object) -> None:
+    """Check every field of a config's section against its range.
+
+    Raises:
+        ConfigError: the first that is out of it.
+    """
+    try:
+        check_settings(settings, name)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+
+
+def check_place(section: str, kind: str, path: str, factory: str) -> None:
+    """Check that a section says where its data or model comes from.
+
+    Raises:
+        ConfigError: it does not.
+    """
+    if kind == "python":
+        module, colon, attribute = factory.partition(":")
+        if not (module and colon and attribute):
+            raise ConfigError(f"{section}.factory = {factory!r} must be written as 'package.module:function'.")
+    elif not path:
+        raise ConfigError(f"{section}.path is empty: say where the {kind} data or model lies.")
 
 
 @dataclass(frozen=True)
@@ -25,14 +54,14 @@ class BaseSettings:
         prediction: "epsilon" or "v"; empty: as the base says, or as its weights suggest.
     """
 
-    kind: str = choice(BASE_KINDS)
+    kind: str = setting(choices=BASE_KINDS)
     path: str = ""
     factory: str = ""
-    family: str = choice(BASE_FAMILIES, "sd1")
-    prediction: str = choice(("", *PREDICTIONS), "")
+    family: str = setting("sd1", choices=BASE_FAMILIES)
+    prediction: str = setting("", choices=("", *PREDICTIONS))
 
     def __post_init__(self) -> None:
-        check_ranges("base", self)
+        check_section("base", self)
         check_place("base", self.kind, self.path, self.factory)
 
 
@@ -50,17 +79,17 @@ class BackboneSettings:
         image_size: side of the backbone's input in pixels.
     """
 
-    kind: str = choice(BACKBONE_KINDS)
+    kind: str = setting(choices=BACKBONE_KINDS)
     path: str = ""
     factory: str = ""
-    architecture: str = text("ViT-H-14")
+    architecture: str = setting("ViT-H-14", filled=True)
     pretrained: str = "laion2b_s32b_b79k"
-    layers: tuple[int, ...] = number(tuple(range(2, 33, 2)), least=1)
-    width: int = number(1280, least=1)
-    image_size: int = number(224, least=1)
+    layers: tuple[int, ...] = setting(tuple(range(2, 33, 2)), least=1)
+    width: int = setting(1280, least=1)
+    image_size: int = setting(224, least=1)
 
     def __post_init__(self) -> None:
-        check_ranges("backbone", self)
+        check_section("backbone", self)
         check_place("backbone", self.kind, self.path, self.factory)
         if not self.layers or list(self.layers) != sorted(set(self.layers)):
             raise ConfigError(f"backbone.layers = {list(self.layers)} must be rising numbers of blocks.")

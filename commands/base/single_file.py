@@ -23,7 +23,8 @@ from diffusers.loaders.single_file_utils import (
 from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from e4t_core.files.checked_file import FileError, FileKind, read_header, read_tensors
+from e4t_core.files.checked_file import read_header, read_tensors
+from e4t_core.files.file_errors import FileError, FileKind
 from e4t_core.noise_schedule import PREDICTIONS, NoiseSchedule, Prediction
 
 from .clip_text import bundled_tokenizer

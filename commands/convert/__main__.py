@@ -11,8 +11,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from e4t_core.files.checked_file import FileError, FileKind, shortened, write_tensors
+from e4t_core.files.checked_file import write_tensors
 from e4t_core.files.domain_file import save_domain
+from e4t_core.files.file_errors import FileError, FileKind, shortened
 from e4t_core.methods.e4t.settings import PRESETS
 
 from .mkshing_directory import MkshingDirectory, read_directory

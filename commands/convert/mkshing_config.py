@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from e4t_core.files.checked_file import check_is_file, shown
 from e4t_core.files.description import JSON_LIMIT, check_fields, check_free, like, read_json, switch, text
+from e4t_core.files.file_errors import shown
+from e4t_core.files.whole_file import check_is_file
 from e4t_core.methods.e4t.domain_info import DomainInfo
 
 from .mkshing_tensors import FILE

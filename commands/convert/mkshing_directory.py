@@ -8,7 +8,8 @@ from pathlib import Path
 
 from torch import Tensor
 
-from e4t_core.files.checked_file import FileKind, check_is_file, check_is_folder
+from e4t_core.files.file_errors import FileKind
+from e4t_core.files.whole_file import check_is_file, check_is_folder
 from e4t_core.methods.e4t.weight_offsets import WeightOffsets
 
 from .mkshing_config import MkshingConfig, read_config

@@ -13,7 +13,8 @@ from pathlib import Path
 from torch import Tensor
 
 from e4t_core.canonical_names import ATTENTION_PROJECTION
-from e4t_core.files.checked_file import check_keys, shown_name
+from e4t_core.files.checked_file import check_keys
+from e4t_core.files.file_errors import shown_name
 from e4t_core.methods.e4t.weight_offsets import WeightOffsets
 
 from .mkshing_tensors import FILE, Shape, check_numbers, check_tensors, size

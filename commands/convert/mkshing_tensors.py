@@ -10,19 +10,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from e4t_core.files.checked_file import (
-    NAME_LIMIT,
-    TENSOR_LIMIT,
-    FileError,
-    FileKind,
-    check_dtypes,
-    check_finite,
-    check_is_file,
-    check_keys,
-    check_shapes,
-    shown,
-    shown_name,
-)
+from e4t_core.files.checked_file import NAME_LIMIT, TENSOR_LIMIT, check_dtypes, check_finite, check_keys, check_shapes
+from e4t_core.files.file_errors import FileError, FileKind, shown, shown_name
+from e4t_core.files.whole_file import check_is_file
 
 Shape = tuple[int, ...]
 # Names begin so where a network was saved as it was spread over several cards.

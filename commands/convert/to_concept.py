@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from e4t_core.concept import Concept
-from e4t_core.files.checked_file import shown
+from e4t_core.files.file_errors import shown
 from e4t_core.methods.e4t.domain import Domain
 from e4t_core.methods.e4t.method import E4T
 from e4t_core.training import BaseModel, Photos, train

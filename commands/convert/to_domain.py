@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from e4t_core.files.checked_file import FileError, shown, shown_name
+from e4t_core.files.file_errors import FileError, shown, shown_name
 from e4t_core.methods.e4t.clip_backbone import build_vision_tower
 from e4t_core.methods.e4t.domain import Domain
 from e4t_core.methods.e4t.domain_info import PATCH_TOKENS, BackboneInfo, DomainInfo

@@ -6,7 +6,7 @@ import os
 import shutil
 from pathlib import Path
 
-from e4t_core.files.checked_file import shortened
+from e4t_core.files.file_errors import shortened
 
 from .config.sections import Config
 from .estimate import Estimate

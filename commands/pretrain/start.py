@@ -12,7 +12,7 @@ import torch
 from safetensors import SafetensorError
 
 from commands.base.factories import FactoryError
-from commands.base.setting_rules import ConfigError
+from commands.base.settings import ConfigError
 from commands.base.single_file import BaseModelError
 from commands.interruptible import STOPPED
 from e4t_core.files.domain_file import DomainFileError

@@ -31,7 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_intermixed_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
     with importing():
-        from commands.base.setting_rules import ConfigError
+        from commands.base.settings import ConfigError
 
         from .checks import report, validate
         from .config.config_file import load_config

@@ -1,18 +1,13 @@
-"""Files that are written whole or not at all, and safetensors files that are checked before anything is made of them.
+"""Safetensors files, checked before anything is made of them.
 
-Every kind of file has a :class:`FileKind`, which says how it is called, what helps, and which error is raised. The order
-is always the same: :func:`read_header` reads names, types and shapes; the checks compare them with what is expected;
+The order is always the same: :func:`read_header` reads names, types and shapes; the checks compare them with what is expected;
 only then :func:`read_tensors` reads numbers, and :func:`check_finite` looks at them.
 """
 
 from __future__ import annotations
 
 import os
-import reprlib
-import secrets
-import stat
-from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -22,9 +17,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-MESSAGE_LIMIT = 300  # characters
-# Room for what is wrong, however long the path is.
-FAULT_ROOM = 90
+from .file_errors import FileError, FileKind, shown, shown_name
+from .whole_file import check_is_file, replacing
+
 # Bytes. A whole Stable Diffusion XL checkpoint has 0.3 MB; trainers store some megabytes of statistics.
 HEADER_LIMIT = 16 * 2**20
 NAME_LIMIT = 200  # characters; a network with longer names would take minutes to build
@@ -51,34 +46,6 @@ DTYPES: dict[str, torch.dtype] = {
 """What safetensors calls a type -> torch's."""
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 """Types that all of torch computes with; 8-bit floats are only stored."""
-
-
-class FileError(ValueError):
-    """A file that cannot be used or written; the message is one sentence that names it, the fault and what to do."""
-
-
-@dataclass(frozen=True)
-class FileKind:
-    """A kind of file, for messages.
-
-    Attributes:
-        name: how it is called at the beginning of a sentence ("Domain file").
-        advice: what to do about a damaged one.
-        error: what is raised.
-        missing: what to do about a missing one.
-    """
-
-    name: str
-    advice: str = "download or make it again"
-    error: type[FileError] = FileError
-    missing: str = "put it there, or correct the path"
-
-    def fault(self, path: str | os.PathLike[str], text: str, advice: str = "") -> FileError:
-        """The error to raise: "<name> <path> <text>: <advice>.", at most 300 characters, the path's end kept."""
-        advice = advice or self.advice
-        room = MESSAGE_LIMIT - len(self.name) - len(advice) - len("  : .")
-        place = shortened(os.fspath(path), max(room - FAULT_ROOM, 40), keep_end=True)
-        return self.error(shortened(f"{self.name} {place} {shortened(text, room - len(place))}: {advice}."))
 
 
 @dataclass(frozen=True)
@@ -117,100 +84,6 @@ class Shaped(Protocol):
 
     @property
     def shape(self) -> tuple[int, ...]: ...
-
-
-def shortened(text: str, limit: int = MESSAGE_LIMIT, keep_end: bool = False) -> str:
-    """A text for a message: at most ``limit`` characters, control characters and lone surrogates escaped.
-
-    Args:
-        text: of any length.
-        limit: characters.
-        keep_end: cut the beginning off, as is right for a path; else the end.
-    """
-    cut = text[-limit:] if keep_end else text[:limit]
-    safe = "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in cut)
-    if len(text) <= limit and len(safe) <= limit:
-        return safe
-    return f"...{safe[3 - limit :]}" if keep_end else f"{safe[: limit - 3]}..."
-
-
-def shown(value: object, limit: int = 80) -> str:
-    """A value from a file for a message, whatever it is: long lists and texts are cut before they are written out."""
-    brief = reprlib.Repr()
-    brief.maxstring = brief.maxother = brief.maxlong = limit
-    try:
-        return shortened(brief.repr(value), limit)
-    except ValueError:  # Python does not write whole numbers of more than 4300 digits out
-        return "a number of thousands of digits"
-
-
-@contextmanager
-def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """A temporary file beside ``path`` to write to; it takes its place when the block ends without an error.
-
-    Whoever reads sees the old file or the whole new one, never a part. An error leaves the old one and nothing else. The mode is
-    the old file's, or that of any new file (by the umask). A link is followed: the file it names is replaced. Whoever
-    opened the temporary file must have closed it when the block ends, and on Windows the old file too.
-
-    Raises:
-        OSError: the folder is missing or may not be written to, or the disk is full.
-    """
-    target = Path(os.path.realpath(path)) if os.path.islink(path) else Path(path)
-    # Its own name may be as long as the system allows; 40 characters leave room in any encoding.
-    temporary = target.with_name(f".{target.name[:40]}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
-    # Made here, because some writers make their files readable for one user only.
-    os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
-    try:
-        mode = stat.S_IMODE((target if target.exists() else temporary).stat().st_mode)
-        yield temporary
-        with open(temporary, "rb+") as file:
-            os.fsync(file.fileno())
-        os.chmod(temporary, mode)
-        os.replace(temporary, target)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def check_is_file(path: str | os.PathLike[str], kind: FileKind) -> int:
-    """Check that there is an ordinary file; its size in bytes.
-
-    Raises:
-        FileError: of the kind; nothing is there, it is a folder or a pipe, or it may not be looked at.
-    """
-    found = _status(Path(path), kind)
-    if stat.S_ISDIR(found.st_mode):
-        raise kind.fault(path, "is a folder", "name the file")
-    if not stat.S_ISREG(found.st_mode):
-        raise kind.fault(path, "is no ordinary file", "name a file")
-    return found.st_size
-
-
-def check_is_folder(path: str | os.PathLike[str], kind: FileKind) -> None:
-    """Check that there is a folder and that what lies in it may be opened.
-
-    Raises:
-        FileError: of the kind; nothing is there, it is a file, or it may not be entered.
-    """
-    if not stat.S_ISDIR(_status(Path(path), kind).st_mode):
-        raise kind.fault(path, "is a file, not a folder", "name the folder it lies in")
-    try:
-        os.stat(os.path.join(path, os.curdir))
-    except PermissionError as error:
-        raise kind.fault(path, "may not be entered", "check its permissions") from error
-
-
-def _status(path: Path, kind: FileKind) -> os.stat_result:
-    try:
-        return path.stat()
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise kind.fault(
-            path.name, f"was not found in {shortened(str(path.parent), 120, True)}", kind.missing
-        ) from error
-    except PermissionError as error:
-        raise kind.fault(path, "may not be read", "check the permissions of its folder") from error
-    except (OSError, ValueError) as error:
-        reason = os.strerror(error.errno) if isinstance(error, OSError) and error.errno else str(error)
-        raise kind.fault(path, f"could not be looked for ({reason})", "correct the path") from error
 
 
 def read_header(path: str | os.PathLike[str], kind: FileKind) -> Header:
@@ -385,8 +258,3 @@ def is_finite(tensor: Tensor) -> bool:
         return True
     # 8-bit floats have no isfinite of their own.
     return bool(torch.isfinite(tensor if tensor.dtype in FLOATS else tensor.float()).all())
-
-
-def shown_name(name: str) -> str:
-    """A tensor's name for a message, its end kept."""
-    return shortened(name, 90, keep_end=True)

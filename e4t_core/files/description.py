@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from .checked_file import shown
+from .file_errors import shown
 
 JSON_LIMIT = 2**20  # characters of a description; that of a Stable Diffusion domain has 10,000
 # Of what is kept for people to read.

@@ -23,8 +23,6 @@ from ..methods.e4t.settings import TuningSettings
 from ..methods.e4t.weight_offsets import Offsets
 from .checked_file import (
     FLOATS,
-    FileError,
-    FileKind,
     Header,
     check_dtypes,
     check_finite,
@@ -33,10 +31,10 @@ from .checked_file import (
     is_finite,
     read_header,
     read_tensors,
-    shown,
     write_tensors,
 )
 from .description import from_json, read_json
+from .file_errors import FileError, FileKind, shown
 
 FORMAT = "e4t-domain"
 VERSION = "1"

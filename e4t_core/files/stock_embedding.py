@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from ..concept import Concept
-from .checked_file import FileKind, write_tensors
+from .checked_file import write_tensors
+from .file_errors import FileKind
 
 KIND = FileKind("Embedding file", advice="choose another name or folder")
 # ComfyUI's text encoders look for their embedding under these names (comfy/sd1_clip.py, comfy/text_encoders/sd2_clip.py).

@@ -11,7 +11,7 @@ import conftest  # noqa: F401 - sets up ComfyUI in this process
 from e4t_pack.nodes.host.learning.request import LoadedDomain
 from e4t_pack.nodes.host.networks.base_model import ComfyUNet
 from e4t_pack.nodes.personalize import Personalize
-from world import QUICK, chosen, make_base, make_domain, photo
+from world import LOOKING, chosen, make_base, make_domain, photo
 
 from e4t_core.fingerprint import fingerprint
 from e4t_core.weight_changes import full_differences
@@ -20,7 +20,7 @@ from e4t_core.weight_changes import full_differences
 def learned(parts) -> str:
     """Of a concept: its own fingerprint tells what went in, this one what came out."""
     concept = parts.concept
-    tensors = {f"difference {name}": value for name, value in full_differences(concept.weights).items()}
+    tensors = {f"difference {name}": stored.value() for name, stored in full_differences(concept.weights).items()}
     tensors |= {f"encoder {name}": value for name, value in concept.predictor.encoder.state_dict().items()}
     return fingerprint(tensors | {"static": concept.embedding[0]}, concept.fingerprint)
 
@@ -28,7 +28,7 @@ def learned(parts) -> str:
 def main() -> None:
     model, clip, vae = make_base()
     domain = make_domain(ComfyUNet(model))
-    parts = Personalize.execute(model, clip, vae, LoadedDomain(domain), photo(), "S*", 1, None, chosen(QUICK)).args[2]
+    parts = Personalize.execute(model, clip, vae, LoadedDomain(domain), photo(), "S*", 1, None, chosen(LOOKING)).args[2]
     print(learned(parts))
 
 

@@ -170,7 +170,7 @@ def with_control(encode):
 
 def area(encode):
     """ConditioningSetArea; ComfyUI then adds a copy of the positive's dictionary to the negative."""
-    part = nodes.ConditioningSetArea().append(encode("a photo of {S}"), 32, 64, 0, 0, 1.0)[0]
+    part = nodes.ConditioningSetArea().append(encode("a photo of {S}"), 4 * LATENT, 8 * LATENT, 0, 0, 1.0)[0]
     return nodes.ConditioningCombine().combine(part, encode("a room"))[0]
 
 

@@ -103,8 +103,9 @@ def test_a_widget_changes_its_setting_and_no_other(listed, name):
             about = settings_of(of)[name]
     own = TuningSettings(steps=3)
     if about.kind is bool:
-        new = False if name == "refine" else not getattr(own, name)
-        value = new if name == "refine" else ("on" if new else "off")
+        drawn = name in settings_of(SamplingSettings)
+        new = not getattr(SamplingSettings() if drawn else own, name)
+        value = new if drawn else ("on" if new else "off")
     else:
         new = value = about.kind(0.5 if name in ("encoder_rate", "end_percent") else options["max"])
     choice = listed["E4TSettings"].execute(**{name: value}).args[0]

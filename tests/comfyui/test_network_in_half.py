@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import comfy.ldm.modules.attention
 import pytest
 import torch
+from comfy.ldm.modules import attention
 from comfy.ldm.modules.attention import SpatialTransformer
 from comfy.ldm.modules.diffusionmodules.openaimodel import ResBlock
 from e4t_pack.nodes.host.networks.base_model import ComfyUNet
@@ -111,13 +111,16 @@ def test_the_base_is_not_held_beside_what_is_lent(base):
     assert len(unet._held) == len(lent) - 1
 
 
-@pytest.mark.parametrize("started_with", ["attention_sage", "attention_split", "attention_sub_quad"])
-def test_learning_never_uses_attention_without_a_backward_pass(base, monkeypatch, started_with):
-    """ComfyUI may have been started with any attention (``--use-sage-attention`` ...); sage and flash have no gradients."""
+@attention.wrap_attn
+def attention_sage(q, k, v, heads, *_given, **_options):
+    raise AssertionError("attention without gradients was used")
 
-    def without_gradients(q, k, v, heads, *_given, **_options):
-        raise AssertionError(f"{started_with} was used")
 
-    monkeypatch.setattr(comfy.ldm.modules.attention, "optimized_attention", without_gradients)
-    monkeypatch.setattr(comfy.ldm.modules.attention, "optimized_attention_masked", without_gradients)
-    assert all(gradient is not None for gradient in gradients(ComfyUNet(base[0])).values())
+@pytest.mark.parametrize("started_with", [attention_sage, attention.attention_split, attention.attention_sub_quad])
+def test_learning_uses_pytorch_s_attention_whatever_comfyui_was_started_with(base, monkeypatch, started_with):
+    """``--use-sage-attention``, ``--use-split-cross-attention`` ...: sage and flash have no backward pass."""
+    wanted = gradients(ComfyUNet(base[0]))
+    monkeypatch.setattr(attention, "optimized_attention", started_with)
+    monkeypatch.setattr(attention, "optimized_attention_masked", started_with)
+    found = gradients(ComfyUNet(base[0]))
+    assert all(torch.equal(found[name], wanted[name]) for name in wanted)

@@ -3,9 +3,13 @@
 * zero: the encoder's answer is zero, so e_c = e_d at every evaluation: equal bits, although everything ran.
 * bias: the answer is a constant c, while the static embedding is e_d: stock with e_d + s·c, bit for bit, and not e_d.
 * real: an encoder that depends on latent and timestep, against a loop that encodes everything anew at each evaluation.
+
+And once more with an empty negative prompt, whose pass shows the noisy picture, too.
 """
 
 from __future__ import annotations
+
+import dataclasses
 
 import pytest
 import torch
@@ -13,6 +17,8 @@ from comfy.patcher_extension import WrappersMP
 from e4t_pack.nodes.host.prompt import concept_clip
 from oracle import ROWS
 from oracle_world import World, constant, domain_word, make_parts, nothing, with_encoder
+
+from e4t_core.loop_settings import SamplingSettings
 
 # The real encoder's reference adds and batches in another order; everything is float32.
 TOLERANCE = 1e-4
@@ -73,6 +79,35 @@ def test_a_real_encoder_equals_encoding_everything_anew_at_every_evaluation(row,
     assert (ours - expected).abs().max() <= TOLERANCE * scale
     statics = {name: part.concept.embedding[0] for name, part in parts.items()}
     assert (ours - world.stock(statics)).abs().max() > 10 * TOLERANCE * scale, "the encoder made no difference"
+
+
+@by_name
+def test_with_an_empty_negative_sharing_its_pass_changes_rounding_only(row, base, parts, embeddings):
+    """Not shared, it is stock bit for bit, as above; shared, the latents are those up to rounding."""
+    world = World(base, with_encoder(apart(parts), constant, domain_word), row, embeddings)
+    features = torch.zeros((1, next(iter(parts.values())).concept.predictor.encoder.feature_width))
+    world.write_inversions({name: part.concept.predictor.word(features)[0] for name, part in world.parts.items()})
+    stock = row.sample(world.stock_model, row.conds(emptied(world.stock_encode)))
+    assert torch.equal(row.sample(world.model, row.conds(emptied(world.encode))), stock)
+    drawn = []
+    for held in (apart(parts), parts):
+        world = World(base, held, row, embeddings)
+        drawn.append(row.sample(world.model, row.conds(emptied(world.encode))))
+    assert (drawn[1] - drawn[0]).abs().max() <= TOLERANCE * drawn[0].abs().max()
+
+
+def apart(parts):
+    """The same concepts, with a feature pass of their own."""
+    sampling = SamplingSettings(share_pass=False)
+    return {
+        name: dataclasses.replace(part, concept=dataclasses.replace(part.concept, sampling=sampling))
+        for name, part in parts.items()
+    }
+
+
+def emptied(encode):
+    """The rows' negative prompt is empty."""
+    return lambda text: encode("" if text == "blurry" else text)
 
 
 class Reference:

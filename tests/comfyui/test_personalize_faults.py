@@ -13,7 +13,7 @@ from e4t_pack.nodes.host.learning import learn, progress
 from e4t_pack.nodes.host.learning.result_store import STORE
 from e4t_pack.nodes.host.networks.base_model import ComfyUNet
 from personalized import draw
-from world import QUICK
+from world import LOOKING
 
 from e4t_core.methods.e4t.subject import LEVELS
 
@@ -42,7 +42,7 @@ def test_cancel_at_every_phase_harms_nothing(run, untouched, monkeypatch, phase)
     else:
         monkeypatch.setattr(progress.Progress, "step", step)
     with pytest.raises((Stop, comfy.model_management.InterruptProcessingException)):
-        run(settings=dataclasses.replace(QUICK, steps=2))
+        run(settings=dataclasses.replace(LOOKING, steps=2))
     monkeypatch.undo()
     assert len(STORE) == 0
     untouched()
@@ -58,7 +58,7 @@ def test_cancel_acts_within_one_micro_batch(run, monkeypatch):
 
     monkeypatch.setattr(progress.Progress, "step", step)
     with pytest.raises(comfy.model_management.InterruptProcessingException):
-        run(settings=dataclasses.replace(QUICK, batch=4, micro_batch=1))
+        run(settings=dataclasses.replace(LOOKING, batch=4, micro_batch=1))
     assert len(reports) == 1 and reports[0].micro == 1
 
 
@@ -95,7 +95,7 @@ def test_an_exception_in_a_step_harms_nothing(run, untouched, monkeypatch, calls
     monkeypatch.setattr(ComfyUNet, "denoise", broken)
     monkeypatch.setattr(progress.Progress, "step", lambda self, r: (reports.append(r.phase), step(self, r)))
     with pytest.raises(RuntimeError, match="broken"):
-        run(settings=dataclasses.replace(QUICK, steps=2))
+        run(settings=dataclasses.replace(LOOKING, steps=2))
     assert reports[-1] == phase
     monkeypatch.undo()
     assert len(STORE) == 0
@@ -120,10 +120,14 @@ def out_of_memory_above(monkeypatch, limit):
 def test_out_of_memory_goes_on_to_smaller_micro_batches(run, untouched, monkeypatch, caplog, limit, tried_sizes):
     tried = out_of_memory_above(monkeypatch, limit)
     with caplog.at_level(logging.WARNING):
-        _, _, held, _ = run(settings=dataclasses.replace(QUICK, batch=4, micro_batch=4))
+        _, _, held, _ = run(settings=dataclasses.replace(LOOKING, batch=4, micro_batch=4))
     assert tried[0] == LEVELS and tried[1] == 1, "the subject is looked for one by one"
     assert tried[-1] == limit and 4 in tried and held.concept.settings.batch == 4
-    assert [f"trying again with {size}" in caplog.text for size in (2, 1)] == [2 in tried_sizes, 1 in tried_sizes]
+    again = [line for line in caplog.text.splitlines() if "trying again" in line]
+    assert [
+        any("with the lean" in line.split(";")[1] and f"micro-batch {size}" in line.split(";")[1] for line in again)
+        for size in (2, 1)
+    ] == [2 in tried_sizes, 1 in tried_sizes]
     monkeypatch.undo()
     untouched()
 

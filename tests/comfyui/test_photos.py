@@ -16,7 +16,7 @@ Y, X = torch.meshgrid(torch.arange(HEIGHT) + 0.5, torch.arange(WIDTH) + 0.5, ind
 
 
 def ellipse(x: float, y: float, width: float, height: float, soft: float = 0.0) -> torch.Tensor:
-    """Centre, width and height as shares of the photo; ``soft``: how far its rim fades, as a share of its size."""
+    """Center, width and height as shares of the photo; ``soft``: how far its rim fades, as a share of its size."""
     radius = torch.hypot((X / WIDTH - x) / (width / 2), (Y / HEIGHT - y) / (height / 2))
     return ((1 + soft / 2 - radius) / soft).clamp(0, 1) if soft else (radius <= 1).float()
 

@@ -18,14 +18,20 @@ def parts(base, domain):
     return make_parts(base, domain)
 
 
+@pytest.fixture(scope="module")
+def known():
+    """What stock nodes encoded so far."""
+    return {}
+
+
 @by_cell
-def test_a_cell_follows_the_word_or_says_that_it_does_not(cell, base, parts, embeddings):
-    assert matrix.draw(cell, base, parts, embeddings).result == cell.expected
+def test_a_cell_follows_the_word_or_says_that_it_does_not(cell, base, parts, embeddings, known):
+    assert matrix.draw(cell, base, parts, embeddings, known).result == cell.expected
 
 
 @pytest.mark.parametrize("cell", AS_IT_IS, ids=[cell.encoder for cell in AS_IT_IS])
-def test_a_word_that_is_the_fixed_one_changes_nothing(cell, base, parts, embeddings):
-    drawn = matrix.draw(cell, base, parts, embeddings, nothing)
+def test_a_word_that_is_the_fixed_one_changes_nothing(cell, base, parts, embeddings, known):
+    drawn = matrix.draw(cell, base, parts, embeddings, known, nothing)
     # Encoding again and following arithmetic row by row rounds; a random UNet makes it larger.
     assert float((drawn.ours - drawn.right).abs().max()) <= matrix.TOLERANCE * float(drawn.right.abs().max())
     assert torch.equal(drawn.right, drawn.fixed)

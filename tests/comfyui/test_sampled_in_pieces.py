@@ -21,7 +21,7 @@ TOLERANCE = 1e-4  # of the largest value: batches of another size add in another
 
 
 def tiled(model, batch: int = 1):
-    """As tiled-diffusion packs do: a function wrapper that cuts what the model is given into tiles of 8x8, some at once."""
+    """As tiled-diffusion packs do: a function wrapper that cuts what the model is given into tiles, some at once."""
 
     def wrapper(apply_model, given):
         x, t, c = given["input"], given["timestep"], given["c"]

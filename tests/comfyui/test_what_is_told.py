@@ -15,7 +15,7 @@ from comfy.patcher_extension import PatcherInjection
 from e4t_pack.nodes.host.learning import pictures, progress
 from oracle import ksample, latent
 from personalized import draw, encode
-from world import QUICK, chosen, photo
+from world import LOOKING, QUICK, chosen, photo
 
 from e4t_core.methods.e4t import photo_fit
 
@@ -23,7 +23,7 @@ from e4t_core.methods.e4t import photo_fit
 def test_the_first_preview_is_the_crop_and_the_bar_reaches_its_end(run, monkeypatch):
     sent = []
     monkeypatch.setattr(progress.Progress, "_send", lambda self, *arguments: sent.append(arguments))
-    run(settings=dataclasses.replace(QUICK, steps=3))
+    run(settings=dataclasses.replace(LOOKING, steps=3))
     assert sent[0][0] == 0 and sent[0][2].size == (256, 256)
     assert sent[-1][0] == sent[-1][1]
     assert any(picture is not None and picture.width == 512 for _, _, picture in sent), "no loss curve was shown"
@@ -70,7 +70,7 @@ def test_the_node_says_what_became_of_the_photo_and_forgets_old_notes(run, monke
 def test_at_no_steps_nothing_is_called_learned(run, monkeypatch):
     shown = []
     monkeypatch.setattr(progress, "show_text", shown.append)
-    run(settings=dataclasses.replace(QUICK, steps=0))
+    run(settings=dataclasses.replace(LOOKING, steps=0))
     assert "S* is the encoder's first answer (0 steps: nothing is tuned)" in shown[-1] and "learned" not in shown[-1]
 
 
@@ -113,11 +113,13 @@ def test_a_domain_without_a_threshold_spends_no_pass_on_the_question(run, monkey
 def test_the_node_says_when_the_domain_that_finds_the_subject_was_trained_without_masks(run, domain, monkeypatch):
     shown = []
     monkeypatch.setattr(progress, "show_text", shown.append)
-    run()
+    run(settings=LOOKING)
     assert "was not trained with masks" in shown[-1]
-    run(mask=torch.ones((1, 64, 64)))
+    run(settings=LOOKING, mask=torch.ones((1, 64, 64)))
     assert "trained with masks" not in shown[-1]
-    run(of=dataclasses.replace(domain, info=dataclasses.replace(domain.info, trained_with_masks=True)))
+    run(
+        settings=LOOKING, of=dataclasses.replace(domain, info=dataclasses.replace(domain.info, trained_with_masks=True))
+    )
     assert "The subject is found by itself" in shown[-1] and "trained with masks" not in shown[-1]
 
 
@@ -151,9 +153,9 @@ def test_the_node_says_when_a_mask_only_decides_the_crop(run, monkeypatch):
     shown = []
     monkeypatch.setattr(progress, "show_text", shown.append)
     mask = torch.ones((1, 64, 64))
-    run(mask=mask, settings=dataclasses.replace(QUICK, use_mask=False))
+    run(mask=mask, settings=dataclasses.replace(LOOKING, use_mask=False))
     assert "mask decides the crop only" in shown[-1]
-    run(mask=mask, settings=dataclasses.replace(QUICK, use_mask=True))
+    run(mask=mask, settings=dataclasses.replace(LOOKING, use_mask=True))
     assert "crop only" not in shown[-1]
 
 
@@ -161,16 +163,16 @@ def test_the_node_says_that_it_looks_for_the_subject_where_there_is_no_mask(run,
     shown = []
     monkeypatch.setattr(progress, "show_text", shown.append)
     for mask in (None, torch.zeros((1, 64, 64))):
-        run(mask=mask)
+        run(settings=LOOKING, mask=mask)
         assert "The subject is found by itself" in shown[-1]
     for changes in ({"find_subject": False}, {"use_mask": False}, {"steps": 0}):
-        run(settings=dataclasses.replace(QUICK, **changes))
+        run(settings=dataclasses.replace(LOOKING, **changes))
         assert "subject" not in shown[-1].replace("find_subject", "")
-    run(mask=torch.ones((1, 64, 64)))
-    assert "subject" not in shown[-1]
+    run(settings=LOOKING, mask=torch.ones((1, 64, 64)))
+    assert "subject" not in shown[-1].replace("find_subject", "")
 
 
-def test_the_preview_dims_what_is_not_learned(run, monkeypatch):
+def test_the_preview_dims_what_is_not_learned(run, domain, monkeypatch):
     sent, masks, original = [], [], progress.Progress.step
     monkeypatch.setattr(progress.Progress, "_send", lambda self, value, maximum, picture: sent.append(picture))
 
@@ -179,17 +181,20 @@ def test_the_preview_dims_what_is_not_learned(run, monkeypatch):
         original(self, report)
 
     monkeypatch.setattr(progress.Progress, "step", step)
-    run(mask=(torch.arange(64) < 32).float().expand(1, 64, 64))
+    # Cells enough to have some beside the rim.
+    finer = dataclasses.replace(domain, info=dataclasses.replace(domain.info, image_size=2 * domain.info.image_size))
+    run(of=finer, mask=(torch.arange(64) < 32).float().expand(1, 64, 64))
     first, last = (np.asarray(p).astype(float) for p in (sent[0], [p for p in sent if p is not None][-1]))
     learned = F.interpolate(masks[-1], size=first.shape[:2], mode="nearest")
     # Its rim is blurred: by one latent cell, and by the preview's scaling.
-    inside, outside = (F.max_pool2d(part, 65, 1, 32)[0, 0].numpy() == 0 for part in (1 - learned, learned))
+    cell = len(first) // masks[-1].shape[-1]
+    inside, outside = (F.max_pool2d(part, 2 * cell + 1, 1, cell)[0, 0].numpy() == 0 for part in (1 - learned, learned))
     photo = last[:, : first.shape[1]]  # the loss curve is beside it
     assert inside.any() and outside.any()
     assert np.allclose(photo[inside], first[inside], atol=3)
-    grey = pictures.DIM * first.mean(axis=-1, keepdims=True).repeat(3, axis=-1)
+    gray = pictures.DIM * first.mean(axis=-1, keepdims=True).repeat(3, axis=-1)
     # On average: the preview's scaling rings at edges, and where it is clipped depends on the brightness.
-    assert np.abs(photo[outside] - grey[outside]).mean() < 2
+    assert np.abs(photo[outside] - gray[outside]).mean() < 2
 
 
 def test_a_bypass_lora_is_told_of_because_tuning_does_not_see_it(run, base, caplog):
@@ -226,7 +231,7 @@ def test_a_prompt_changed_beyond_recognition_keeps_the_static_word_and_says_so(r
 def test_a_concept_learned_before_shows_its_own_preview_and_curve(run, monkeypatch):
     sent = []
     monkeypatch.setattr(progress.Progress, "_send", lambda self, *given: sent.append(given))
-    settings = dataclasses.replace(QUICK, steps=3)
+    settings = dataclasses.replace(LOOKING, steps=3)
     mask = (torch.arange(64) < 32).float().expand(1, 64, 64)
     run(settings=settings, mask=mask)
     first = [picture for _, _, picture in sent if picture is not None][-1]
@@ -242,7 +247,7 @@ def test_a_concept_learned_before_shows_its_own_preview_and_curve(run, monkeypat
 def test_the_node_says_which_step_it_is_at_and_how_long_it_takes(run, monkeypatch):
     shown = []
     monkeypatch.setattr(progress, "show_text", shown.append)
-    run(settings=dataclasses.replace(QUICK, steps=3))
+    run(settings=dataclasses.replace(LOOKING, steps=3))
     lines = [text.split("\n")[0] for text in shown]
     assert lines[:2] == ["Learning S* ...", "Learning S*: looking for the subject ..."]
     assert "Learning S*: step 1 of 3" in lines
@@ -261,7 +266,7 @@ def test_the_node_says_where_it_was_cancelled(run, monkeypatch):
 
     monkeypatch.setattr(progress.Progress, "_tell_place", cancel)
     with pytest.raises(comfy.model_management.InterruptProcessingException):
-        run(settings=dataclasses.replace(QUICK, steps=3))
+        run(settings=dataclasses.replace(LOOKING, steps=3))
     assert shown[-1].startswith("S*: cancelled at step 2 of 3.")
 
 
@@ -283,7 +288,7 @@ def test_all_that_is_said_is_in_the_outputs_for_the_history(base, domain, monkey
 
     shown = []
     monkeypatch.setattr(progress, "show_text", shown.append)
-    output = Personalize.execute(*base, LoadedDomain(domain), photo(), "S*", 1, None, chosen(QUICK))
+    output = Personalize.execute(*base, LoadedDomain(domain), photo(), "S*", 1, None, chosen(LOOKING))
     assert output.ui == {"text": shown[-1].split("\n")} and len(output.ui["text"]) > 1
 
 

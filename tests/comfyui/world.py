@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import importlib.util
 import json
@@ -37,9 +38,13 @@ from e4t_core.templates import NEUTRAL
 from e4t_core.weight_changes import Full, Scaled
 
 ROOT = Path(__file__).resolve().parents[2]
-LATENT = 8  # side of a latent in the tests
+LATENT = 4  # side of a latent in the tests
 TEXT_CONFIG = {"num_hidden_layers": 2, "intermediate_size": 256}
-QUICK = TuningSettings(steps=1, learning_rate=1e-4, regularization=0.01, batch=2, micro_batch=2, train_unet=False)
+QUICK = TuningSettings(
+    steps=1, learning_rate=1e-4, regularization=0.01, batch=2, micro_batch=2, train_unet=False, find_subject=False
+)
+# As the product has it; looking for the subject costs more than all the rest of a quick tuning.
+LOOKING = dataclasses.replace(QUICK, find_subject=True)
 
 
 def _training_unet():
@@ -130,7 +135,7 @@ def make_domain(unet: ComfyUNet, name: str = "faces", seed: int = 0, **changes) 
         scale=0.1,
         templates=NEUTRAL,
         preset=QUICK,
-        image_size=64,
+        image_size=8 * LATENT,
     )
     info = dataclasses.replace(info, **changes)
     encoder = ConceptEncoder(2, 32, unet.feature_width, info.context_width, generator=generator)
@@ -161,6 +166,9 @@ def make_concept(
     word_row = 0.38 / 768**0.5 * torch.randn(768, generator=torch.Generator().manual_seed(99))
     clip_features = torch.randn((1, 2, 32), generator=generator)
     pairs = domain.offsets.collapse() if factors is None else factors
+    # A copy, as a tuned one is: ComfyUI collects garbage at every load while a network outlives its patcher.
+    with torch.inference_mode(False), torch.no_grad():
+        encoder = copy.deepcopy(domain.encoder)
     concept = Concept(
         trigger=trigger,
         method="e4t",
@@ -169,11 +177,11 @@ def make_concept(
         embedding=(word_row + 0.1 * torch.randn(768, generator=generator) / 768**0.5)[None],
         weights=(
             *(Scaled(name, p, q, domain.fingerprint) for name, (p, q) in pairs.items()),
-            *(Full(name, value) for name, value in (drawn if differences is None else differences).items()),
+            *(Full.of(name, value) for name, value in (drawn if differences is None else differences).items()),
         ),
         settings=QUICK,
         seed=seed,
-        predictor=E4TPredictor(domain.encoder, clip_features, word_row, domain.info.scale),
+        predictor=E4TPredictor(encoder, clip_features, word_row, domain.info.scale),
         domain_name=domain.info.name,
         domain_fingerprint=domain.fingerprint,
     )

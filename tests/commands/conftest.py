@@ -5,8 +5,12 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from mkshing_world import Directory
 
 for folder in (Path(__file__).parents[2], Path(__file__).parent):
     if str(folder) not in sys.path:
@@ -19,6 +23,14 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from small_base import make_place
 
     return make_place(tmp_path_factory.mktemp("pretraining"))
+
+
+@pytest.fixture
+def published(tmp_path: Path) -> Directory:
+    """A directory of mkshing's as it is published, pre-trained but not tuned."""
+    from mkshing_world import Directory
+
+    return Directory(tmp_path / "pretrained")
 
 
 @pytest.fixture

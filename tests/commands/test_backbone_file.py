@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 pytest.importorskip("open_clip")
 transformers = pytest.importorskip("transformers")
 
-from e4t_core.methods.e4t.clip_backbone import ClipBackbone, normalise, read_backbone_weights
+from e4t_core.methods.e4t.clip_backbone import ClipBackbone, normalize, read_backbone_weights
 from e4t_core.methods.e4t.domain_info import BackboneInfo
 
 VISION = {"layers": 3, "width": 16, "head_width": 8, "patch_size": 8, "image_size": 16, "mlp_ratio": 2.0}
@@ -39,7 +39,7 @@ def test_cls_vectors_are_those_of_transformers_model(tmp_path: Path) -> None:
     images = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(1))
     found = ClipBackbone(INFO, read_backbone_weights(tmp_path / "model.safetensors")).cls_features(images)
     with torch.no_grad():
-        hidden = model(pixel_values=normalise(images, INFO), output_hidden_states=True).hidden_states
+        hidden = model(pixel_values=normalize(images, INFO), output_hidden_states=True).hidden_states
     wanted = torch.stack([hidden[1][:, 0], hidden[3][:, 0]], dim=1)
     assert found.shape == (2, 2, 16)
     assert torch.allclose(found, wanted, atol=1e-4)

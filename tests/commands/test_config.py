@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from commands.base.setting_rules import ConfigError
+from commands.base.settings import ConfigError
 from commands.pretrain.config.config_file import CONFIGS, known_keys, load_config
 from e4t_core.templates import NEUTRAL, STYLE
 
@@ -66,17 +66,17 @@ def test_the_rate_rises_over_the_warm_up_and_falls_at_the_end() -> None:
         ("data.sources.7.path=x", "which has 2"),
         ("steps=5", "did you mean 'training.steps'"),
         ("training.steps", "must be written as section.key=value"),
-        ("training.steps=0", "training.steps = 0 must be at least 1"),
+        ("training.steps=0", "training.steps = 0 must be a whole number of 1 or more"),
         ("training.steps=1.5", "training.steps = 1.5 must be a whole number"),
         ("training.steps=true", "must be a whole number"),
-        ("training.regularization=-1", "must be at least 0"),
+        ("training.regularization=-1", "must be a finite number of 0 or more"),
         ("training.regularization=nan", "must be a finite number"),
         ("training.micro_batch=32", "larger than training.batch = 16"),
         ("training.betas=[0.9]", "must be two numbers"),
-        ("training.betas=[0.9, 1.0]", "must be less than 1"),
+        ("training.betas=[0.9, 1.0]", "every value of it a number from 0 to below 1"),
         ("training.precision=bf32", "must be one of fp32, bf16, fp16"),
         ("training.train_encoder=1", "must be true or false"),
-        ("domain.word=", "domain.word is empty"),
+        ("domain.word=", "domain.word = '' must be a text that is not empty"),
         ("domain.templates=neutrall", "must be one of"),
         ('domain.templates=["a photo of {} {}"]', "{} once"),
         ("domain.templates=[]", "1 to 64"),
@@ -84,12 +84,12 @@ def test_the_rate_rises_over_the_warm_up_and_falls_at_the_end() -> None:
         ('domain.name="a\\u0007b"', "domain.name = 'a\\x07b' must be a plain file name"),
         ("domain.v_size=100000", "domain.v_size = 100000 must be at least 1 and at most 16384"),
         ("domain.image_size=500", "multiple of 8"),
-        ("domain.scale=0", "greater than 0"),
+        ("domain.scale=0", "must be a finite number above 0"),
         ("base.kind=python", "must be written as 'package.module:function'"),
         ('base.path=""', "base.path is empty"),
         ("backbone.layers=[4, 2]", "rising"),
         ("data.sources=[]", "name at least one source"),
-        ("data.sources.0.weight=0", "greater than 0"),
+        ("data.sources.0.weight=0", "must be a finite number above 0"),
         ("data.sources.0.kind=tar", "must be one of folder, shards, parquet, python"),
         ('output.preview_prompts=["a photo"]', 'must hold "{}" exactly once'),
         ("domain=5", "must be a section"),

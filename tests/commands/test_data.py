@@ -43,7 +43,7 @@ def test_an_alpha_channel_is_a_mask_where_it_is_asked_for(tmp_path: Path) -> Non
     source.alpha_mask = True
     assert plain.read(0, SIZE).mask is None
     masked, whole = source.read(0, SIZE), source.read(1, SIZE)
-    assert torch.equal(masked.image, plain.read(0, SIZE).image), "colours stay where alpha is 0"
+    assert torch.equal(masked.image, plain.read(0, SIZE).image), "colors stay where alpha is 0"
     assert masked.mask is not None and masked.mask.shape == (1, SIZE, SIZE)
     assert masked.mask[:, :, : SIZE // 2 - 2].min() == 255 and masked.mask[:, :, SIZE // 2 + 2 :].max() == 0
     assert whole.mask is not None and whole.mask.min() == 255
@@ -284,7 +284,7 @@ def test_a_batch_that_cannot_be_shared_out_is_refused() -> None:
 
 
 @pytest.mark.parametrize(("width", "height"), [(64, 32), (32, 64), (48, 48), (20, 30)])
-def test_pictures_become_a_centred_square(width: int, height: int) -> None:
+def test_pictures_become_a_centered_square(width: int, height: int) -> None:
     image = decode(picture(5, width, height), SIZE).image
     assert image.shape == (3, SIZE, SIZE)
     assert image[:, 0, 0].tolist() == [5, 0, 77]
@@ -299,7 +299,7 @@ def test_any_mode_becomes_three_channels(kind: str, mode: str) -> None:
     assert image.dtype == torch.uint8
 
 
-def test_sixteen_bit_grey_is_scaled_not_clipped() -> None:
+def test_sixteen_bit_gray_is_scaled_not_clipped() -> None:
     import io
 
     import numpy as np

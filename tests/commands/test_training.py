@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from small_base import config_of, overrides
 from training_runs import losses, same, start, train
 
-from commands.base.setting_rules import ConfigError
+from commands.base.settings import ConfigError
 from commands.pretrain.__main__ import main
 from commands.pretrain.data.pictures import DataError
 from commands.pretrain.run.training import Training

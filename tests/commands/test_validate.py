@@ -10,9 +10,10 @@ from model_headers import backbone_shapes, base_shapes, write_header
 from safetensors.torch import load_file, save_file
 from small_base import make_base
 
-from commands.pretrain.checks import validate
+from commands.pretrain.checks import Findings, validate
 from commands.pretrain.config.config_file import load_config
 from commands.pretrain.config.sections import Config
+from commands.pretrain.disk_room import lacking_room, unusable_places
 from commands.pretrain.estimate import BACKWARD
 from commands.pretrain.validate import main
 
@@ -42,8 +43,13 @@ def config_of(place: Path, *overrides: str) -> Config:
     return load_config(Path("face"), [*settings(place), *overrides])
 
 
-def test_a_run_that_can_start_is_estimated(place: Path, caplog: pytest.LogCaptureFixture) -> None:
-    findings = validate(config_of(place))
+@pytest.fixture(scope="module")
+def findings(place: Path) -> Findings:
+    """Of a run that can start."""
+    return validate(config_of(place))
+
+
+def test_a_run_that_can_start_is_estimated(findings: Findings, place: Path, caplog: pytest.LogCaptureFixture) -> None:
     assert findings.problems == []
     assert findings.estimate is not None
     assert findings.estimate.samples == 1600
@@ -54,17 +60,17 @@ def test_a_run_that_can_start_is_estimated(place: Path, caplog: pytest.LogCaptur
     assert "The run can start." in caplog.text
 
 
-def test_caching_and_stopped_gradients_cost_less(place: Path) -> None:
-    plain = validate(config_of(place)).estimate
-    cached = validate(config_of(place, "data.cache_features=true")).estimate
-    stopped = validate(config_of(place, "training.stop_feature_gradient=true")).estimate
+def test_caching_and_stopped_gradients_cost_less(findings: Findings, place: Path) -> None:
+    plain = findings.estimate
+    less = ("data.cache_features=true", "training.stop_feature_gradient=true")
+    cheaper = validate(config_of(place, *less)).estimate
     large = ("domain.image_size=256", "training.micro_batch=16")
     checkpointed = validate(config_of(place, *large)).estimate
     kept = validate(config_of(place, *large, "training.gradient_checkpointing=false")).estimate
-    assert plain and cached and stopped and kept and checkpointed
-    assert cached.operations["image backbone"] == 0
+    assert plain and cheaper and kept and checkpointed
+    assert cheaper.operations["image backbone"] == cheaper.operations["autoencoder"] == 0
     # Of the feature pass two backward passes and a repeated forward one go, at most.
-    saved = plain.operations[BACKWARD] - stopped.operations[BACKWARD]
+    saved = plain.operations[BACKWARD] - cheaper.operations[BACKWARD]
     assert 0.5 < saved / plain.operations["feature pass"] <= 3
     assert sum(kept.memory.values()) > sum(checkpointed.memory.values())
     assert kept.seconds(1e12) < checkpointed.seconds(1e12)
@@ -146,32 +152,46 @@ def test_corrupt_pictures_are_seen_before_the_start(place: Path, tmp_path: Path)
 
 
 @pytest.mark.parametrize("made", [0, 3])
-def test_room_is_counted_with_the_cache_and_without_what_is_there(
-    made: int, place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_room_is_counted_without_what_is_there(
+    made: int, findings: Findings, place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = config_of(place, f'output.folder="{tmp_path.as_posix()}"', "output.keep_checkpoints=3")
-    plain = validate(config).estimate
+    plain = findings.estimate
     assert plain is not None
     (tmp_path / "checkpoints").mkdir()
     for step in range(made):
         with (tmp_path / "checkpoints" / f"step-{step:08}.safetensors").open("wb") as file:
             file.truncate(plain.checkpoint)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=int(1.5 * plain.checkpoint)))
-    problems = validate(config).problems
+    problems = lacking_room(config, plain, 60)
     assert len(problems) == (0 if made else 1) and all("free some" in problem for problem in problems)
+
+
+def test_room_is_counted_with_the_cache(
+    findings: Findings, place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = findings.estimate
+    assert plain is not None
     cached = config_of(place, f'output.folder="{tmp_path.as_posix()}"', "data.cache_features=true")
     row = 2 * (4 * 16 * 16 + 16 * 1280)
-    assert f"cache of features: {60 * row / 1e9:.2f} GB" in validate(cached).notes
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=plain.checkpoint + 60 * row - 1))
-    assert any("data.cache_folder" in problem for problem in validate(cached).problems)
+    # What is already there are no checkpoints: one more than are kept has to fit.
+    needed = plain.checkpoint * (cached.output.keep_checkpoints + 1)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=needed + 60 * row - 1))
+    found = validate(cached)
+    assert f"cache of features: {60 * row / 1e9:.2f} GB" in found.notes
+    (problem,) = found.problems
+    assert problem.startswith("data.cache_folder = ")
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=needed + 60 * row))
+    assert lacking_room(cached, plain, 60) == []
 
 
-def test_pictures_that_would_be_enlarged_are_told(place: Path, tmp_path: Path) -> None:
-    assert any("32 of these pictures are smaller" in note for note in validate(config_of(place)).notes)
+def test_pictures_that_would_be_enlarged_are_told(findings: Findings, place: Path, tmp_path: Path) -> None:
+    assert any("32 of these pictures are smaller" in note for note in findings.notes)
     for number in range(4):
         (tmp_path / f"{number}.png").write_bytes(picture(number, 128, 200))
     source = f'data.sources=[{{kind = "folder", path = "{tmp_path.as_posix()}"}}]'
-    assert not any("enlarged" in note for note in validate(config_of(place, source)).notes)
+    notes = validate(config_of(place, source, "base.path=nowhere")).notes
+    assert "data: 4 pictures read, 0 corrupt" in notes and not any("enlarged" in note for note in notes)
 
 
 def test_the_command_ends_with_status_one_at_an_unknown_key(caplog: pytest.LogCaptureFixture) -> None:
@@ -195,10 +215,12 @@ def test_a_folder_that_cannot_be_made_is_told(setting: str, place: Path, tmp_pat
         ("a" * 300, "File name too long"),
     ):
         value = f'{setting}="{(tmp_path / path).as_posix()}"'
-        problems = validate(config_of(place, "data.cache_features=true", value)).problems
+        config = config_of(place, "data.cache_features=true", value)
+        problems = unusable_places(config)
         # The cache lies beside the run, so that a fault of the run's folder is its fault, too.
         assert problems and all("cannot be made" in problem and says in problem for problem in problems)
         assert setting in problems[0]
+    assert validate(config).problems == problems
 
 
 def test_a_config_that_cannot_be_looked_at_is_told(caplog: pytest.LogCaptureFixture) -> None:

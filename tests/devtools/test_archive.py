@@ -119,6 +119,12 @@ def test_it_holds_all_nodes_core_help_pages_and_workflows(archive: dict[str, int
     assert wanted - set(archive) == set(), "not tracked by git, or named in .comfyignore"
 
 
+def test_every_workflow_has_the_picture_that_the_template_browser_shows(archive: dict[str, int]) -> None:
+    found = [Path(name) for name in archive if Path(name).parent.name == "workflows"]
+    named = {suffix: {path.stem for path in found if path.suffix == suffix} for suffix in (".json", ".jpg")}
+    assert named[".json"] == named[".jpg"]
+
+
 def test_it_is_small_and_holds_no_weights(archive: dict[str, int]) -> None:
     assert {Path(name).suffix for name in archive if "/" in name} <= SUFFIXES
     assert sum(archive.values()) < LARGEST_MB * 2**20, sorted(archive.items(), key=lambda item: -item[1])[:5]

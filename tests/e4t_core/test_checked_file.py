@@ -14,23 +14,17 @@ from system_faults import as_a_plain_user, largest_file, umask
 
 from e4t_core.files.checked_file import (
     HEADER_LIMIT,
-    MESSAGE_LIMIT,
     TENSOR_LIMIT,
-    FileError,
-    FileKind,
     check_dtypes,
     check_finite,
-    check_is_file,
-    check_is_folder,
     check_keys,
     check_shapes,
     read_header,
     read_tensors,
-    replacing,
-    shortened,
-    shown,
     write_tensors,
 )
+from e4t_core.files.file_errors import MESSAGE_LIMIT, FileError, FileKind, shortened, shown
+from e4t_core.files.whole_file import check_is_file, check_is_folder, replacing
 
 
 class TinyError(FileError):

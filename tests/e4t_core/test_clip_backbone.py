@@ -12,7 +12,7 @@ from e4t_core.methods.e4t.clip_backbone import (
     ClipBackbone,
     backbone_source,
     build_vision_tower,
-    normalise,
+    normalize,
     read_backbone_weights,
 )
 from e4t_core.methods.e4t.domain_info import BackboneInfo
@@ -42,7 +42,7 @@ def test_it_reads_the_cls_vector_after_the_listed_blocks_before_ln_post(tower: t
     features = backbone.cls_features(images)
     assert features.shape == (2, 2, 8) and not features.requires_grad
     with torch.no_grad():
-        x = tower.conv1(normalise(images, INFO)).flatten(2).transpose(1, 2)
+        x = tower.conv1(normalize(images, INFO)).flatten(2).transpose(1, 2)
         x = torch.cat([tower.class_embedding.expand(2, 1, -1), x], dim=1) + tower.positional_embedding
         x = tower.ln_pre(x)
         wanted = []
@@ -51,12 +51,12 @@ def test_it_reads_the_cls_vector_after_the_listed_blocks_before_ln_post(tower: t
             wanted.append(x[:, 0])
         assert torch.allclose(features, torch.stack([wanted[0], wanted[2]], dim=1), atol=1e-5)
         # The last vector is what the tower's own head starts from: training used the very same module.
-        assert torch.allclose(tower.ln_post(wanted[2]) @ tower.proj, tower(normalise(images, INFO)), atol=1e-5)
+        assert torch.allclose(tower.ln_post(wanted[2]) @ tower.proj, tower(normalize(images, INFO)), atol=1e-5)
 
 
-def test_pictures_are_normalised_and_brought_to_size() -> None:
+def test_pictures_are_normalized_and_brought_to_size() -> None:
     gray = torch.full((1, 3, 40, 40), 0.5)
-    out = normalise(gray, INFO)
+    out = normalize(gray, INFO)
     assert out.shape == (1, 3, 16, 16)
     for channel in range(3):
         expected = (0.5 - INFO.mean[channel]) / INFO.std[channel]

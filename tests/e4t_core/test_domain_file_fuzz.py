@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 from tiny import TinyUNet, tiny_domain
 
-from e4t_core.files.checked_file import MESSAGE_LIMIT
 from e4t_core.files.domain_file import DomainFileError, load_domain, read_domain_info, save_domain
+from e4t_core.files.file_errors import MESSAGE_LIMIT
 
 LONGEST = 2.0  # seconds that one load computes; all of them take some milliseconds
 MUTATIONS = 300

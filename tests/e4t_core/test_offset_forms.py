@@ -9,10 +9,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 from tiny import TinyText, TinyUNet, tiny_domain, tiny_photos
-from torch import Tensor
-from tuned import differences, factors, tune
+from tuned import draws_with, factors, tune, tuned_weights
 
-from e4t_core.concept import Concept
 from e4t_core.files.domain_file import DomainFileError, load_domain, save_domain
 from e4t_core.methods.e4t.domain import Domain
 from e4t_core.methods.e4t.offset_forms import DirectOffsets, HyperOffsets, make_offsets
@@ -39,14 +37,6 @@ def domain_of(form: str) -> Domain:
     width = plain.info.backbone.width if form == "hypernetwork" else 1
     offsets = moved(make_offsets(form, plain.info.projections, width))
     return Domain(plain.encoder, offsets, dataclasses.replace(plain.info, v_size=width, offset_form=form))
-
-
-def drawn_with(unet: TinyUNet, concept: Concept) -> dict[str, Tensor]:
-    """The weights as a host builds them: base, what the domain shares, the concept's own difference."""
-    weights = dict(unet.parameters())
-    for name, (p, q) in factors(concept).items():
-        weights[name] = weights[name] * (1 + p @ q.T)
-    return {name: weight + differences(concept).get(name, 0) for name, weight in weights.items()}
 
 
 def test_direct_offsets_are_a_factor_for_every_entry() -> None:
@@ -97,8 +87,8 @@ def test_a_tuned_concept_draws_with_the_weights_that_it_was_tuned_with(form: str
     base = unet.parameters()
     features = photos.clip_features.mean(dim=0, keepdim=True)
     wanted = dict(base) | domain.offsets.apply_all(base, features)
-    got = drawn_with(unet, concept)
-    assert all(torch.allclose(got[name], wanted[name], atol=1e-6) for name in base)
+    got = tuned_weights(unet, concept)
+    assert draws_with(concept, got, wanted, atol=1e-6)
     assert not torch.allclose(wanted[domain.offsets.names[0]], base[domain.offsets.names[0]], atol=1e-4)
     assert bool(factors(concept)) == (form != "hypernetwork")
 
@@ -110,7 +100,7 @@ def test_every_form_is_tuned(form: str) -> None:
         tune(TinyUNet(), TinyText(), domain, tiny_photos(), dataclasses.replace(QUICK, **changes), 1)
         for changes in ({"train_unet": False}, {"train_unet": False, "train_offsets": False})
     ]
-    first, second = (drawn_with(TinyUNet(), concept) for concept in concepts)
+    first, second = (tuned_weights(TinyUNet(), concept) for concept in concepts)
     changed = {name for name in first if not torch.allclose(first[name], second[name], atol=1e-6)}
     assert changed == set(domain.offsets.names)
 
@@ -142,7 +132,7 @@ def test_an_unknown_form_is_named(tmp_path: Path) -> None:
         load_domain(tmp_path / "a.safetensors")
 
 
-def test_the_input_of_a_hypernetwork_is_normalised() -> None:
+def test_the_input_of_a_hypernetwork_is_normalized() -> None:
     offsets = moved(HyperOffsets({NAME: (5, 3)}, 6))
     features = torch.randn(1, 4, 6, generator=torch.Generator().manual_seed(2))
     weight = torch.ones(5, 3)

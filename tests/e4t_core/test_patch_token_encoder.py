@@ -4,7 +4,7 @@ import torch.nn.functional as F
 from tiny import TinyText, TinyUNet, tiny_info
 from tuned import tune
 
-from e4t_core.methods.e4t.clip_backbone import normalise, read_vectors
+from e4t_core.methods.e4t.clip_backbone import normalize, read_vectors
 from e4t_core.methods.e4t.domain import Domain, new_encoder
 from e4t_core.methods.e4t.domain_info import PATCH_TOKENS, BackboneInfo
 from e4t_core.methods.e4t.patch_token_encoder import PatchTokenEncoder
@@ -33,7 +33,7 @@ def test_one_photo_serves_many_noise_levels_and_other_widths_are_refused() -> No
         encoder(clip, features[:, :3])
 
 
-def test_the_normalised_cls_and_every_second_patch_of_one_block_are_read() -> None:
+def test_the_normalized_cls_and_every_second_patch_of_one_block_are_read() -> None:
     blocks = torch.arange(3 * 8.0).view(3, 1, 8, 1).expand(3, 1, 8, 5)
     vectors = read_vectors(INFO, lambda number: blocks[number - 1], lambda cls: cls + 1000)
     # The last block counts from 16: [CLS] there, patches 0, 1, 2, … behind it.
@@ -43,7 +43,7 @@ def test_the_normalised_cls_and_every_second_patch_of_one_block_are_read() -> No
 def test_pictures_are_resized_with_aligned_corners_and_overshoot_stays() -> None:
     step = torch.zeros((1, 3, 8, 8))
     step[..., 4:] = 1
-    found = normalise(step, INFO)[0, 0]
+    found = normalize(step, INFO)[0, 0]
     black, white = -INFO.mean[0] / INFO.std[0], (1 - INFO.mean[0]) / INFO.std[0]
     assert torch.allclose(found[:, 0], torch.tensor(black)) and torch.allclose(found[:, -1], torch.tensor(white))
     assert found.min() < black - 0.01 and found.max() > white + 0.01

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from tiny import TinyText, TinyUNet, tiny_domain, tiny_photos
 from torch import Tensor
@@ -35,6 +37,10 @@ def tune(
     return train(E4T(domain), BaseModel(unet, text, base_fingerprint), photos, settings, seed, trigger, on_step, plan)
 
 
+# Rounding to float16 moves a number by at most this share of it: differences are stored so.
+ROUNDED = 2.0**-11
+
+
 def run(
     settings: TuningSettings = SMOOTH, unet: TinyUNet | None = None, photos: Photos | None = None, seed: int = 1
 ) -> Concept:
@@ -43,7 +49,7 @@ def run(
 
 
 def differences(concept: Concept) -> dict[str, Tensor]:
-    return full_differences(concept.weights)
+    return {name: stored.value() for name, stored in full_differences(concept.weights).items()}
 
 
 def factors(concept: Concept) -> dict[str, tuple[Tensor, Tensor]]:
@@ -62,8 +68,17 @@ def identical(one: Concept, other: Concept) -> bool:
 
 
 def close(one: Concept, other: Concept, atol: float) -> bool:
+    """Up to float32's ``atol``, and up to the last place of the differences, which are rounded in each concept."""
     a, b = tensors_of(one), tensors_of(other)
-    return a.keys() == b.keys() and all(torch.allclose(a[key], b[key], rtol=0, atol=atol) for key in a)
+    last_place = {key: 2 * ROUNDED if key.startswith("difference.") else 0 for key in a}
+    return a.keys() == b.keys() and all(torch.allclose(a[key], b[key], last_place[key], atol) for key in a)
+
+
+def draws_with(concept: Concept, got: Mapping[str, Tensor], wanted: Mapping[str, Tensor], atol: float) -> bool:
+    """Whether weights are what they should be: up to float32's ``atol``, and what rounding the differences moves."""
+    own = differences(concept)
+    bounds = {name: atol + ROUNDED * own[name].abs() if name in own else atol for name in wanted}
+    return all(bool(((got[name] - wanted[name]).abs() <= bounds[name]).all()) for name in wanted)
 
 
 def tuned_weights(unet: TinyUNet, concept: Concept) -> dict[str, Tensor]:

@@ -11,7 +11,7 @@ import torch
 
 from miniworld.attributes import DOMAINS, EDITS, Scene, random_identity
 from miniworld.dataset import shifted
-from miniworld.judge import ARCHITECTURES, IDENTITY_WIDTH, Judge, Place, centred, measures, questions
+from miniworld.judge import ARCHITECTURES, IDENTITY_WIDTH, Judge, Place, centered, measures, questions
 from miniworld.judge_gate import LIMITS, area_under_curve, classified, is_small, met
 from miniworld.models import read
 from miniworld.renderer import render
@@ -97,18 +97,18 @@ def test_shifting_moves_pictures_and_continues_their_border() -> None:
     assert (moved[:, 1] == 1).nonzero().tolist() == [[0, 13, 21], [1, 18, 16]]
 
 
-def test_a_subject_is_centred_wherever_it_stands() -> None:
+def test_a_subject_is_centered_wherever_it_stands() -> None:
     rng = np.random.default_rng(4)
     people = [random_identity(rng, "face") for _ in range(6)]
     scenes = [Scene(background=b, zoom=b % 3, shift=(b - 3.0, 2.0 - b)) for b in range(6)]
     plain = render(people, [replace(scene, zoom=0, shift=(0.0, 0.0)) for scene in scenes])
     drawn, place = render(people, scenes), Place.of(scenes)
     middle = slice(40, 100)
-    off = (centred(drawn, place) - plain)[..., middle, middle].abs().mean((1, 2, 3))
+    off = (centered(drawn, place) - plain)[..., middle, middle].abs().mean((1, 2, 3))
     assert (off < 0.05).all()  # a small picture enlarged is blurred
     assert ((drawn - plain)[..., middle, middle].abs().mean((1, 2, 3)) > off + 0.02).all()
     moves = torch.tensor([[4, -2]] * 6)
-    moved = centred(shifted(drawn, moves), Place(place.scale, place.shift + moves))
+    moved = centered(shifted(drawn, moves), Place(place.scale, place.shift + moves))
     assert ((moved - plain)[..., middle, middle].abs().mean((1, 2, 3)) < 0.05).all()
 
 

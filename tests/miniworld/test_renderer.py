@@ -37,7 +37,7 @@ def test_a_picture_does_not_depend_on_when_or_with_whom_it_is_drawn() -> None:
     assert together.min() >= 0 and together.max() <= 1
 
 
-def test_a_bald_face_without_beard_shows_no_hair_colour() -> None:
+def test_a_bald_face_without_beard_shows_no_hair_color() -> None:
     assert is_visible(face(), Scene(), "face hair colour")
     assert not is_visible(face(hair_style="bald"), Scene(), "face hair colour")
     assert is_visible(face(hair_style="bald", beard="beard"), Scene(), "face hair colour")

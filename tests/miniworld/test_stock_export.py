@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from miniworld.autoencoder import UNET_SCALE, Autoencoder, start_from_colours, stock_state, whiten
+from miniworld.autoencoder import UNET_SCALE, Autoencoder, start_from_colors, stock_state, whiten
 from miniworld.text_encoder import TextEncoder, TextShape, pad_tokens
 from miniworld.text_encoder import stock_state as text_stock_state
 
@@ -29,7 +29,7 @@ def comfyui():
 def autoencoder() -> Autoencoder:
     torch.manual_seed(0)
     model = Autoencoder()
-    start_from_colours(model)
+    start_from_colors(model)
     with torch.no_grad():
         whiten(model, model.encode(torch.rand(8, 3, 64, 64)))
     model.latent_mean.fill_(0.37)

@@ -77,7 +77,10 @@ def write_random_domain(path: Path, checkpoint: Path) -> None:
         backbone=backbone,
         scale=0.1,
         templates=("a photo of {}",),
-        preset=TuningSettings(steps=STEPS, learning_rate=1e-4, regularization=0.01, batch=2, micro_batch=1),
+        # Looking for the subject takes longer than all the rest; who needs it switches it on by E4T Settings.
+        preset=TuningSettings(
+            steps=STEPS, learning_rate=1e-4, regularization=0.01, batch=1, micro_batch=1, find_subject=False
+        ),
         image_size=128,
     )
     torch.manual_seed(0)

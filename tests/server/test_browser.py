@@ -130,11 +130,11 @@ def test_pressing_run_twice_with_nothing_touched_tunes_once(page: Page, server: 
 def test_the_lines_of_a_text_stay_lines_on_the_node(page: Page, server: Server, nodes_2: bool) -> None:
     page.evaluate("on => window.app.extensionManager.setting.set('Comfy.VueNodes.Enabled', on)", nodes_2)
     open_workflow(page, sampling_steps=2)
-    # Nothing that ComfyUI has the result of: a node that does not run shows no text.
+    # Nothing that ComfyUI has the result of: a node that does not run shows no text. The trigger is one that has a note.
     page.evaluate(
-        "seed => { const node = window.app.graph.nodes.find(node => node.type === 'E4TPersonalize');"
-        " node.widgets.find(widget => widget.name === 'seed').value = seed }",
-        501 + nodes_2,
+        "values => { const node = window.app.graph.nodes.find(node => node.type === 'E4TPersonalize');"
+        " for (const widget of node.widgets) if (widget.name in values) widget.value = values[widget.name] }",
+        {"seed": 501 + nodes_2, "trigger": "Anna"},
     )
     client = Client(server.client.host, server.client.port)
     before = set(json.loads(client.get("/history")))

@@ -48,7 +48,7 @@ def test_another_client_reads_nothing_of_my_job(server: Server, client: Client, 
 def test_a_script_without_a_client_finds_every_text_in_the_history_and_nobody_else_reads_it(
     server: Server, client: Client, workflow: MakeWorkflow
 ) -> None:
-    mine = workflow(E4TPersonalize={"seed": 302})
+    mine = looking(workflow, seed=302)
     # ComfyUI has the result of the node when the second job comes: its text is that one's, too.
     job, again = (client.post("/prompt", {"prompt": mine})["prompt_id"] for _ in range(2))
     listening = client.run(UNRELATED)  # behind them in the queue
@@ -62,7 +62,7 @@ def test_a_script_without_a_client_finds_every_text_in_the_history_and_nobody_el
 
 
 def test_while_it_learns_the_node_says_where_it_is(client: Client, workflow: MakeWorkflow) -> None:
-    run = client.run(workflow(E4TPersonalize={"seed": 303}))
+    run = client.run(looking(workflow, seed=303))
     first = [text.split("\n")[0] for text in plain(run.texts[PERSONALIZE])]
     assert first[0] == "Learning S* ..."
     assert "Learning S*: looking for the subject ..." in first
@@ -76,7 +76,7 @@ def test_a_cancelled_job_says_at_which_step_it_was(client: Client, workflow: Mak
     cancelled: list[float] = []
 
     def cancel_later(node: str, value: float, _maximum: float) -> None:
-        # Behind the passes that look for the subject.
+        # It takes a few to tell how long all of them will take.
         if node == PERSONALIZE and value >= 8 and not cancelled:
             cancelled.append(time.monotonic())
             threading.Thread(target=client.interrupt).start()
@@ -100,6 +100,13 @@ def test_a_new_job_clears_what_a_sampler_said_in_the_last_one(client: Client, wo
                 node["inputs"][name] = [loader, value[1]]
     del stock[PERSONALIZE]
     assert [text.strip() for text in client.run(stock).texts[sampler]] == [""]
+
+
+def looking(workflow: MakeWorkflow, seed: int) -> Workflow:
+    """The shipped workflow, in which the node looks for the subject and says so in a note."""
+    made = workflow(E4TPersonalize={"seed": seed, "settings": ["11", 0]})
+    made["11"] = {"class_type": "E4TSettings", "inputs": {"find_subject": "on"}}
+    return made
 
 
 def history(client: Client, job: str) -> dict:

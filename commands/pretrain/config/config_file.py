@@ -15,8 +15,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from commands.base.setting_rules import ConfigError
-from e4t_core.files.checked_file import shortened
+from commands.base.settings import ConfigError
+from e4t_core.files.file_errors import shortened
 
 from .sections import Config
 

@@ -9,13 +9,13 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from commands.base.setting_rules import ConfigError, check_place, check_ranges, choice, number, text
-from commands.base.settings import BackboneSettings, BaseSettings
-from e4t_core.files.checked_file import shown
+from commands.base.settings import BackboneSettings, BaseSettings, ConfigError, check_place, check_section
 from e4t_core.files.description import check_value
+from e4t_core.files.file_errors import shown
 from e4t_core.methods.e4t.domain_info import DomainInfo
 from e4t_core.methods.e4t.settings import PRESETS
 from e4t_core.methods.e4t.weight_offsets import FORMS, HYPERNETWORK, NETWORK
+from e4t_core.settings import setting
 from e4t_core.templates import NEUTRAL, templates_of
 
 SOURCE_KINDS = ("folder", "shards", "parquet", "python")
@@ -38,18 +38,18 @@ class DomainSettings:
         licence: of data and weights, as it shall stand in the domain file.
     """
 
-    name: str = text()
-    word: str = text()
+    name: str = setting(filled=True)
+    word: str = setting(filled=True)
     templates: tuple[str, ...] = NEUTRAL
-    scale: float = number(0.1, above=0)
-    preset: str = choice(tuple(PRESETS), "face")
-    image_size: int = number(512, least=64, most=4096)
-    crop_margin: float = number(0.25, least=0)
-    v_size: int = number(1, least=1)
-    licence: str = text("unknown")
+    scale: float = setting(0.1, above=0)
+    preset: str = setting("face", choices=tuple(PRESETS))
+    image_size: int = setting(512, least=64, most=4096)
+    crop_margin: float = setting(0.25, least=0)
+    v_size: int = setting(1, least=1)
+    licence: str = setting("unknown", filled=True)
 
     def __post_init__(self) -> None:
-        check_ranges("domain", self)
+        check_section("domain", self)
         if not _is_file_name(self.name):
             raise ConfigError(
                 f"domain.name = {shown(self.name)} must be a plain file name: letters, digits, spaces and . _ - + ( ), at most"
@@ -98,31 +98,31 @@ class TrainingSettings:
         gradient_checkpointing: compute the UNet's activations twice instead of keeping them.
     """
 
-    seed: int = number(0, least=0)
-    steps: int = number(30000, least=1)
-    batch: int = number(16, least=1)
-    micro_batch: int = number(4, least=1)
-    learning_rate_per_sample: float = number(1e-6, above=0, most=1)
-    offset_rate: float = number(1.0, above=0)
-    regularization: float = number(0.01, least=0)
-    warmup: int = number(0, least=0)
-    decay: float = number(0.0, least=0, most=1)
-    weight_decay: float = number(0.01, least=0)
-    betas: tuple[float, ...] = number((0.9, 0.999), least=0, below=1)
-    eps: float = number(1e-8, above=0)
-    clip: float = number(0.0, least=0)
-    ema: float = number(0.0, least=0, below=1)
-    offset_form: str = choice(FORMS, NETWORK)
-    first_answer: float = number(1.0, above=0)
+    seed: int = setting(0, least=0)
+    steps: int = setting(30000, least=1)
+    batch: int = setting(16, least=1)
+    micro_batch: int = setting(4, least=1)
+    learning_rate_per_sample: float = setting(1e-6, above=0, most=1)
+    offset_rate: float = setting(1.0, above=0)
+    regularization: float = setting(0.01, least=0)
+    warmup: int = setting(0, least=0)
+    decay: float = setting(0.0, least=0, most=1)
+    weight_decay: float = setting(0.01, least=0)
+    betas: tuple[float, ...] = setting((0.9, 0.999), least=0, below=1)
+    eps: float = setting(1e-8, above=0)
+    clip: float = setting(0.0, least=0)
+    ema: float = setting(0.0, least=0, below=1)
+    offset_form: str = setting(NETWORK, choices=FORMS)
+    first_answer: float = setting(1.0, above=0)
     train_encoder: bool = True
     train_offsets: bool = True
     use_mask: bool = False
     stop_feature_gradient: bool = False
-    precision: str = choice(PRECISIONS, "bf16")
+    precision: str = setting("bf16", choices=PRECISIONS)
     gradient_checkpointing: bool = True
 
     def __post_init__(self) -> None:
-        check_ranges("training", self)
+        check_section("training", self)
         if self.micro_batch > self.batch:
             raise ConfigError(
                 f"training.micro_batch = {self.micro_batch} is larger than training.batch = {self.batch}: lower it."
@@ -165,17 +165,17 @@ class SourceSettings:
         options: of the factory.
     """
 
-    kind: str = choice(SOURCE_KINDS)
+    kind: str = setting(choices=SOURCE_KINDS)
     path: str = ""
-    weight: float = number(1.0, above=0)
-    window: int = number(8, least=1, most=1000)
-    column: str = text("image")
+    weight: float = setting(1.0, above=0)
+    window: int = setting(8, least=1, most=1000)
+    column: str = setting("image", filled=True)
     alpha_mask: bool = False
     factory: str = ""
     options: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        check_ranges("data.sources", self)
+        check_section("data.sources", self)
         check_place("data.sources", self.kind, self.path, self.factory)
 
 
@@ -193,14 +193,14 @@ class DataSettings:
     """
 
     sources: tuple[SourceSettings, ...] = field(default=())
-    workers: int = number(2, least=0, most=256)
-    prefetch: int = number(4, least=1, most=256)
-    most_corrupt: float = number(0.01, least=0, below=1)
+    workers: int = setting(2, least=0, most=256)
+    prefetch: int = setting(4, least=1, most=256)
+    most_corrupt: float = setting(0.01, least=0, below=1)
     cache_features: bool = False
     cache_folder: str = ""
 
     def __post_init__(self) -> None:
-        check_ranges("data", self)
+        check_section("data", self)
         if not self.sources:
             raise ConfigError("data.sources is empty: name at least one source of pictures.")
 
@@ -219,16 +219,16 @@ class OutputSettings:
         tensorboard: log for TensorBoard as well.
     """
 
-    folder: str = text()
-    checkpoint_every: int = number(1000, least=1)
-    keep_checkpoints: int = number(3, least=1)
-    log_every: int = number(50, least=1)
-    preview_every: int = number(1000, least=0)
+    folder: str = setting(filled=True)
+    checkpoint_every: int = setting(1000, least=1)
+    keep_checkpoints: int = setting(3, least=1)
+    log_every: int = setting(50, least=1)
+    preview_every: int = setting(1000, least=0)
     preview_prompts: tuple[str, ...] = ("a photo of {}",)
     tensorboard: bool = True
 
     def __post_init__(self) -> None:
-        check_ranges("output", self)
+        check_section("output", self)
         for prompt in self.preview_prompts:
             if prompt.count("{}") != 1:
                 raise ConfigError(f'output.preview_prompts has {prompt!r}, which must hold "{{}}" exactly once.')

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from e4t_core.files.checked_file import shortened
+from e4t_core.files.file_errors import shortened
 
 from .pictures import EXTENSIONS, DataError
 from .sources import EncodedSource

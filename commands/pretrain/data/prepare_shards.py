@@ -17,7 +17,7 @@ from typing import Any
 from webdataset import TarWriter
 
 from commands.progress import Progress
-from e4t_core.files.checked_file import replacing
+from e4t_core.files.whole_file import replacing
 
 from .dataset_layouts import LAYOUTS, LICENCES, Layout
 from .pictures import DataError

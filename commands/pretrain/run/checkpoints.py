@@ -15,7 +15,8 @@ from typing import Any
 
 from torch import Tensor
 
-from e4t_core.files.checked_file import FileError, FileKind, read_header, read_tensors, write_tensors
+from e4t_core.files.checked_file import read_header, read_tensors, write_tensors
+from e4t_core.files.file_errors import FileError, FileKind
 
 FORMAT = "e4t-pretraining"
 

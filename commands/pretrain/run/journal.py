@@ -10,7 +10,7 @@ from typing import Any
 
 from commands.pretrain.data.pictures import DataError
 from commands.progress import Progress
-from e4t_core.files.checked_file import replacing
+from e4t_core.files.whole_file import replacing
 
 
 class Journal:

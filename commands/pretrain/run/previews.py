@@ -14,7 +14,7 @@ from torch import Tensor
 from commands.pretrain.config.sections import Config
 from commands.pretrain.data.pictures import CorruptSample, to_float
 from commands.pretrain.data.training_data import TrainingData
-from e4t_core.files.checked_file import replacing
+from e4t_core.files.whole_file import replacing
 
 from .encoder_and_offsets import EncoderAndOffsets
 from .extractor import Extractor

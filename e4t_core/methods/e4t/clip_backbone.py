@@ -18,7 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ...files.checked_file import FileError, FileKind, read_header, read_tensors, shortened, shown
+from ...files.checked_file import read_header, read_tensors
+from ...files.file_errors import FileError, FileKind, shortened, shown
 from .domain_info import PATCH_TOKENS, BackboneInfo
 
 TRANSFORMERS_ROWS = "vision_model.embeddings.position_embedding.weight"
@@ -241,7 +242,7 @@ class ClipBackbone:
         return cls_features(self.tower, self.info, images)
 
 
-def normalise(images: Tensor, info: BackboneInfo) -> Tensor:
+def normalize(images: Tensor, info: BackboneInfo) -> Tensor:
     """Images ``(B, 3, H, W)`` in [0, 1] as the backbone wants them: its size, its mean and standard deviation."""
     size = (info.image_size, info.image_size)
     if images.shape[-2:] != size and info.reading == PATCH_TOKENS:
@@ -284,7 +285,7 @@ def cls_features(tower: nn.Module, info: BackboneInfo, images: Tensor) -> Tensor
 
     handles = [blocks[number - 1].register_forward_hook(keep(number)) for number in info.layers]
     try:
-        tower(normalise(images.to(parameter.device, torch.float32), info).to(parameter.dtype))
+        tower(normalize(images.to(parameter.device, torch.float32), info).to(parameter.dtype))
     finally:
         for handle in handles:
             handle.remove()

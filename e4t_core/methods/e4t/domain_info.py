@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ...canonical_names import ATTENTION_PROJECTION
-from ...files.checked_file import shown
 from ...files.description import check_fields, check_free, choice, number, part, read_json, switch, table, text
+from ...files.file_errors import shown
 from ...noise_schedule import PREDICTIONS
 from ...templates import TEMPLATE_LIMIT, TEMPLATES_LIMIT, check_templates
 from .settings import TuningSettings

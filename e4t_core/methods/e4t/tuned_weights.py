@@ -56,15 +56,8 @@ class TunedWeights:
             else:
                 continue
             if name in offsets.shapes:
-                weight = self._scaled(name, weight, fixed)
+                weight = _scaled(name, weight, offsets, fixed, self._clip_features)
             self.weights[name] = weight
-
-    def _scaled(self, name: str, weight: TrainedWeight, fixed: FixedOffsets | None) -> TrainedWeight:
-        """A weight times ``1 + Delta``."""
-        if fixed is not None:
-            return TrainedWeight(weight.parameters, lambda: fixed.apply(name, weight.make()))
-        parameters = (*weight.parameters, *self._offsets.parameters_of(name))
-        return TrainedWeight(parameters, lambda: self._offsets.applied(name, weight.make(), self._clip_features))
 
     def _constant(self, value: Tensor) -> TrainedWeight:
         held = value.detach().to(self._device, torch.float32)
@@ -84,4 +77,14 @@ class TunedWeights:
                 before = self._shared.apply(name, before)
             difference = after - before
             if difference.any():
-                yield Full(name, difference.cpu())
+                yield Full.of(name, difference)
+
+
+def _scaled(
+    name: str, weight: TrainedWeight, offsets: Offsets, fixed: FixedOffsets | None, clip_features: Tensor | None
+) -> TrainedWeight:
+    """A weight times ``1 + Delta``; a function of its own, so that no run is part of a circle and ends when it is left."""
+    if fixed is not None:
+        return TrainedWeight(weight.parameters, lambda: fixed.apply(name, weight.make()))
+    parameters = (*weight.parameters, *offsets.parameters_of(name))
+    return TrainedWeight(parameters, lambda: offsets.applied(name, weight.make(), clip_features))

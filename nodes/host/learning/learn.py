@@ -44,7 +44,7 @@ def learn(request: Request, store: ResultStore, progress: Progress) -> HeldConce
     held = store.get(key)
     if held is None:
         started = time.perf_counter()
-        held = _learn(request, photos, progress, store.hashes)
+        held = _learn(request, photos, progress, store)
         store.put(key, held, progress.sheet)
         seconds = time.perf_counter() - started
         logger.info("E4T: %s learned in %.1f s (%.0f MB).", request.trigger, seconds, held.size() / 2**20)
@@ -79,7 +79,7 @@ def _key(request: Request, photos: PreparedPhotos, hashes: WeightHashes) -> str:
     )
 
 
-def _learn(request: Request, photos: PreparedPhotos, progress: Progress, hashes: WeightHashes) -> HeldConcept:
+def _learn(request: Request, photos: PreparedPhotos, progress: Progress, store: ResultStore) -> HeldConcept:
     given = _encode(request, photos)
     # Their full memory is better spent on tuning, which holds its own copies; the sampler loads them again.
     unload(request.model, request.clip.patcher, request.vae.patcher)
@@ -87,6 +87,7 @@ def _learn(request: Request, photos: PreparedPhotos, progress: Progress, hashes:
         device = request.model.load_device
         unet = ComfyUNet(request.model, compute_type(device))
         text = ComfyTextEncoder(request.clip, rounded=device.type != "cpu" and uses_autocast(device))
+        hashes = store.hashes
         base = BaseModel(unet, text, hashes.base_fingerprint(hashes.weights_key(request.model), unet.parameters()))
 
         free = Free.now(unet.device)
@@ -114,7 +115,7 @@ def _learn(request: Request, photos: PreparedPhotos, progress: Progress, hashes:
         concept = run_in_memory(plans_that_fit(request.settings, work, free), run, told)
         with torch.no_grad():
             empty = text.empty().detach().cpu()
-        return HeldConcept.of(concept, empty, unet.parameters())
+        return HeldConcept.of(concept, empty, unet.parameters(), store.offset(concept))
 
 
 def _encode(request: Request, photos: PreparedPhotos) -> Photos:

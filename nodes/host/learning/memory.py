@@ -19,6 +19,8 @@ from ..networks.base_model import ComfyUNet
 logger = logging.getLogger(__name__)
 
 AUTO = "auto"
+# Kinds of device that compute in RAM.
+IN_RAM = ("cpu", "mps")
 GB = 1e9
 ADVICE = "close other programs that use it, lower the picture's size, or switch train_unet off in E4T Settings"
 
@@ -46,7 +48,7 @@ class Free:
         comfy.model_management.soft_empty_cache()
         card = comfy.model_management.get_free_memory(device)
         total = comfy.model_management.get_total_memory(device)
-        if device.type in ("cpu", "mps"):
+        if device.type in IN_RAM:
             return cls(card, total, None)
         card -= comfy.model_management.extra_reserved_memory()
         return cls(card, total, comfy.model_management.get_free_memory(RAM))
@@ -67,9 +69,9 @@ class Free:
 
 def work_of(method: Method, settings: LoopSettings, unet: ComfyUNet, cells: int) -> Work:
     """What a run has to compute for photos of so many latent cells."""
-    return Work(
-        method.trained(settings), unet.numbers, unet.width, cells, settings.batch, torch.finfo(unet.dtype).bits // 8
-    )
+    itemsize = torch.finfo(unet.dtype).bits // 8
+    trained = method.trained(settings)
+    return Work(trained, unet.numbers, unet.width, cells, settings.batch, itemsize, unet.device.type in IN_RAM)
 
 
 def plans_that_fit(settings: LoopSettings, work: Work, free: Free) -> list[MemoryPlan]:

@@ -9,18 +9,21 @@ from __future__ import annotations
 
 import logging
 from collections import OrderedDict
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import psutil
 from PIL import Image
 
+from ....e4t_core.concept import Concept
+from ....e4t_core.stored_difference import StoredDifference
 from ..prompt.prompt_memory import PromptMemory
-from ..sampling.held_concept import HeldConcept
+from ..sampling.held_concept import HeldConcept, bytes_held
 from .content_key import WeightHashes
 
 logger = logging.getLogger(__name__)
 
-# A share of the machine's RAM: a full-size concept with all UNet differences is 3.4 GB.
+# A share of the machine's RAM: the differences of all weights of a full-size UNet are 1.7 GB in half precision.
 SHARE = 0.2
 
 
@@ -31,9 +34,9 @@ class Kept:
     held: HeldConcept
     sheet: Image.Image | None = None
 
-    def size(self) -> int:
-        """Bytes of RAM."""
-        return self.held.size() + (3 * self.sheet.width * self.sheet.height if self.sheet else 0)
+    def sheet_size(self) -> int:
+        """Bytes of the preview."""
+        return 3 * self.sheet.width * self.sheet.height if self.sheet else 0
 
 
 class ResultStore:
@@ -52,8 +55,9 @@ class ResultStore:
         return len(self._results)
 
     def size(self) -> int:
-        """Bytes held."""
-        return sum(kept.size() for kept in self._results.values())
+        """Bytes held; what several results share, a domain's offset most of all, counts once."""
+        kept = self._results.values()
+        return bytes_held(tensor for k in kept for tensor in k.held.tensors()) + sum(k.sheet_size() for k in kept)
 
     def get(self, key: str) -> HeldConcept | None:
         """The result of a key, which becomes the most recently used; or None."""
@@ -65,6 +69,15 @@ class ResultStore:
     def sheet(self, key: str) -> Image.Image | None:
         """The preview that was kept with a result, if any."""
         return self._results[key].sheet if key in self._results else None
+
+    def offset(self, concept: Concept) -> Mapping[str, StoredDifference] | None:
+        """What a kept result of the same domain on the same base has in common with a concept, to be shared with it."""
+        bases = concept.domain_fingerprint, concept.base_fingerprint
+        for kept in self._results.values():
+            other = kept.held.concept
+            if all(bases) and (other.domain_fingerprint, other.base_fingerprint) == bases:
+                return kept.held.shared
+        return None
 
     def put(self, key: str, held: HeldConcept, sheet: Image.Image | None = None) -> None:
         """Keep a result and its preview, dropping the least recently used ones beyond the bound."""

@@ -7,7 +7,7 @@ import comfy.model_management
 import torch
 from torch import Tensor
 
-from ....e4t_core.methods.e4t.clip_backbone import BackboneError, ClipBackbone, backbone_source, normalise, read_vectors
+from ....e4t_core.methods.e4t.clip_backbone import BackboneError, ClipBackbone, backbone_source, normalize, read_vectors
 from ....e4t_core.methods.e4t.domain import Domain
 from ....e4t_core.methods.e4t.domain_info import BackboneInfo
 from .text_encoder import unload
@@ -58,7 +58,7 @@ def _check_fits(domain: str, info: BackboneInfo, clip_vision: comfy.clip_vision.
 def stock_features(info: BackboneInfo, clip_vision: comfy.clip_vision.ClipVisionModel, pictures: Tensor) -> Tensor:
     comfy.model_management.load_model_gpu(clip_vision.patcher)
     device = clip_vision.load_device
-    pixels = normalise(pictures.to(device).float(), info).to(_precision(device))
+    pixels = normalize(pictures.to(device).float(), info).to(_precision(device))
     try:
         with torch.no_grad():
             # Every block's output, before the final norm: (n, blocks, tokens, width).

@@ -7,7 +7,7 @@ to its module for the length of a ``with`` block and taken back, whatever happen
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import comfy.lora
@@ -144,6 +144,22 @@ class _Canonical(Mapping[str, Tensor]):
         return len(self._native)
 
 
+def block_outputs(
+    network: UNetModel, z: Tensor, t: Tensor, context: Tensor, transformer_options: dict[str, object]
+) -> Iterator[Tensor]:
+    """Outputs of conv_in, of every down block and of the middle block, ``(B, C, h, w)`` each; arguments as below."""
+    embedding = network.time_embed(timestep_embedding(t, network.model_channels).to(z.dtype))
+    for block in (*network.input_blocks, network.middle_block):
+        if block is not None:
+            z = block(z, embedding, context, transformer_options)
+            yield z
+
+
+def spatial_means(outputs: Iterable[Tensor]) -> Tensor:
+    """Features ``(B, width)`` float32 of :func:`block_outputs`."""
+    return torch.cat([output.mean(dim=(2, 3)) for output in outputs], dim=1).float()
+
+
 def spatial_features(
     network: UNetModel, z: Tensor, t: Tensor, context: Tensor, transformer_options: dict[str, object]
 ) -> Tensor:
@@ -156,13 +172,7 @@ def spatial_features(
         context: ``(B, L, D)``.
         transformer_options: attention override only; other packs' patches must not leak in.
     """
-    embedding = network.time_embed(timestep_embedding(t, network.model_channels).to(z.dtype))
-    means = []
-    for block in (*network.input_blocks, network.middle_block):
-        if block is not None:
-            z = block(z, embedding, context, transformer_options)
-            means.append(z.mean(dim=(2, 3)))
-    return torch.cat(means, dim=1).float()
+    return spatial_means(block_outputs(network, z, t, context, transformer_options))
 
 
 def pytorch_attention(_stock: object, *args: object, **kwargs: object) -> Tensor:

@@ -71,23 +71,34 @@ class Reencoding:
         """The prompt with other word embeddings: ``(B, T, D)``, with ComfyUI's own methods in ONE call.
 
         Args:
-            words: fingerprint -> embeddings ``(B, D)`` or ``(B, V, D)``; rows that are equal are encoded once.
+            words: fingerprint -> embeddings ``(B, D)`` or ``(B, V, D)``; rows that are all equal are encoded once (on the CPU).
             company: patchers in use (the UNet's), to be loaded together with the text encoder if that has to be loaded.
 
         Raises:
             UnfaithfulError: the text encoder no longer gives for the same prompt what it gave first.
         """
         rows = max(value.shape[0] for value in words.values())
-        if all(bool((value == value[:1]).all()) for value in words.values()):
+        if all(_are_alike(value) for value in words.values()):
             rows = 1
         batches = [self._sections(words, index) for index in range(rows)]
         with as_first_encoded(self, company) as encoder:
             if self.own:
-                encoded = self._run(encoder, [section for batch in batches for section in batch])
-                return encoded.reshape(rows, -1, encoded.shape[-1])
+                return self._with_words(encoder, batches)
             if not self._faithful:
                 self._check(self._run(encoder, self.tokens[encoder.clip_name]))
             return torch.cat([self._run(encoder, batch) for batch in batches])
+
+    def _with_words(self, encoder: Any, batches: Sequence[list[list[Any]]]) -> Tensor:
+        """``(B, T, D)``: only sections that hold a word are encoded, because ComfyUI's methods encode each by itself."""
+        numbers = sorted({place.section for place in self.places})
+        encoded = self._run(encoder, [batch[number] for batch in batches for number in numbers])
+        if len(numbers) == len(batches[0]):
+            return encoded.reshape(len(batches), -1, encoded.shape[-1])
+        fresh = encoded.reshape(len(batches), len(numbers), -1, encoded.shape[-1]).unbind(dim=1)
+        parts = [part.to(encoded).expand(len(batches), -1, -1) for part in self.static.chunk(len(batches[0]), dim=1)]
+        for number, part in zip(numbers, fresh, strict=True):
+            parts[number] = part
+        return torch.cat(parts, dim=1)
 
     def _run(self, encoder: Any, sections: list[list[Any]]) -> Tensor:
         # The clip_name is the tokenizer's key for this text encoder.
@@ -110,6 +121,11 @@ class Reencoding:
             item = sections[place.section][place.position]
             sections[place.section][place.position] = _with_vector(item, vector, place.factor)
         return sections
+
+
+def _are_alike(words: Tensor) -> bool:
+    """Whether all rows of words ``(B, D)`` are equal; on another device the host would have to wait for them."""
+    return words.shape[0] == 1 or (words.device.type == "cpu" and bool((words == words[:1]).all()))
 
 
 def _with_vector(item: Any, vector: Tensor, factor: float) -> Any:

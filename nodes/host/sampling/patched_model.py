@@ -7,6 +7,7 @@ are added by ComfyUI when it loads the model, so they live with LoRAs before and
 from __future__ import annotations
 
 import logging
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -15,6 +16,7 @@ from comfy.patcher_extension import CallbacksMP, WrappersMP
 from torch import Tensor
 
 from ....e4t_core.canonical_names import canonical_names
+from ....e4t_core.stored_difference import StoredDifference, energy_lost
 from ..networks.base_model import PREFIX, ConceptPatch
 from ..prompt.prompt_memory import PromptMemory
 from .held_concept import HeldConcept
@@ -85,7 +87,7 @@ def check_free(model: ModelPatcher, trigger: str) -> None:
         )
 
 
-def _missing_offset(held: Sequence[HeldConcept], added: HeldConcept) -> Mapping[str, Tensor]:
+def _missing_offset(held: Sequence[HeldConcept], added: HeldConcept) -> Mapping[str, StoredDifference]:
     """What a MODEL lacks of the domain offset that a concept was tuned on.
 
     All of it, if the domain is new; nothing, if it is held for the same base. With a LoRA between two concepts the
@@ -98,40 +100,52 @@ def _missing_offset(held: Sequence[HeldConcept], added: HeldConcept) -> Mapping[
     if before[-1].concept.base_fingerprint == added.concept.base_fingerprint:
         return {}
     old, new = before[-1].shared, added.shared
+    missing = {}
     with torch.inference_mode(False), torch.no_grad():
-        differences = {
-            name: new.get(name, torch.zeros(())) - old.get(name, torch.zeros(()))
-            for name in (*new, *(old.keys() - new))
-        }
-    return {name: difference for name, difference in differences.items() if difference.any()}
+        for name in (*new, *(old.keys() - new)):
+            difference = _value(new, name) - _value(old, name)
+            if difference.any():
+                missing[name] = StoredDifference.of(difference)
+    return missing
 
 
-def _patch(model: ModelPatcher, differences: Mapping[str, Tensor], strength: float) -> None:
-    """Add differences by canonical name; the tensors are shared, not copied."""
+def _value(differences: Mapping[str, StoredDifference], name: str) -> Tensor:
+    return differences[name].value() if name in differences else torch.zeros(())
+
+
+def _patch(model: ModelPatcher, differences: Mapping[str, StoredDifference], strength: float) -> None:
+    """Add differences by canonical name; the stored tensors are shared, not copied.
+
+    ComfyUI brings a difference into the type that it adds in, then multiplies it by the strength (comfy/lora.py). A scale in
+    the strength is a power of two: it costs no memory, and rounds no more than the strength itself does.
+    """
     if not differences:
         return
     names = _native_names(model)
-    patches = {f"{PREFIX}{names[name]}": ConceptPatch(("diff", (value,))) for name, value in differences.items()}
-    model.add_patches(patches, strength)
+    # One call for all of a scale: each goes through all weights of the model.
+    by_scale: dict[float, dict[str, ConceptPatch]] = defaultdict(dict)
+    for name, stored in differences.items():
+        by_scale[stored.scale][f"{PREFIX}{names[name]}"] = ConceptPatch(("diff", (stored.values,)))
+    for scale, patches in by_scale.items():
+        model.add_patches(patches, strength * scale)
 
 
 def lost_share(weight: Tensor, difference: Tensor) -> float:
     """Share of a difference's energy that rounding to the weight's float type loses: 0 none, 1 all, or more."""
     wanted = difference.float().cpu()
     weight = weight.detach().cpu()
-    got = (weight.float() + wanted).to(weight.dtype).float() - weight.float()
-    return float((got - wanted).square().sum() / wanted.square().sum().clamp_min(1e-30))
+    return energy_lost(wanted, (weight.float() + wanted).to(weight.dtype).float() - weight.float())
 
 
-def _warn_if_lost(model: ModelPatcher, differences: Mapping[str, Tensor]) -> None:
+def _warn_if_lost(model: ModelPatcher, differences: Mapping[str, StoredDifference]) -> None:
     """Say so where the weights' float type is too coarse for what was learned (bfloat16, most of all)."""
     if not differences or model.model_dtype() == torch.float32:
         return
     names = _native_names(model)
     weights = model.model_state_dict(PREFIX)
     # Eight matrices tell as much as all of them.
-    sample = sorted(differences, key=lambda name: -differences[name].numel())[:8]
-    lost = sum(lost_share(weights[PREFIX + names[name]], differences[name]) for name in sample) / len(sample)
+    sample = sorted(differences, key=lambda name: -differences[name].values.numel())[:8]
+    lost = sum(lost_share(weights[PREFIX + names[name]], differences[name].value()) for name in sample) / len(sample)
     if lost > LOST:
         finer = "fp32 (start ComfyUI with --fp32-unet)"
         if model.model_dtype() != torch.float16:

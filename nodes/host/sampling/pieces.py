@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -25,6 +25,8 @@ logger = logging.getLogger(__name__)
 
 KEY = "e4t"
 FUNCTION = "model_function_wrapper"
+# What is between our wrapper and the network, and may cut or repeat what it is given.
+AROUND_NETWORK = (WrappersMP.CALC_COND_BATCH, WrappersMP.APPLY_MODEL)
 # What says nothing about size but costs something, or would be used up.
 LEFT_OUT = ("control", "hooks")
 
@@ -101,19 +103,18 @@ def _spread(side: int, share: float) -> Tensor:
     return ((torch.arange(count) + 0.5) * (side / count)).long()
 
 
+def other_wrappers(transformer_options: Mapping[str, Any], *kinds: str) -> bool:
+    """Whether other packs wrap something of these kinds."""
+    wrappers = transformer_options.get("wrappers", {})
+    return any(held and key != KEY for kind in kinds for key, held in wrappers.get(kind, {}).items())
+
+
 def _may_be_cut(conds: Conds, model_options: dict[str, Any]) -> bool:
     if "multigpu_clones" in model_options:
         return False
-    wrappers = model_options.get("transformer_options", {}).get("wrappers", {})
-    others = [
-        wrapper
-        for kind in (WrappersMP.CALC_COND_BATCH, WrappersMP.APPLY_MODEL)
-        for key, held in wrappers.get(kind, {}).items()
-        for wrapper in held
-        if key != KEY
-    ]
+    others = other_wrappers(model_options.get("transformer_options", {}), *AROUND_NETWORK)
     given = [cond for group in conds if group for cond in group]
-    return FUNCTION in model_options or bool(others) or all("area" in cond for cond in given)
+    return FUNCTION in model_options or others or all("area" in cond for cond in given)
 
 
 def _with_innermost(look: Callable[..., Any], model_options: dict[str, Any]) -> dict[str, Any]:

@@ -32,6 +32,8 @@ logger = logging.getLogger(__name__)
 
 # Conditioning tensors that are known by identity; where a node cuts new ones at every step, their rows are known still.
 TENSORS = 64
+# Of one prompt, encoded with words of some evaluations: one, or as many as context windows choose pictures differently.
+CONTEXTS = 16
 
 Conds = list[list[dict[str, Any]] | None]
 
@@ -47,7 +49,7 @@ class _Run:
     recipes: dict[int, tuple[Tensor, Recipe | None]] = field(default_factory=dict)
     rows: dict[Hashable, Row] = field(default_factory=dict)
     words: WordAtStep = field(default_factory=WordAtStep)
-    contexts: dict[EncodedPrompt, tuple[dict[str, Tensor], Tensor]] = field(default_factory=dict)
+    contexts: dict[EncodedPrompt, dict[Hashable, tuple[dict[str, Tensor], Tensor]]] = field(default_factory=dict)
 
 
 class Refinement:
@@ -85,22 +87,25 @@ class Refinement:
     ) -> Any:
         """One evaluation: ``x`` ``(B, 4, h, w)`` at noise level ``sigma`` ``(B,)``."""
         note_refinement(self._memory)
-        self._run.words.evaluate(executor, model, conds, x, sigma, model_options)
+        self._run.words.evaluate(executor, model, conds, x, sigma, model_options, self._may_be_empty)
         if self._run.regions is None:
             self._run.regions = self._find_regions(conds, model_options)
         refined: Conds = []
         for group in conds:
             refined.append(group and [self._refine(cond, model, x, sigma) for cond in group])
-        regions = self._run.regions
+        regions, words = self._run.regions, self._run.words
         for region in regions.found:
             region.context = self._rebuilt(region.recipe, model, x, sigma) if region.followed is not False else None
         if not regions.found:
             self._announce(conds)
-            return executor(model, refined, x, sigma, model_options)
-        made = executor(model, refined, x, sigma, regions.options(model_options, x.shape[0]))
-        # Only now is it known whether cross-attention was given them.
-        regions.seen()
-        self._announce(conds)
+        try:
+            made = executor(model, refined, x, sigma, words.sharing(regions.options(model_options, x.shape[0])))
+        finally:
+            words.end()
+        if regions.found:
+            # Only now is it known whether cross-attention was given them.
+            regions.seen()
+            self._announce(conds)
         return made
 
     def _find_regions(self, conds: Conds, model_options: dict) -> Regions:
@@ -142,14 +147,7 @@ class Refinement:
             return None
         try:
             words = {one.concept.fingerprint: self._run.words.word(one, model, x, sigma) for one in following}
-            if len(latents) == x.shape[0]:
-                return self._context(prompt, words, model)
-            some = self._context(prompt, {key: word[latents] for key, word in words.items()}, model)
-            if some.shape[0] == 1:
-                return some
-            full = some.new_zeros((x.shape[0], *some.shape[1:]))
-            full[latents] = some
-            return full
+            return self._context(prompt, words, latents, x.shape[0], model)
         except Exception as error:
             # A sampler must not end because of a word: the fixed one is in the prompt already.
             known = isinstance(error, UnfaithfulError)
@@ -171,6 +169,11 @@ class Refinement:
             self._run.recipes[id(tensor)] = (tensor, recipe)
         return self._run.recipes[id(tensor)][1]
 
+    def _may_be_empty(self, cond: dict[str, Any]) -> bool:
+        """Whether a conditioning is one prompt without a word, or nobody knows; a mix of prompts is only near to one."""
+        recipe = self._recipe(cond)
+        return recipe is None or (not recipe.prompts() and len(recipe.sources()) == 1)
+
     def _recognized(self, tensor: Tensor, cond: dict[str, Any]) -> Recipe | None:
         try:
             return recognize(tensor, marks_of(cond), self._memory, self._run.rows)
@@ -178,18 +181,32 @@ class Refinement:
             logger.warning("E4T: a prompt could not be recognized: %s", error, exc_info=True)
             return None
 
-    def _context(self, prompt: EncodedPrompt, words: dict[str, Tensor], model: Any) -> Tensor:
-        """The prompt encoded with these words ``(B or 1, T, D)``; equal words are not encoded twice."""
-        known = self._run.contexts.get(prompt)
-        if known is not None and known[0].keys() == words.keys():
-            same = all(torch.equal(known[0][key], words[key]) for key in words)
-            if same:
-                return known[1]
+    def _context(
+        self, prompt: EncodedPrompt, words: dict[str, Tensor], latents: Sequence[int], count: int, model: Any
+    ) -> Tensor:
+        """The prompt encoded with these words, ``(count or 1, T, D)``; the very same words are not encoded twice."""
+        known = self._run.contexts.setdefault(prompt, {})
+        key = (*((name, id(word)) for name, word in words.items()), *latents)
+        if key not in known:
+            if len(known) >= CONTEXTS:
+                known.clear()
+            # The words are kept with it, so that their ids cannot be given to others.
+            known[key] = (words, self._encoded(prompt, words, latents, count, model))
+        return known[key][1]
+
+    def _encoded(
+        self, prompt: EncodedPrompt, words: dict[str, Tensor], latents: Sequence[int], count: int, model: Any
+    ) -> Tensor:
         assert prompt.encode is not None
         company = [model.current_patcher] if getattr(model, "current_patcher", None) is not None else []
-        context = prompt.encode(words, company)
-        self._run.contexts[prompt] = (words, context)
-        return context
+        if len(latents) == count:
+            return prompt.encode(words, company)
+        some = prompt.encode({key: word[latents] for key, word in words.items()}, company)
+        if some.shape[0] == 1:
+            return some
+        full = some.new_zeros((count, *some.shape[1:]))
+        full[latents] = some
+        return full
 
     def _announce(self, conds: Conds) -> None:
         """At a run's first evaluation, and when something changes, say in the log and on the node where each word is."""
@@ -253,7 +270,6 @@ class Refinement:
 
 def _is_active(cond: dict[str, Any], sigma: Tensor) -> bool:
     """Whether this conditioning's timestep range holds now; outside it nothing needs to be encoded."""
-    level = float(sigma[0])
-    if "timestep_start" in cond and level > float(cond["timestep_start"]):
+    if "timestep_start" in cond and float(sigma[0]) > float(cond["timestep_start"]):
         return False
-    return not ("timestep_end" in cond and level < float(cond["timestep_end"]))
+    return not ("timestep_end" in cond and float(sigma[0]) < float(cond["timestep_end"]))
