@@ -23,6 +23,7 @@ import os
 import time
 from collections import Counter
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 
 import torch
@@ -46,22 +47,29 @@ SIDE, BATCH = 64, 16
 DRIVER = 0.6e9
 """Bytes of a card that CUDA takes for itself."""
 MOST = {"fast": 23.0, "balanced": 15.0, "lean": 8.0, "leanest": 6.0}
-"""GB of a card that each plan may take with Stable Diffusion 1.5."""
+"""GB of a card that each plan is for, and may take with Stable Diffusion 1.5."""
 OPERATIONS = 1.02
 AGREEMENT = 0.1
 
 # Where memory was asked for -> what it is; the first line that fits both "file:function" of this project and of all code.
 CATEGORIES = (
-    ("", "torch/optim/adam.py:_init_group", "moments"),
-    ("working_weights.py:_moments_to", "", "moments"),
+    ("", "torch/optim/adam.py:Adam._init_group", "moments"),
+    ("working_weights.py:_Part._moments_to", "", "moments"),
     ("", "torch/optim/", "of AdamW's step"),
-    ("trained_weight.py:plain", "", "masters"),
-    ("working_weights.py:__init__", "", "working weights"),
+    ("trained_weight.py:TrainedWeight.plain", "", "masters"),
+    ("working_weights.py:_Part.__init__", "", "working weights"),
     ("method.py:_filled", "", "offsets, encoder"),
-    ("working_weights.py", "", "of the step"),
-    ("weight_offsets.py", "", "of the step"),
+    ("cost.py:make_domain", "", "domain"),
+    ("seeded_linear.py", "", "domain"),
+    ("weight_offsets.py:MatrixOffset.__init__", "", "domain"),
+    ("stored_difference.py", "", "concept"),
+    ("tuned_weights.py:TunedWeights.differences", "", "concept"),
+    ("method.py:E4TRun.concept", "", "concept"),
+    ("working_weights.py", "", "of AdamW's step"),
+    ("weight_offsets.py", "", "of AdamW's step"),
     ("text_encoder.py", "", "text encoder's pass"),
     ("nodes/host/networks/base_model.py", "", "activations"),
+    ("methods/e4t/", "", "activations"),
 )
 
 
@@ -82,6 +90,7 @@ class Tuning:
     """What tuning takes.
 
     Attributes:
+        micro_batch: of the plan.
         card, ram: bytes at the peak.
         reserved: bytes of the card that PyTorch's allocator would hold.
         on_card, in_ram: bytes at the peak by category.
@@ -90,6 +99,7 @@ class Tuning:
         seconds: that counting took.
     """
 
+    micro_batch: int
     card: int
     ram: int
     reserved: int
@@ -152,12 +162,16 @@ def trace_tuning(base: FakeBase, plan: MemoryPlan, sizes: Sizes) -> Tuning:
         trace.follow(base.weights(), "ComfyUI's copy")
         networks = base.networks(torch.bfloat16)
     trace.label_all(CARD.type, "text encoder")
-    with fake_card(), trace, operations, set_to(compute, uses_autocast=lambda _device: True):
-        with compute.bfloat16_products(CARD):
-            tune(networks, plan, sizes, RAM, on_step)
+    with ExitStack() as within:
+        for one in (fake_card(), trace, operations, set_to(compute, uses_autocast=lambda _device: True)):
+            within.enter_context(one)
+        within.enter_context(compute.bfloat16_products(CARD))
+        plan = on_a_card_of(MOST[plan.name] * 1e9 - DRIVER - trace.now[CARD.type], plan, networks, sizes)
+        tune(networks, plan, sizes, RAM, on_step)
     card, ram = trace.peak(CARD.type), trace.peak(RAM.type)
     counted, to_card, to_ram = (after - before for before, after in zip(*marks, strict=True))
     return Tuning(
+        plan.micro_batch,
         card.size,
         ram.size,
         trace.reserved(CARD.type),
@@ -168,6 +182,17 @@ def trace_tuning(base: FakeBase, plan: MemoryPlan, sizes: Sizes) -> Tuning:
         counted,
         time.perf_counter() - started,
     )
+
+
+def on_a_card_of(free: float, plan: MemoryPlan, networks: BaseModel, sizes: Sizes) -> MemoryPlan:
+    """The plan with the micro-batch that the product chooses where so many bytes are free; its smallest, where none fits."""
+    settings = replace(FACE, batch=sizes.batch)
+    needs, host_memory = host.pack("e4t_core.memory_need"), host.pack("nodes.host.learning.memory")
+    work = host_memory.work_of(E4T(make_domain(networks.unet, RAM)), settings, networks.unet, sizes.side**2)
+    work = replace(work, in_ram=False)
+    found = [one for one in needs.candidates(plan.name, 0, sizes.batch) if one.name == plan.name]
+    fitting = [one for one in found if needs.need(one, work).card <= free]
+    return replace(plan, micro_batch=(fitting or found[-1:])[0].micro_batch)
 
 
 def two_passes(base: FakeBase, sizes: Sizes) -> int:
@@ -281,7 +306,7 @@ def show_tuning(name: str, found: dict[str, Tuning], ideal: int) -> None:
         rows.append(
             (
                 plan,
-                PLANS[plan].within(BATCH).micro_batch,
+                tuning.micro_batch,
                 *map(in_gigabytes, sizes),
                 f"{tuning.operations / 1e12:.2f}",
                 f"{tuning.operations / ideal:.3f}",
@@ -315,10 +340,14 @@ def main() -> int:
     jobs = [Job(family, plan) for plan in (*reversed(plans), "") for family in families]
     host.import_comfyui()
     host.mini_checkpoint()
-    with multiprocessing.get_context("spawn").Pool(options.processes, maxtasksperchild=1) as pool:
-        found = dict(zip(jobs, pool.map(run_job, jobs, chunksize=1), strict=True))
-        agreed = pool.map(run_agreement, plans, chunksize=1)
-        sampled = pool.map(run_sampling, families, chunksize=1)
+    if options.processes == 1:
+        found = dict(zip(jobs, map(run_job, jobs), strict=True))
+        agreed, sampled = list(map(run_agreement, plans)), list(map(run_sampling, families))
+    else:
+        with multiprocessing.get_context("spawn").Pool(options.processes, maxtasksperchild=1) as pool:
+            sampling = pool.map_async(run_sampling, families, chunksize=1)
+            found = dict(zip(jobs, pool.map(run_job, jobs, chunksize=1), strict=True))
+            agreed, sampled = pool.map(run_agreement, plans, chunksize=1), sampling.get()
     met = []
     for family, name in families.items():
         ideal = found[Job(family, "")]
@@ -328,8 +357,8 @@ def main() -> int:
         (plan, *map(in_gigabytes, pair), f"{pair[0] / pair[1]:.3f}") for plan, pair in zip(plans, agreed, strict=True)
     ]
     print(table(("plan", "traced", "allocated", "traced / allocated"), rows), end="\n\n")
-    for name, evaluations in zip(families.values(), sampled, strict=True):
-        show_sampling(name, evaluations)
+    for name, counts in zip(families.values(), sampled, strict=True):
+        show_sampling(name, counts)
     print(f"{time.perf_counter() - started:.0f} s\n")
     met += [
         gate(f"{plan}, as traced / as allocated - 1", abs(a / b - 1), most=AGREEMENT)
@@ -344,8 +373,8 @@ def main() -> int:
                 met.append(gate(f"{name}, {plan}: GB of the card", (tuning.card + DRIVER) / 1e9, most=MOST[plan]))
             if plan == "fast":
                 met.append(gate(f"{name}, {plan}: operations / two passes", tuning.operations / ideal, most=OPERATIONS))
-    for name, evaluations in zip(families.values(), sampled, strict=True):
-        for case, (stock, refined) in zip(CASES, evaluations, strict=True):
+    for name, counts in zip(families.values(), sampled, strict=True):
+        for case, (stock, refined) in zip(CASES, counts, strict=True):
             met.append(gate(f"{name}, {case.name}: refined / stock", refined / stock, most=case.most))
     return 0 if all(met) else 1
 

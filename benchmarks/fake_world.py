@@ -10,7 +10,7 @@ from __future__ import annotations
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -114,37 +114,24 @@ def fake_card(ram: torch.device = RAM) -> Iterator[None]:
     Args:
         ram: :data:`CARD`: there is no card, all memory is one.
     """
-    added = _ADDED | ({} if ram == CARD else _TO_RAM)
-    text = host.pack("nodes.host.networks.text_encoder")
-    # It copies the storage itself, which is none of a fake tensor's.
-    with (
-        set_to(nn.Module, _apply=_apply),
-        set_to(FakeTensor, **added),
-        set_to(text, copy_with_strides=Tensor.clone),
-        _ram(ram),
-    ):
-        with _mode(), _Answers():
-            yield
+    with ExitStack() as changes:
+        changes.enter_context(set_to(nn.Module, _apply=_apply))
+        changes.enter_context(set_to(FakeTensor, **_ADDED, **({} if ram == CARD else _TO_RAM)))
+        # It copies the storage itself, which is none of a fake tensor's.
+        changes.enter_context(set_to(host.pack("nodes.host.networks.text_encoder"), copy_with_strides=Tensor.clone))
+        for name, module in list(sys.modules.items()):
+            # What a plan leaves in RAM.
+            if name.endswith("e4t_core.memory_plan"):
+                changes.enter_context(set_to(module, RAM=ram))
+        changes.enter_context(_mode())
+        changes.enter_context(_Answers())
+        yield
 
 
 @cache
 def _mode() -> FakeTensorMode:
     """The one of this process: what was made under another one would be taken for real, and faked again."""
     return FakeTensorMode(allow_non_fake_inputs=True)
-
-
-@contextmanager
-def _ram(device: torch.device) -> Iterator[None]:
-    """Where the product keeps what a plan leaves in RAM."""
-    plans = [module for name, module in sys.modules.items() if name.endswith("e4t_core.memory_plan")]
-    before = [module.RAM for module in plans]
-    try:
-        for module in plans:
-            module.RAM = device  # type: ignore[attr-defined]
-        yield
-    finally:
-        for module, value in zip(plans, before, strict=True):
-            module.RAM = value  # type: ignore[attr-defined]
 
 
 @dataclass(frozen=True)
@@ -155,9 +142,13 @@ class FakeBase:
     clip: Any
 
     def networks(self, dtype: torch.dtype) -> BaseModel:
-        """Its networks as the core's, with what of them belongs on the card. Call it outside :func:`fake_card`."""
+        """Its networks as the core's, as learning makes them where the UNet computes in a number type.
+
+        Call it outside :func:`fake_card`.
+        """
         unet = host.pack("nodes.host.networks.base_model").ComfyUNet(self.model, dtype)
-        return BaseModel(unet, host.pack("nodes.host.networks.text_encoder").ComfyTextEncoder(self.clip), "fake")
+        encoder = host.pack("nodes.host.networks.text_encoder").ComfyTextEncoder
+        return BaseModel(unet, encoder(self.clip, rounded=dtype == torch.bfloat16), "fake")
 
     def weights(self) -> list[Tensor]:
         """All that it holds."""
@@ -173,7 +164,8 @@ def family_state(family: Family) -> dict[str, Tensor]:
 def file_state(path: Path) -> dict[str, Tensor]:
     """A checkpoint of a file's shapes, in float16."""
     with safe_open(path, "pt") as file:
-        return {name: torch.empty(file.get_slice(name).get_shape(), dtype=torch.float16) for name in file.keys()}
+        names = list(file.keys())
+        return {name: torch.empty(file.get_slice(name).get_shape(), dtype=torch.float16) for name in names}
 
 
 def load(

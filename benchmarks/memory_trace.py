@@ -50,7 +50,7 @@ class Block:
         device: "cpu", "meta", ...
         size: in bytes, as asked for.
         born: number of the event that made it.
-        place: "file:function" of the innermost code of this project that asked for it ("" outside).
+        place: "file:function" (its qualified name) of the innermost code of this project that asked for it ("" outside).
         inner: the innermost code at all, PyTorch's and ComfyUI's included.
         backward: number of the backward pass that asked for it; 0: none did.
         outlived: whether it was held beyond that pass.
@@ -324,7 +324,7 @@ def _place(code: CodeType) -> tuple[bool, str]:
             name = path.relative_to(TORCH.parent).as_posix()
         else:
             name = "/".join(path.parts[-3:])
-        _PLACES[code] = ours, f"{name}:{code.co_name}"
+        _PLACES[code] = ours, f"{name}:{code.co_qualname}"
     return _PLACES[code]
 
 
