@@ -81,17 +81,17 @@ def random_state(seed: int = 0, device: str = "cpu") -> dict[str, Tensor]:
     return state | {f"cond_stage_model.transformer.{name}": value.half() for name, value in text.items()}
 
 
-def make_domain(unet: Any) -> Domain:
-    """An untrained face domain of full size; its backbone's features are drawn, not computed."""
-    shapes = unet.attention_projections()
-    encoder = ConceptEncoder(CLIP_LAYERS, CLIP_WIDTH, unet.feature_width, 768)
+def make_domain(unet: Any, device: torch.device | None = None) -> Domain:
+    """An untrained face domain of full size, on a device; its backbone's features are drawn, not computed."""
+    shapes, width = unet.attention_projections(), unet.context_width
+    encoder = ConceptEncoder(CLIP_LAYERS, CLIP_WIDTH, unet.feature_width, width, device=device)
     layers = tuple(range(2, 2 * CLIP_LAYERS + 1, 2))
     info = DomainInfo(
         name="full_size",
         word="face",
-        base_family="sd1",
-        prediction="epsilon",
-        context_width=768,
+        base_family=unet.family,
+        prediction=unet.prediction,
+        context_width=width,
         feature_width=unet.feature_width,
         projections=shapes,
         backbone=BackboneInfo("comfy", "ViT-H-14", layers, CLIP_WIDTH, 224, pretrained="laion2b_s32b_b79k"),
@@ -100,7 +100,7 @@ def make_domain(unet: Any) -> Domain:
         preset=FACE,
         image_size=512,
     )
-    return Domain(encoder, WeightOffsets(shapes), info, None)
+    return Domain(encoder, WeightOffsets(shapes, device=device), info)
 
 
 def tune_and_draw(side: int, batch: int) -> bool:

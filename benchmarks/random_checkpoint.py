@@ -87,19 +87,33 @@ def shapes_of(module: torch.nn.Module) -> dict[str, torch.Size]:
 
 def write_checkpoint(path: Path, family: Family, seed: int = 0) -> None:
     """A whole checkpoint as artists have it, with random weights in float16."""
-    import comfy.clip_model
-    import comfy.ops
     from comfy.ldm.models.autoencoder import AutoencoderKL
-    from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
     from comfy.taesd.taesd import TAESD
-    from open_clip.transformer import TextTransformer
 
     generator = torch.Generator().manual_seed(seed)
+    state = unet_state(family, generator)
+    with torch.device("meta"):
+        vae = TAESD() if family.vae is None else AutoencoderKL(ddconfig=family.vae, embed_dim=4)
+    state |= draw(shapes_of(vae), generator, "first_stage_model.")
+    save_file(state | text_state(family, generator), path)
+
+
+def unet_state(family: Family, generator: torch.Generator) -> dict[str, Tensor]:
+    """A checkpoint's UNet."""
+    import comfy.ops
+    from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
+
     with torch.device("meta"):
         unet = UNetModel(**family.unet, operations=comfy.ops.disable_weight_init)
-        vae = TAESD() if family.vae is None else AutoencoderKL(ddconfig=family.vae, embed_dim=4)
-    state = draw(shapes_of(unet), generator, "model.diffusion_model.")
-    state |= draw(shapes_of(vae), generator, "first_stage_model.")
+    return draw(shapes_of(unet), generator, "model.diffusion_model.")
+
+
+def text_state(family: Family, generator: torch.Generator) -> dict[str, Tensor]:
+    """A checkpoint's text encoder."""
+    import comfy.clip_model
+    import comfy.ops
+    from open_clip.transformer import TextTransformer
+
     if family.context == 768:
         config = {
             "num_hidden_layers": family.text_layers,
@@ -112,13 +126,11 @@ def write_checkpoint(path: Path, family: Family, seed: int = 0) -> None:
         }
         text = comfy.clip_model.CLIPTextModel(config, torch.float32, "meta", comfy.ops.disable_weight_init)
         shapes = {name: shape for name, shape in shapes_of(text).items() if not name.startswith("text_projection")}
-        state |= draw(shapes, generator, "cond_stage_model.transformer.")
-    else:
-        with torch.device("meta"):
-            open_text = TextTransformer(width=1024, heads=16, layers=family.text_layers, output_dim=1024)
-        shapes = {name: shape for name, shape in shapes_of(open_text).items() if name != "attn_mask"}
-        state |= draw(shapes, generator, "cond_stage_model.model.")
-    save_file(state, path)
+        return draw(shapes, generator, "cond_stage_model.transformer.")
+    with torch.device("meta"):
+        open_text = TextTransformer(width=1024, heads=16, layers=family.text_layers, output_dim=1024)
+    shapes = {name: shape for name, shape in shapes_of(open_text).items() if name != "attn_mask"}
+    return draw(shapes, generator, "cond_stage_model.model.")
 
 
 def vision_state(architecture: str, seed: int = 1) -> dict[str, Tensor]:
