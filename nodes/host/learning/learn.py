@@ -90,33 +90,28 @@ def _learn(request: Request, photos: PreparedPhotos, progress: Progress, store: 
         text = ComfyTextEncoder(request.clip, rounded=device.type != "cpu" and uses_autocast(device))
         hashes = store.hashes
         base = BaseModel(unet, text, hashes.base_fingerprint(hashes.weights_key(request.model), unet.parameters()))
-
-        free = Free.now(unet.device)
-        cells = given.latents.shape[-1] * given.latents.shape[-2]
-        work = work_of(request.method, request.settings, unet, cells)
-
-        def told(plan: MemoryPlan) -> str:
-            return f"{plan.told()}, {free.told(need(plan, work))}"
-
-        def run(plan: MemoryPlan) -> Concept:
-            logger.info("E4T: %s.", told(plan))
-            progress.memory(told(plan))
-            with bfloat16_products(unet.device):
-                return train(
-                    request.method,
-                    base,
-                    given,
-                    request.settings,
-                    request.seed,
-                    request.trigger,
-                    progress.step,
-                    plan,
-                )
-
-        concept = run_in_memory(plans_that_fit(request.settings, work, free), run, told)
+        concept = _train(request, base, unet, given, progress)
         with torch.no_grad():
             empty = text.empty().detach().cpu()
         return HeldConcept.of(concept, empty, unet.parameters(), store.offset(concept))
+
+
+def _train(request: Request, base: BaseModel, unet: ComfyUNet, given: Photos, progress: Progress) -> Concept:
+    """The training loop, with the fastest memory plan that fits."""
+    free = Free.now(unet.device)
+    work = work_of(request.method, request.settings, unet, given.latents.shape[-1] * given.latents.shape[-2])
+
+    def told(plan: MemoryPlan) -> str:
+        return f"{plan.told()}, {free.told(need(plan, work))}"
+
+    def run(plan: MemoryPlan) -> Concept:
+        logger.info("E4T: %s.", told(plan))
+        progress.memory(told(plan))
+        with bfloat16_products(unet.device):
+            method, settings = request.method, request.settings
+            return train(method, base, given, settings, request.seed, request.trigger, progress.step, plan)
+
+    return run_in_memory(plans_that_fit(request.settings, work, free), run, told)
 
 
 def _encode(request: Request, photos: PreparedPhotos) -> Photos:
