@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 from e4t_pack.nodes.host.learning.request import LoadedDomain
@@ -21,3 +27,22 @@ def test_a_photo_is_learned_and_drawn(base, domain, dtype):
     assert parts.differences and torch.isfinite(torch.tensor(parts.concept.losses)).all()
     with_word, without = draw(model, clip), draw(model, clip, "a photo of a cat")
     assert torch.isfinite(with_word).all() and not torch.equal(with_word, without)
+
+
+@pytest.mark.parametrize(
+    ("flags", "dtype", "attention"),
+    [
+        ("--force-fp16", "torch.float16", "attention_sub_quad"),
+        ("--bf16-unet --use-pytorch-cross-attention", "torch.bfloat16", "attention_pytorch"),
+        ("--use-split-cross-attention", "torch.float32", "attention_split"),
+    ],
+)
+def test_a_photo_is_learned_and_drawn_however_comfyui_was_started(flags, dtype, attention):
+    script = Path(__file__).with_name("launched.py")
+    done = subprocess.run(
+        [sys.executable, script, *flags.split()], check=False, capture_output=True, text=True, timeout=600
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert (found["type"], found["attention"]) == (dtype, attention)
+    assert found["learned"] and found["finite"] and found["differs"] and all(map(math.isfinite, found["losses"]))
