@@ -36,7 +36,13 @@ def test_all_of_it_runs(tmp_path: Path) -> None:
     sheet = tmp_path / "new folder" / "sheet.png"
     printed = measure("--tiny", "--out", str(sheet))
     rows = [line.split("  ")[0] for line in printed.splitlines() if line]
-    for row in ("E4T, micro-batch 2", "plain UNet, micro-batch 2", "with the word", "UNet, two batches of 1"):
+    for row in (
+        "E4T, fast, micro-batch 2",
+        "E4T, leanest, micro-batch 1",
+        "plain UNet, fast, micro-batch 2",
+        "with the word",
+        "UNet, two batches of 1",
+    ):
         assert row in rows
     with Image.open(sheet) as picture:
         assert picture.size == (2 * 128, 128)

@@ -259,7 +259,8 @@ def test_a_model_in_eight_bits_is_refused_by_the_node(base, domain):
     [
         ({"steps": 200_000}, "steps"),
         ({"batch": 0}, "batch"),
-        ({"micro_batch": 0}, "micro_batch"),
+        ({"micro_batch": 257}, "micro_batch"),
+        ({"memory": "huge"}, "memory"),
         ({"end_percent": 2.0}, "end_percent"),
     ],
 )

@@ -106,6 +106,9 @@ def test_a_widget_changes_its_setting_and_no_other(listed, name):
         drawn = name in settings_of(SamplingSettings)
         new = not getattr(SamplingSettings() if drawn else own, name)
         value = new if drawn else ("on" if new else "off")
+    elif about.kind is str:
+        new = value = about.choices[-1]
+        assert set(about.choices) < {*options["options"]}
     else:
         new = value = about.kind(0.5 if name in ("encoder_rate", "end_percent") else options["max"])
     choice = listed["E4TSettings"].execute(**{name: value}).args[0]
@@ -131,7 +134,9 @@ def test_a_widget_does_not_allow_what_the_setting_refuses(listed):
         inputs = listed[node].INPUT_TYPES()["optional"]
         for name, about in settings_of(of).items():
             options = inputs[name][1]
-            if about.kind is not bool:
+            if about.kind is str:
+                assert {*about.choices} <= {*options["options"]} <= {*about.choices, "preset"}
+            elif about.kind is not bool:
                 assert about.fits(about.kind(options["max"])), name
                 assert about.fits(about.kind(options["min"])) or options["min"] == -1, name
                 assert about.fits(about.kind(options["default"])) or options["default"] == -1, name
