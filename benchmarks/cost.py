@@ -20,11 +20,14 @@ from __future__ import annotations
 import argparse
 import multiprocessing
 import os
+import sys
 import time
 from collections import Counter
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -32,7 +35,8 @@ from torch import Tensor
 from e4t_core.memory_plan import PLANS, MemoryPlan
 from e4t_core.methods.e4t.method import E4T
 from e4t_core.methods.e4t.settings import FACE
-from e4t_core.training import BaseModel, Photos, StepReport, train
+from e4t_core.run import BaseModel, Photos, StepReport
+from e4t_core.training import train
 
 from . import host
 from .fake_world import CARD, RAM, FakeBase, fake_card, family_state, file_state, load, set_to
@@ -336,19 +340,16 @@ def main() -> int:
     started = time.perf_counter()
     plans = options.plans.split(",")
     families = {-1: "mini world"} if options.tiny else {number: family.name for number, family in enumerate(FAMILIES)}
-    # The longest first.
-    jobs = [Job(family, plan) for plan in (*reversed(plans), "") for family in families]
+    jobs = [Job(family, plan) for family in families for plan in (*reversed(plans), "")]
     host.import_comfyui()
     host.mini_checkpoint()
-    if options.processes == 1:
-        found = dict(zip(jobs, map(run_job, jobs), strict=True))
-        agreed, sampled = list(map(run_agreement, plans)), list(map(run_sampling, families))
-    else:
-        with multiprocessing.get_context("spawn").Pool(options.processes, maxtasksperchild=1) as pool:
-            sampling = pool.map_async(run_sampling, families, chunksize=1)
-            found = dict(zip(jobs, pool.map(run_job, jobs, chunksize=1), strict=True))
-            agreed, sampled = pool.map(run_agreement, plans, chunksize=1), sampling.get()
-    met = []
+    found: dict[Job, Tuning | int] = {}
+    with multiprocessing.get_context("spawn").Pool(options.processes, maxtasksperchild=1) as pool:
+        in_turn: Any = map if options.processes == 1 else partial(pool.imap, chunksize=1)
+        for job, made in zip(jobs, in_turn(run_job, jobs), strict=True):
+            found[job] = made
+            print(f"{time.perf_counter() - started:6.0f} s  {families[job.family]} {job.plan}", file=sys.stderr)
+        agreed, sampled = list(in_turn(run_agreement, plans)), list(in_turn(run_sampling, families))
     for family, name in families.items():
         ideal = found[Job(family, "")]
         show_tuning(name, {plan: found[Job(family, plan)] for plan in plans}, ideal)
@@ -360,7 +361,7 @@ def main() -> int:
     for name, counts in zip(families.values(), sampled, strict=True):
         show_sampling(name, counts)
     print(f"{time.perf_counter() - started:.0f} s\n")
-    met += [
+    met = [
         gate(f"{plan}, as traced / as allocated - 1", abs(a / b - 1), most=AGREEMENT)
         for plan, (a, b) in zip(plans, agreed, strict=True)
     ]

@@ -24,7 +24,7 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTens
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from e4t_core.training import BaseModel
+from e4t_core.run import BaseModel
 
 from . import host
 from .random_checkpoint import Family, text_state, unet_state
