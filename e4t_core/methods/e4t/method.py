@@ -155,6 +155,8 @@ class E4TRun:
             sample,
             None if masks is None else masks[chosen],
             self.settings.stop_feature_gradient,
+            # Gradients of several micro-batches add up anyway.
+            separate=self.micro_batch < self.settings.batch,
         )
         return parts.per_sample(self.settings.regularization)
 

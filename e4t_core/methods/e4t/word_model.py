@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ...diffusion import DiffusionSample, denoising_errors
+from ...separate_backward import separate_backward
 from ...unet import TextEncoder, UNet
 from .concept_encoder import OffsetEncoder
 
@@ -112,6 +113,7 @@ class WordModel:
         sample: DiffusionSample,
         masks: Tensor | None = None,
         stop_feature_gradient: bool = False,
+        separate: bool = False,
     ) -> LossParts:
         """The loss of B samples; call its backward inside ``unet.using(...)``, too.
 
@@ -121,9 +123,15 @@ class WordModel:
             sample: on the latents' device.
             masks: ``(B, 1, H, W)`` in 0-1, 1 = learn here.
             stop_feature_gradient: see :meth:`offset`.
+            separate: the denoising pass has a backward pass of its own, see ``separate_backward``.
         """
         z = self.unet.schedule.add_noise(latents, sample.noise, sample.timesteps)
         offset = self.offset(z, sample.timesteps, clip_features, stop_feature_gradient)
-        context = self.contexts(sample.templates, self.at(offset))
-        errors = denoising_errors(self.unet, latents, sample, context, masks, z)
+
+        def errors_of(offset: Tensor) -> Tensor:
+            context = self.contexts(sample.templates, self.at(offset))
+            return denoising_errors(self.unet, latents, sample, context, masks, z)
+
+        separate = separate and offset.requires_grad and not stop_feature_gradient
+        errors = separate_backward(errors_of, offset) if separate else errors_of(offset)
         return LossParts(errors, offset.float().square().sum(dim=1))
