@@ -13,8 +13,7 @@ from .attributes import identities_of, random_scene
 from .autoencoder import Autoencoder, peak_signal_to_noise, start_from_colors, whiten
 from .dataset import Pictures
 from .renderer import render
-from .run import Run
-from .training import Schedule
+from .training import Run, Schedule
 
 log = logging.getLogger(__name__)
 GATE_DB = 30.0

@@ -26,10 +26,9 @@ from .backbone import MEAN, READ_BLOCKS, STD, VISION_CONFIG, WIDTH
 from .captions import compose, describe, subject_phrases
 from .dataset import Pictures, shifted
 from .renderer import render
-from .run import Run
 from .text_encoder import WIDTH as TEXT_WIDTH
 from .text_encoder import TextEncoder, pad_tokens, tokenize
-from .training import Schedule
+from .training import Run, Schedule
 
 EMBEDDING = 128
 SHIFT = 6  # pixels

@@ -18,10 +18,9 @@ from e4t_core.fingerprint import fingerprint
 from .autoencoder import Autoencoder
 from .captions import describe
 from .dataset import Pictures
-from .run import Run
 from .sampling import alphas_cumprod, sample
 from .text_encoder import TextEncoder, pad_tokens
-from .training import Schedule
+from .training import Run, Schedule
 from .unet import UNetModel
 
 log = logging.getLogger(__name__)

@@ -21,8 +21,7 @@ from .attributes import DOMAINS, EDITS, Identity, Scene
 from .dataset import Pictures, shifted
 from .judge import ARCHITECTURES, SHIFT_UNIT, Judge, Place, Reading, measures, questions
 from .judge_pairs import PICTURES_EACH, Twins
-from .run import Run
-from .training import Schedule
+from .training import Run, Schedule
 from .visibility import true_value
 
 IGNORED = -100

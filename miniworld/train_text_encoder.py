@@ -19,9 +19,8 @@ from torch import Tensor, nn
 
 from .attributes import DOMAINS, EDITS, Identity, celebrities, random_identity, random_scene
 from .captions import Caption, describe
-from .run import Run
 from .text_encoder import LENGTH, WIDTH, TextEncoder, pad_tokens, tokenize
-from .training import Schedule
+from .training import Run, Schedule
 
 UNSAID = -100
 FILLER_SHARE = 0.15
