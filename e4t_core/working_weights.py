@@ -136,9 +136,7 @@ class _Part:
             if made is parameters[0]:
                 parameters[0].grad = gradient
             else:
-                found = torch.autograd.grad(made, parameters, gradient)
-                for parameter, part in zip(parameters, found, strict=True):
-                    parameter.grad = part
+                made.backward(gradient)
         del made, gradient
         if self.bad.device.type == "cuda":
             # To ask the card would wait for it: its AdamW is told to change nothing.

@@ -24,7 +24,7 @@ def expected_start() -> dict[str, Tensor]:
 
 
 def differences(weights: TunedWeights) -> dict[str, Tensor]:
-    return full_differences(weights.differences())
+    return {name: stored.value() for name, stored in full_differences(weights.differences()).items()}
 
 
 def parameters(weights: TunedWeights) -> list[nn.Parameter]:
@@ -112,7 +112,8 @@ def test_differences_are_what_must_be_added_to_base_plus_domain_offset() -> None
     start = BASE | expected_start()
     for name, value in made(weights.weights).items():
         again = start[name] + found[name] if name in found else start[name]
-        assert torch.allclose(again, value, atol=1e-6)
+        # What is kept is rounded to float16.
+        assert torch.allclose(again, value, atol=1e-6 + float((again - start[name]).abs().max()) / 2**11), name
 
 
 def test_half_precision_bases_get_float32_masters_and_differences() -> None:
