@@ -19,7 +19,7 @@ KEPT, KEPT_CHECKPOINTED = 520.0, 95.0
 # Workspaces of the card's kernels, the one weight that is being worked on, and gaps between blocks of memory.
 WORKSPACES, GAPS = 0.35e9, 1.03
 # Below these micro-batches the next plan is faster: the card waits for the program, not the program for the card.
-LEAST = {FAST: 4, BALANCED: 4, LEAN: 4, LEANEST: 1}
+LEAST = {FAST: 2, BALANCED: 4, LEAN: 4, LEANEST: 1}
 FLOAT32 = 4
 
 
