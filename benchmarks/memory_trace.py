@@ -194,6 +194,8 @@ class MemoryTrace(TorchDispatchMode):
         self._held[key] = weakref.ref(storage, lambda _: self._died(key)), block
         if self.now[device] > self.limits.get(device, self.now[device]):
             size, limit = rounded(block.size), self.limits[device]
+            # The frame would keep alive whatever the failed pass held.
+            self._pass = None, 0
             raise torch.OutOfMemoryError(
                 f"out of memory: tried to allocate {size / 1e9:.3f} GB, while {(self.now[device] - size) / 1e9:.3f} of"
                 f" {limit / 1e9:.3f} GB of {device} were allocated"

@@ -13,6 +13,10 @@ from e4t_pack.e4t_core.methods.e4t.settings import FACE
 from e4t_pack.e4t_core.methods.textual_inversion import TextualInversionSettings
 from e4t_pack.nodes.host.learning import memory, progress
 from e4t_pack.nodes.host.learning.memory import Free, TooLittleMemoryError, plans_that_fit, run_in_memory
+from e4t_pack.nodes.host.learning.result_store import STORE
+from world import QUICK
+
+from benchmarks.memory_trace import MemoryTrace
 
 SD15 = Work(Trained(True, 143_226_592, 35_600_000), 859_520_964, 320, 64 * 64, 16, 2)
 WORD_ONLY = dataclasses.replace(SD15, trained=Trained(), batch=4)
@@ -70,7 +74,7 @@ def test_a_plan_that_is_asked_for_is_taken_where_a_faster_one_would_fit():
 def test_a_method_that_trains_no_weights_needs_little():
     settings = TextualInversionSettings()
     assert plans_that_fit(settings, WORD_ONLY, card(12))[0] == dataclasses.replace(FAST, micro_batch=4)
-    assert plans_that_fit(settings, WORD_ONLY, card(6))[0].checkpointing
+    assert plans_that_fit(settings, WORD_ONLY, card(5))[0].checkpointing
 
 
 def test_where_the_device_computes_in_ram_both_needs_are_one():
@@ -127,3 +131,28 @@ def test_the_node_says_which_plan_is_used(run, monkeypatch):
     monkeypatch.setattr(progress, "show_text", shown.append)
     run()
     assert "Memory: fast plan: micro-batch 2, " in shown[-1] and shown[-1].rstrip().endswith(" GB.")
+
+
+def test_a_card_that_refuses_is_given_smaller_plans_until_one_fits(run, monkeypatch, caplog):
+    """Every tensor is counted, and what does not fit is refused, as by a card of that size."""
+    settings = dataclasses.replace(QUICK, batch=16, micro_batch=0, train_unet=True)
+
+    def learned(limit, **changes):
+        STORE.clear()
+        with MemoryTrace({"cpu": limit}) as trace:
+            held = run(settings=dataclasses.replace(settings, **changes))[2]
+        return held, trace.peak("cpu").size
+
+    roomy, most = learned(10**12)
+    _, least = learned(10**12, memory="leanest", micro_batch=1)
+    assert "trying again" not in caplog.text and least < 0.95 * most
+    # It is reached before the backward pass begins: of one that ends halfway PyTorch's queue for the CPU, other than those
+    # for cards, keeps what was to come.
+    limit = least + (most - least) // 4
+    held, peak = learned(limit)
+    # The block that was refused is counted, too.
+    assert peak <= 1.05 * limit and "out of memory with the fast plan: micro-batch 16" in caplog.text
+    assert held.concept.losses == pytest.approx(roomy.concept.losses, rel=1e-3)
+    with pytest.raises(torch.OutOfMemoryError) as error:
+        learned(int(0.8 * least))
+    assert "also with the leanest plan: micro-batch 1" in error.value.__notes__[0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -126,6 +127,8 @@ def run_in_memory(
         # Outside the handler: its traceback would keep the failed run's tensors alive.
         logger.warning("E4T: out of memory with the %s; trying again with the %s.", plan.told(), smaller.told())
         comfy.model_management.unload_all_models()
+        # A pass that ended halfway leaves circles of frames and hooks behind, which hold all of the failed run.
+        gc.collect()
         comfy.model_management.soft_empty_cache()
     raise ValueError("There is no plan to run with.")
 
