@@ -11,13 +11,8 @@ import pytest
 import torch
 from comfy_extras.nodes_model_advanced import ModelSamplingContinuousEDM, ModelSamplingDiscrete
 from e4t_pack.nodes.host.learning.content_key import WeightHashes
-from e4t_pack.nodes.host.networks.base_model import (
-    PREFIX,
-    ComfyUNet,
-    EffectiveWeights,
-    UnsupportedModelError,
-    check_supported,
-)
+from e4t_pack.nodes.host.networks.base_model import PREFIX, ComfyUNet, UnsupportedModelError, check_supported
+from e4t_pack.nodes.host.networks.effective_weights import EffectiveWeights
 from e4t_pack.nodes.host.networks.text_encoder import ComfyTextEncoder, UnsupportedCLIPError, unload
 from test_oracle_matrix import naive_features
 from world import LATENT, hold, make_concept

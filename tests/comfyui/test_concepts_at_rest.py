@@ -14,7 +14,8 @@ import held_memory
 import pytest
 import torch
 from comfy_extras.nodes_model_merging import ModelMergeSimple
-from e4t_pack.nodes.host.networks.base_model import PREFIX, ConceptPatch
+from e4t_pack.nodes.host.networks.base_model import PREFIX
+from e4t_pack.nodes.host.networks.effective_weights import ConceptPatch
 from e4t_pack.nodes.host.prompt.prompt_memory import PromptMemory
 from e4t_pack.nodes.host.sampling.patched_model import _native_names, with_concept
 from oracle import ksample

@@ -7,7 +7,8 @@ import logging
 import comfy.model_management
 import pytest
 import torch
-from e4t_pack.nodes.host.networks.base_model import PREFIX, ComfyUNet, EffectiveWeights
+from e4t_pack.nodes.host.networks.base_model import PREFIX, ComfyUNet
+from e4t_pack.nodes.host.networks.effective_weights import EffectiveWeights
 from e4t_pack.nodes.host.prompt.prompt_memory import PromptMemory
 from e4t_pack.nodes.host.sampling.patched_model import (
     LOST,

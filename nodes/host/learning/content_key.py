@@ -13,7 +13,7 @@ from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
 from ....e4t_core.fingerprint import fingerprint
-from ..networks.base_model import ConceptPatch
+from ..networks.effective_weights import ConceptPatch
 
 # The text encoder's projection of its pooled output, which SD 1.x and 2.x do not use. SD 1.x checkpoints lack it, and
 # ComfyUI leaves it uninitialized then: other numbers at every loading.

@@ -10,7 +10,6 @@ import functools
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 
-import comfy.lora
 import comfy.model_sampling
 import torch
 from comfy.ldm.modules.attention import SpatialTransformer, attention_pytorch
@@ -23,6 +22,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ....e4t_core.canonical_names import canonical_names
 from ....e4t_core.noise_schedule import NoiseSchedule, Prediction
+from .effective_weights import EffectiveWeights
 
 PREFIX = "diffusion_model."
 FAMILIES = {768: "sd1", 1024: "sd2"}
@@ -31,12 +31,6 @@ SUPPORTED = "E4T works with Stable Diffusion 1.x and 2.x base models (4 latent c
 
 class UnsupportedModelError(ValueError):
     """A MODEL that E4T cannot tune; the message says what works and what was found."""
-
-
-class ConceptPatch(tuple):
-    """A weight patch of ours, as ComfyUI's ``("diff", (difference,))``: recognizable among LoRAs on a MODEL."""
-
-    __slots__ = ()
 
 
 def check_supported(model: ModelPatcher) -> None:
@@ -90,42 +84,6 @@ def _check_sampling(sampling: torch.nn.Module) -> None:
             f"{SUPPORTED}, but this MODEL's noise schedule has {len(sigmas)} sigmas whose numbers are not its timesteps:"
             " put nodes that change its sampling behind the node that learns."
         )
-
-
-class EffectiveWeights(Mapping[str, Tensor]):
-    """A model's weights with all patches but ours, by native name without ``prefix``; float32, never to be written.
-
-    They are what stock nodes sample with, LoRAs included, whether or not any clone is loaded at the moment. Each is
-    computed when it is asked for, on the load device, and none is kept: the untouched base would fill 3.4 GB of a card.
-    All are ordinary tensors (not inference tensors), so that autograd may keep them.
-    """
-
-    def __init__(self, patcher: ModelPatcher, prefix: str) -> None:
-        self._device, self._prefix = patcher.load_device, prefix
-        self._patches = {key.removeprefix(prefix): found for key, found in patcher.get_key_patches(prefix).items()}
-
-    def __getitem__(self, name: str) -> Tensor:
-        original, *patches = self._patches[name]
-        raw, convert = original
-        foreign = [patch for patch in patches if not isinstance(patch[1], ConceptPatch)]
-        with torch.inference_mode(False), torch.no_grad():
-            if not foreign:
-                weight: Tensor = convert(raw.detach()).to(device=self._device, dtype=torch.float32)
-                return weight.clone() if weight.is_inference() else weight
-            # Computed and rounded as ComfyUI does when it loads the model.
-            patched = convert(raw.detach().to(device=self._device, dtype=torch.float32, copy=True))
-            key = self._prefix + name
-            return comfy.lora.calculate_weight(foreign, patched, key).to(raw.dtype).float()  # type: ignore[no-any-return]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._patches)
-
-    def __len__(self) -> int:
-        return len(self._patches)
-
-    def shape(self, name: str) -> torch.Size:
-        """The shape of a weight, without computing it."""
-        return self._patches[name][0][0].shape  # type: ignore[no-any-return]
 
 
 class _Canonical(Mapping[str, Tensor]):

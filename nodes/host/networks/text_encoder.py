@@ -12,7 +12,8 @@ from torch import Tensor
 from torch.nn.utils.stateless import _reparametrize_module
 
 from ....e4t_core.unet import WordError
-from .base_model import SUPPORTED, EffectiveWeights
+from .base_model import SUPPORTED
+from .effective_weights import EffectiveWeights
 
 # Where ComfyUI keeps what is multiplied; embeddings and norms stay as they are.
 LAYERS = ".encoder.layers."

@@ -17,7 +17,8 @@ from torch import Tensor
 
 from ....e4t_core.canonical_names import canonical_names
 from ....e4t_core.stored_difference import StoredDifference, energy_lost
-from ..networks.base_model import PREFIX, ConceptPatch
+from ..networks.base_model import PREFIX
+from ..networks.effective_weights import ConceptPatch
 from ..prompt.prompt_memory import PromptMemory
 from .held_concept import HeldConcept
 from .pieces import KEY
