@@ -21,23 +21,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 from world import hold, make_concept
 
+from benchmarks.full_size import SD15
 from e4t_core.loop_settings import SamplingSettings
 
 META = torch.device("meta")
-SD15 = {
-    "image_size": 32,
-    "in_channels": 4,
-    "out_channels": 4,
-    "model_channels": 320,
-    "num_res_blocks": [2, 2, 2, 2],
-    "channel_mult": [1, 2, 4, 4],
-    "num_heads": 8,
-    "use_spatial_transformer": True,
-    "transformer_depth": [1, 1, 1, 1, 1, 1, 0, 0],
-    "transformer_depth_output": [1] * 9 + [0] * 3,
-    "transformer_depth_middle": 1,
-    "context_dim": 768,
-}
 
 
 def operations(run) -> int:

@@ -92,7 +92,7 @@ def plans_that_fit(settings: LoopSettings, work: Work, free: Free) -> list[Memor
     which = "the smallest memory plan" if settings.memory == AUTO else f"the memory plan {settings.memory!r}"
     advice = ADVICE if settings.memory == AUTO else f"choose a smaller one or auto in E4T Settings, or {ADVICE}"
     raise TooLittleMemoryError(
-        f"Learning does not fit in memory: {which} ({wanted.told()}) needs {free.told(need(wanted, work))} that are"
+        f"Learning does not fit in memory: {which} ({wanted.told()}) would take {free.told(need(wanted, work))} that are"
         f" free{taken}: {advice}."
     )
 
