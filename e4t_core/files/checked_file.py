@@ -6,6 +6,7 @@ only then :func:`read_tensors` reads numbers, and :func:`check_finite` looks at 
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
@@ -14,7 +15,6 @@ from typing import Protocol
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from .file_errors import FileError, FileKind, shown, shown_name
@@ -44,6 +44,7 @@ DTYPES: dict[str, torch.dtype] = {
     "F64": torch.float64,
 }
 """What safetensors calls a type -> torch's."""
+_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 """Types that all of torch computes with; 8-bit floats are only stored."""
 
@@ -169,22 +170,40 @@ def write_tensors(
     Raises:
         FileError: of the kind; it could not be written.
     """
-    state: dict[str, Tensor] = {}
-    storages: set[int] = set()
-    for name, value in tensors.items():
-        tensor = value.detach().cpu().contiguous()
-        # The library refuses tensors that share memory; weights that are tied do.
-        state[name] = tensor.clone() if tensor.untyped_storage().data_ptr() in storages else tensor
-        storages.add(tensor.untyped_storage().data_ptr())
     try:
         with replacing(path) as temporary:
-            save_file(state, temporary, metadata=dict(metadata))
-    except (OSError, SafetensorError, UnicodeError, ValueError) as error:
+            _write(temporary, tensors, metadata)
+    except (OSError, ValueError) as error:
         raise kind.fault(
             path,
             f"could not be written ({error})",
             "check that its folder exists, may be written to, and that the disk has room",
         ) from error
+
+
+def _write(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    """Write the format: the header's length in 8 bytes, the header as JSON, all numbers.
+
+    The library would write to a temporary file of its own, which nobody could tell from others if the program is killed.
+    """
+    # The widest numbers first, so that all of them are aligned.
+    names = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
+    header: dict[str, object] = {"__metadata__": dict(metadata)} if metadata else {}
+    end = 0
+    for name in names:
+        tensor = tensors[name]
+        start, end = end, end + tensor.numel() * tensor.element_size()
+        if tensor.dtype not in _NAMES:
+            raise ValueError(f"{shown_name(name)} is {tensor.dtype}")
+        header[name] = {"dtype": _NAMES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [start, end]}
+    text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode("utf-8")
+    text += b" " * (-len(text) % 8)
+    with open(path, "wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for name in names:
+            # Viewed as bytes, because numpy knows no bfloat16.
+            flat = tensors[name].detach().cpu().contiguous().reshape(-1)
+            file.write(flat.view(torch.uint8).numpy().data)
 
 
 def check_keys(path: str | os.PathLike[str], kind: FileKind, found: Collection[str], expected: Collection[str]) -> None:

@@ -77,10 +77,11 @@ def inner(value: Any) -> Iterator[tuple[Any, Any]]:
 
 
 def change_description(draw: random.Random, header: dict[str, Any], data: bytearray) -> None:
-    if "e4t.info" not in header["__metadata__"]:
+    try:
+        info = json.loads(header["__metadata__"]["e4t.info"])
+    except (KeyError, ValueError):  # a second file, or it was damaged already
         change_metadata(draw, header, data)
         return
-    info = json.loads(header["__metadata__"]["e4t.info"])
     for _ in range(draw.randint(1, 3)):
         container, key = draw.choice(list(inner(info)))
         action = draw.randrange(5)
