@@ -108,7 +108,7 @@ def read_header(path: str | os.PathLike[str], kind: FileKind) -> Header:
                 raise kind.fault(path, f"holds {len(names)} tensors; at most {TENSOR_LIMIT} are read")
             tensors = {name: _info(path, kind, name, opened.get_slice(name)) for name in names}
             return Header(opened.metadata() or {}, tensors, size)
-    except (SafetensorError, OSError, UnicodeError) as error:
+    except (SafetensorError, OSError, UnicodeError, RuntimeError) as error:
         raise _unreadable(path, kind, error) from error
 
 
@@ -125,11 +125,14 @@ def _info(path: Path, kind: FileKind, name: str, part: object) -> TensorInfo:
 
 def _unreadable(path: Path, kind: FileKind, error: Exception) -> FileError:
     text = str(error)
+    if "DefaultCPUAllocator" in text:
+        return kind.fault(path, "is too large for the memory that is free", "close other programs")
     if "Incomplete" in text or "not fully covered" in text or "too small" in text.lower():
         return kind.fault(path, "is truncated (its header says more bytes than are there)", "download or copy it again")
     if isinstance(error, PermissionError):
         return kind.fault(path, "may not be read", "check its permissions")
-    if isinstance(error, OSError):
+    # torch opens the file once more, and has no type of its own for what goes wrong then.
+    if isinstance(error, OSError | RuntimeError):
         return kind.fault(path, f"could not be read ({text})", "check the disk, or copy it again")
     return kind.fault(path, f"is not a safetensors file ({text})", "choose one, or download it again")
 
@@ -158,7 +161,7 @@ def read_tensors(path: str | os.PathLike[str], wanted: Mapping[str, TensorInfo],
                     raise kind.fault(path, "changed while it was read", "try again")
                 tensors[name] = tensor
             return tensors
-    except (SafetensorError, OSError, UnicodeError) as error:
+    except (SafetensorError, OSError, UnicodeError, RuntimeError) as error:
         raise _unreadable(path, kind, error) from error
 
 

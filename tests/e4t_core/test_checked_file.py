@@ -89,6 +89,21 @@ def test_a_full_disk_leaves_the_old_file_and_is_told(path: Path) -> None:
     assert path.read_bytes() == before and list(path.parent.iterdir()) == [path]
 
 
+@POSIX
+def test_a_file_that_the_system_does_not_open_a_second_time_is_told(path: Path) -> None:
+    resource = pytest.importorskip("resource")
+    header, before = read_header(path, TINY), resource.getrlimit(resource.RLIMIT_NOFILE)
+    free = os.open(path, os.O_RDONLY)
+    os.close(free)
+    # One more file may be open, but torch opens what the library has open already.
+    resource.setrlimit(resource.RLIMIT_NOFILE, (free + 1, before[1]))
+    try:
+        with pytest.raises(TinyError, match="could not be read .*Too many open files"):
+            read_tensors(path, header.tensors, TINY)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
 def test_a_name_as_long_as_the_system_allows_can_be_written(tmp_path: Path) -> None:
     path = tmp_path / f"{'n' * 243}.safetensors"
     write_tensors(path, {"a": torch.ones(2)}, {}, TINY)
