@@ -104,6 +104,8 @@ class ConceptInfo:
         check_fields(self, "Concept")
         if len(self.predictors) > PREDICTORS or not all(isinstance(one, PredictorInfo) for one in self.predictors):
             raise ValueError(f"Concept predictors must be at most {PREDICTORS}.")
+        if sum(one.vectors for one in self.predictors) > TOKENS:
+            raise ValueError(f"Concept predictors must read at most {TOKENS} vectors together.")
         if len({one.feature_width for one in self.predictors}) > 1:
             raise ValueError("Concept predictors must read UNet features of one width.")
         if self.predictors and not math.isclose(sum(one.share for one in self.predictors), 1, abs_tol=1e-6):
