@@ -32,7 +32,10 @@ def test_the_nodes_are_listed_by_their_names(listed):
         "E4TPersonalize": "E4T Personalize",
         "E4TSettings": "E4T Settings",
         "E4TTextualInversion": "Learn Photo (Textual Inversion)",
-        "E4TSaveEmbedding": "Save E4T Embedding",
+        "E4TSaveConcept": "Save E4T Concept",
+        "E4TLoadConcept": "Load E4T Concept",
+        "E4TApplyConcept": "Apply E4T Concept",
+        "E4TMixConcepts": "Mix E4T Concepts",
     }
 
 
