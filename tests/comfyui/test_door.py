@@ -158,3 +158,11 @@ def test_there_is_a_folder_to_put_domain_files_into(tmp_path, monkeypatch):
     (tmp_path / "file").touch()
     monkeypatch.setattr(folder_paths, "models_dir", str(tmp_path / "file"))
     make_folder()
+
+
+def test_files_carry_the_version_that_is_published():
+    import tomllib
+
+    from e4t_core.version import VERSION
+
+    assert VERSION == tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["version"]

@@ -25,17 +25,6 @@ def draw(model, clip, text):
     return ksample(model, {"positive": encode(clip, text), "negative": encode(clip, "blurry")})
 
 
-@pytest.fixture
-def stock_folder(embeddings, monkeypatch):
-    """ComfyUI's folder of embeddings, which the tests' stock CLIP reads."""
-    import folder_paths
-
-    monkeypatch.setitem(
-        folder_paths.folder_names_and_paths, "embeddings", ([str(embeddings)], folder_paths.supported_pt_extensions)
-    )
-    return embeddings / "e4t"
-
-
 def test_only_the_word_is_learned(base, untouched):
     model, clip, held, losses = learn(base)
     assert len(losses["loss"]) == 3 and held.method == "textual_inversion"
