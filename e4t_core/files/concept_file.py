@@ -418,7 +418,7 @@ def _what_else(header: Header) -> tuple[str, str]:
         return "is an E4T domain", "put it into models/e4t_domains and use Load E4T Domain"
     if known == WEIGHTS_FORMAT:
         return "holds the weights of an exact concept", "choose the concept file it belongs to, in embeddings/e4t"
-    if any("lora_" in name or "lora." in name or name.endswith((".diff", ".diff_b")) for name in names):
+    if any("lora" in name or "lycoris" in name or name.endswith((".diff", ".diff_b")) for name in names):
         return "is a LoRA, not an E4T concept", "put it into models/loras and use Load LoRA"
     if any(name.startswith("model.diffusion_model.") for name in names):
         return "is a checkpoint, not an E4T concept", "put it into models/checkpoints and use Load Checkpoint"
