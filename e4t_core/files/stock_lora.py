@@ -2,8 +2,9 @@
 
 ``lora_unet_`` and diffusers' name of the layer, dots as underscores, then:
 
-* ``.lora_up.weight`` ``(m, r)``, ``.lora_down.weight`` ``(r, n)``, ``.alpha`` = r: the matrix ``up @ down``. Of a kernel
-  ``(m, c, k, k)``, up is ``(m, r, 1, 1)`` and down ``(r, c, k, k)``.
+* ``.lora_up.weight`` ``(m, r)``, ``.lora_down.weight`` ``(r, n)``, ``.alpha``: the matrix ``alpha / r * up @ down``. Of a kernel
+  ``(m, c, k, k)``, up is ``(m, r, 1, 1)`` and down ``(r, c, k, k)``. Ranks differ and all have ONE alpha, the largest rank:
+  diffusers 0.42 does not find the alphas of queries, keys and values where a file has several.
 * ``.diff`` and ``.diff_b``: what is added to a weight or a bias. ComfyUI reads them, and Stable Diffusion WebUI; diffusers
   refuses a file that has any.
 * ``.lokr_w1`` ``(1, 1)`` and ``.lokr_w2``, of the weight's shape: their Kronecker product, here a number times a matrix, so
@@ -107,13 +108,14 @@ def low_rank_lora(
     ranks = {name: min(rank, spectrum.rank) for name, spectrum in spectra.items()}
     if not rank:
         ranks = choose_ranks(spectra, (error - ROUNDING) ** 2 * (whole - lost))
+    alpha = max(ranks.values(), default=0)
     for step, name in enumerate(differences, len(differences)):
         told(step, steps)
         if name in ranks:
-            found, missed = _pair(differences[name].value().to(device), ranks[name])
+            found, missed = _pair(differences[name].value().to(device), ranks[name], alpha)
             tensors |= {f"{layer_key(name)}.{part}": tensor for part, tensor in found.items()}
             lost += missed
-    return StockLora(tensors, max(ranks.values(), default=0), _relative(lost, whole), _relative(vectors_lost, whole))
+    return StockLora(tensors, alpha, _relative(lost, whole), _relative(vectors_lost, whole))
 
 
 def exact_lora(differences: Mapping[str, StoredDifference], told: Told = lambda _step, _steps: None) -> StockLora:
@@ -140,23 +142,24 @@ def _vector_key(name: str) -> str:
     return f"{layer_key(name)}.{'diff_b' if name.endswith('.bias') else 'diff'}"
 
 
-def _pair(value: Tensor, rank: int) -> tuple[dict[str, Tensor], float]:
+def _pair(value: Tensor, rank: int, alpha: int) -> tuple[dict[str, Tensor], float]:
     """The tensors of one weight by the ends of their keys, and the energy that they miss of it; none at rank 0."""
     matrix = value.flatten(1)
     if rank == 0:
         return {}, _energy(matrix)
-    up, down = factors(matrix, rank)
+    scale = alpha / rank
+    up, down = (factor / math.sqrt(scale) for factor in factors(matrix, rank))
     half_up, half_down = up.half(), down.half()
-    rounded = half_up.float() @ half_down.float()
-    if _energy(rounded - up @ down) <= ROUNDING**2 * _energy(matrix):
+    made = scale * (half_up.float() @ half_down.float())
+    if _energy(made - scale * (up @ down)) <= ROUNDING**2 * _energy(matrix):
         up, down = half_up, half_down
     else:
-        rounded = up @ down
-    missed = _energy(rounded - matrix)
+        made = scale * (up @ down)
+    missed = _energy(made - matrix)
     up, down = up.contiguous().cpu(), down.contiguous().cpu()
     if value.ndim > 2:
         up, down = up.reshape(*up.shape, *[1] * (value.ndim - 2)), down.reshape(rank, *value.shape[1:])
-    return {"lora_up.weight": up, "lora_down.weight": down, "alpha": torch.tensor(float(rank))}, missed
+    return {"lora_up.weight": up, "lora_down.weight": down, "alpha": torch.tensor(float(alpha))}, missed
 
 
 def _energy(value: Tensor) -> float:

@@ -38,7 +38,19 @@ def embeddings_folder() -> Path:
     Raises:
         ModelFileError: it cannot be made.
     """
-    folder = Path(folder_paths.get_folder_paths("embeddings")[0]) / "e4t"
+    return _made(Path(folder_paths.get_folder_paths("embeddings")[0]) / "e4t")
+
+
+def loras_folder() -> Path:
+    """ComfyUI's first folder of LoRAs; made if need be.
+
+    Raises:
+        ModelFileError: it cannot be made.
+    """
+    return _made(Path(folder_paths.get_folder_paths("loras")[0]))
+
+
+def _made(folder: Path) -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

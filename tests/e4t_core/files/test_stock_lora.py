@@ -87,8 +87,9 @@ def test_what_falls_in_convolutions_is_what_the_matrix_adds() -> None:
         picture = torch.randn(2, SHAPES[name][1], 5, 5, generator=torch.Generator().manual_seed(0))
         padding = SHAPES[name][-1] // 2
         in_two = torch.nn.functional.conv2d(torch.nn.functional.conv2d(picture, down, padding=padding), up)
+        scale = float(found[f"{layer}.alpha"]) / down.shape[0]
         at_once = torch.nn.functional.conv2d(picture, added(found, name), padding=padding)
-        assert torch.allclose(in_two, at_once, atol=1e-6)
+        assert torch.allclose(scale * in_two, at_once, atol=1e-6)
 
 
 @pytest.mark.parametrize("rank", [1, 3, 100])
@@ -99,10 +100,16 @@ def test_one_rank_by_hand_is_the_best_of_that_rank(rank: int) -> None:
         layer = "lora_unet_" + name.removesuffix(".weight").replace(".", "_")
         matrix = wanted[name].value().flatten(1)
         kept = min(rank, int(torch.linalg.matrix_rank(matrix, rtol=1e-6)))
-        assert found.tensors[f"{layer}.lora_down.weight"].shape[0] == kept == found.tensors[f"{layer}.alpha"]
+        assert found.tensors[f"{layer}.lora_down.weight"].shape[0] == kept
         values = torch.linalg.svdvals(matrix.double())
         missed = (added(found.tensors, name).flatten(1) - matrix).norm()
         assert float(missed) == pytest.approx(float(values[kept:].norm()), rel=0.01, abs=1e-3 * float(values.norm()))
+
+
+def test_all_layers_have_one_alpha_whatever_their_ranks() -> None:
+    found = low_rank_lora(differences(), 0.05)
+    assert {float(tensor) for key, tensor in found.tensors.items() if key.endswith(".alpha")} == {float(found.rank)}
+    assert len({tensor.shape[0] for key, tensor in found.tensors.items() if key.endswith("down.weight")}) > 1
 
 
 def test_the_exact_form_adds_the_same_bits() -> None:
