@@ -14,6 +14,7 @@ from .host.model_folders import make_folder, register_folders
 
 check_comfyui()
 
+from .export_concept import ExportConcept
 from .host.learning.free_memory import free_with_node_cache
 from .host.learning.result_store import STORE
 from .host.node_text import clear_at_every_new_job
@@ -34,7 +35,7 @@ class E4TExtension(ComfyExtension):
         clear_at_every_new_job()
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        return [LoadDomain, Personalize, Settings, LearnTextualInversion, SaveEmbedding]
+        return [LoadDomain, Personalize, Settings, LearnTextualInversion, SaveEmbedding, ExportConcept]
 
 
 async def comfy_entrypoint() -> E4TExtension:

@@ -4,25 +4,25 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
+from ..e4t_core.concept import Concept
 from ..e4t_core.files.stock_export import Exported, Folders, export_bundle, export_pair
-from ..e4t_core.files.stock_lora import LEAST_ERROR, StockLora, exact_lora, low_rank_lora
-from ..e4t_core.weight_changes import TotalDifferences
-from .host.learning.work import Work
+from ..e4t_core.files.stock_lora import LEAST_ERROR, StockLora
+from .host.exporting.lora import is_another_base, make_lora
+from .host.exporting.lost_effect import LostEffect, lost_effect
 from .host.model_folders import embeddings_folder, loras_folder
-from .host.networks.base_model import ComfyUNet
-from .host.networks.compute_type import eigenvalue_device
 from .host.node_text import show_text
 from .host.sampling.held_concept import HeldConcept
-from .host.sampling.lost_effect import LostEffect, lost_effect
 from .save_embedding import _fault
 from .sockets import ConceptIO
 
 PAIR, BUNDLE, EXACT = "LoRA and embedding", "bundle (one file)", "exact LoRA and embedding"
-PROMPT = "embedding:e4t/"
+FOLDER = "embedding:e4t/"
+ERROR = 0.1
+MB = 2**20
 
 
 class ExportConcept(io.ComfyNode):
-    """Takes a concept where this pack is not: a stock LoRA for the weights, a stock embedding for the word."""
+    """Takes a concept where this pack is not: a stock LoRA for its weights, a stock embedding for its word."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -30,12 +30,12 @@ class ExportConcept(io.ComfyNode):
             node_id="E4TExportConcept",
             display_name="Export E4T Concept",
             category="E4T",
-            description="Saves a concept as a LoRA and an embedding that stock nodes and other programs read, without this pack.",
+            description="Saves a concept as a LoRA and an embedding, which stock nodes and other programs read without this pack.",
             search_aliases=["export lora", "save lora", "extract lora", "share concept"],
             inputs=[
                 ConceptIO.Input("concept", tooltip="From a node that learns a photo."),
-                io.Model.Input("model", tooltip="The base that it is drawn on; concepts that it holds are left out."),
-                io.Clip.Input("clip", tooltip="Its text encoder: what the export loses is measured with it."),
+                io.Model.Input("model", tooltip="The base that it is drawn on. Concepts that it holds are left out."),
+                io.Clip.Input("clip", tooltip="The base's text encoder: with it is measured what the files lose."),
                 io.String.Input(
                     "name",
                     default="my_concept",
@@ -45,8 +45,9 @@ class ExportConcept(io.ComfyNode):
                     "form",
                     options=[PAIR, BUNDLE, EXACT],
                     default=PAIR,
-                    tooltip=f"'{PAIR}': two files; diffusers reads them too. '{BUNDLE}': both in one file, which lies in models/loras"
-                    f" and has a second name in models/embeddings/e4t. '{EXACT}': nothing is lost, and the file is large.",
+                    tooltip=f"'{PAIR}': two small files, for diffusers too. '{BUNDLE}': both in one file, in models/loras, with a"
+                    f" second name in models/embeddings/e4t. '{EXACT}': the weights lose nothing, and the file is half as large"
+                    " as the base, or more.",
                 ),
                 io.Boolean.Input(
                     "overwrite",
@@ -56,13 +57,13 @@ class ExportConcept(io.ComfyNode):
                 ),
                 io.Float.Input(
                     "error",
-                    default=0.1,
+                    default=ERROR,
                     min=LEAST_ERROR,
                     max=1.0,
                     step=0.01,
                     optional=True,
                     advanced=True,
-                    tooltip="How far the LoRA's weight changes may be from the concept's, relative to them. Smaller: a larger file.",
+                    tooltip="How far the LoRA's weight changes may be from the concept's, as a share of them. Smaller: a larger file.",
                 ),
                 io.Int.Input(
                     "rank",
@@ -71,7 +72,7 @@ class ExportConcept(io.ComfyNode):
                     max=1280,
                     optional=True,
                     advanced=True,
-                    tooltip="One rank for all matrices, in place of the error. 0: every matrix gets the rank that the error asks for.",
+                    tooltip="One rank for all matrices, in place of the error. 0: each matrix has the rank that the error asks for.",
                 ),
             ],
             outputs=[io.String.Output(display_name="prompt")],
@@ -91,7 +92,56 @@ class ExportConcept(io.ComfyNode):
         name: str,
         form: str,
         overwrite: bool = False,
-        error: float = 0.1,
+        error: float = ERROR,
         rank: int = 0,
     ) -> io.NodeOutput:
-        pass
+        if fault := _fault(name):
+            raise ValueError(fault)
+        learned = _learned(concept)
+        # Diffusers reads no norms and biases, and no bundles either.
+        lora = make_lora(learned, model, form == EXACT, error, rank, vectors=form == BUNDLE)
+        lost = lost_effect(model, clip, learned, lora.tensors)
+        folders = Folders(loras_folder(), embeddings_folder(), FOLDER)
+        write = export_bundle if form == BUNDLE else export_pair
+        made = write(folders, name, learned, lora, _measured(form, lost), overwrite)
+        told = _told(made, form, lora, lost)
+        if is_another_base(learned, model):
+            told.append(
+                f"{learned.trigger} was learned on another base than this MODEL; what is said here holds for this one."
+            )
+        show_text("\n".join(told))
+        return io.NodeOutput(made.prompt, ui={"text": told})
+
+
+def _learned(concept: HeldConcept) -> Concept:
+    """The core's concept that the socket carries."""
+    return concept.concept
+
+
+def _measured(form: str, lost: LostEffect) -> dict[str, str]:
+    """What the LoRA's metadata says beside the error of its weights."""
+    said = {"e4t.form": form, "e4t.effect_lost": f"{lost.weights:.6f}"}
+    return said if lost.refinement is None else {**said, "e4t.refinement_lost": f"{lost.refinement:.6f}"}
+
+
+def _told(made: Exported, form: str, lora: StockLora, lost: LostEffect) -> list[str]:
+    """The lines that the node shows."""
+    both = f"{made.lora.name} in {made.lora.parent} and in {made.embedding.parent}"
+    if form == BUNDLE:
+        both += ", as a copy: this disk gives no second names" if made.copied else ", two names of one file"
+    weights = "exactly the concept's" if form == EXACT else f"rank {lora.rank}, weights off by {_percent(lora.error)}"
+    lines = [
+        f"Saved {both}.",
+        f"Load LoRA: {made.lora.name}, strength 1. In prompts: {made.prompt}",
+        f"LoRA: {lora.size / MB:.1f} MB, {weights}.",
+        f"Of what its weights move in noise predictions, {_percent(lost.weights)} is lost.",
+    ]
+    if lost.refinement is not None:
+        lines.append(
+            f"The word is fixed here; refined at every step, it moves them by another {_percent(lost.refinement)}."
+        )
+    return lines
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f} %"

@@ -33,6 +33,7 @@ def test_the_nodes_are_listed_by_their_names(listed):
         "E4TSettings": "E4T Settings",
         "E4TTextualInversion": "Learn Photo (Textual Inversion)",
         "E4TSaveEmbedding": "Save E4T Embedding",
+        "E4TExportConcept": "Export E4T Concept",
     }
 
 

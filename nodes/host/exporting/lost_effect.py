@@ -27,9 +27,9 @@ from ..networks.base_model import ComfyUNet, spatial_features
 from ..networks.effective_weights import ConceptPatch
 from ..networks.text_encoder import ComfyTextEncoder
 from ..prompt.prompt_memory import PromptMemory
-from .held_concept import HeldConcept
-from .patched_model import with_concept
-from .pieces import KEY
+from ..sampling.held_concept import HeldConcept
+from ..sampling.patched_model import with_concept
+from ..sampling.pieces import KEY
 
 # Noise levels, evenly over the schedule, and the latents' side: a square picture of 128 pixels.
 PROBES, SIDE = 8, 16
