@@ -39,10 +39,10 @@ class Spectrum:
         rows, columns = matrix.shape
         return cls(rows, columns, _clean(torch.linalg.eigvalsh(_gram(matrix)).flip(0)).cpu())
 
-    @property
-    def rank(self) -> int:
-        """How many singular values are not zero."""
-        return int((self.energies > 0).sum())
+    def relative(self) -> Spectrum:
+        """The same, in shares of the matrix's energy; of a zero matrix zeros."""
+        whole = self.energies.sum()
+        return Spectrum(self.rows, self.columns, self.energies / whole if whole > 0 else self.energies)
 
 
 def _gram(matrix: Tensor) -> Tensor:
@@ -56,16 +56,18 @@ def _clean(energies: Tensor) -> Tensor:
 
 @torch.no_grad()
 def factors(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor]:
-    """The best ``up @ down`` of a rank, ``(m, r)`` and ``(r, n)`` in the matrix's type, equally large.
+    """The best ``up @ down`` of a rank r, ``(m, r)`` and ``(r, n)`` in the matrix's type, equally large.
 
     Args:
-        matrix: ``(m, n)``, of at least this rank.
-        rank: r, at least 1.
+        matrix: ``(m, n)``.
+        rank: r at most; it is the matrix's own where that is less.
     """
     energies, vectors = torch.linalg.eigh(_gram(matrix))
-    kept = vectors[:, -rank:].flip(1)
+    energies = _clean(energies.flip(0))[:rank]
+    energies = energies[energies > 0]
+    kept = vectors.flip(1)[:, : len(energies)]
     # Each half takes the root of the singular value, so that neither is small for half precision.
-    root = _clean(energies.flip(0))[:rank].sqrt().sqrt()
+    root = energies.sqrt().sqrt()
     other = matrix.double().T @ kept if kept.shape[0] == matrix.shape[0] else matrix.double() @ kept
     own, other = kept * root, other / root
     up, down = (own, other.T) if kept.shape[0] == matrix.shape[0] else (other, own.T)

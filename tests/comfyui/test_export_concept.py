@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 import os
 
@@ -117,11 +116,12 @@ def test_low_ranks_draw_it_within_the_error_that_is_said(base, concept, folders,
     plain = ComfyUNet(base[0]).parameters()
     wanted = {name: d.value() for name, d in TotalDifferences(concept.weights, plain).items()}
     patched = ComfyUNet(stock(base)[0]).parameters()
-    missed = sum(float((patched[n] - plain[n] - d).double().square().sum()) for n, d in wanted.items())
-    assert math.sqrt(missed / sum(float(d.double().square().sum()) for d in wanted.values())) == pytest.approx(
-        error, rel=1e-2
-    )
-    assert (error <= 0.1) if form == BUNDLE else (error > 0.1 * 0.99)
+    errors = {name: float((patched[name] - plain[name] - d).norm() / d.norm()) for name, d in wanted.items()}
+    matrices = [value for name, value in errors.items() if wanted[name].ndim > 1]
+    assert math.sqrt(sum(value**2 for value in matrices) / len(matrices)) == pytest.approx(error, rel=1e-2)
+    assert 0.09 < error <= 0.1
+    vectors = [value for name, value in errors.items() if wanted[name].ndim < 2]
+    assert max(vectors) < 1e-3 if form == BUNDLE else min(vectors) == 1
 
     # So are the noise predictions, with other latents and another sampler than the node measured with, about.
     model, clip = stock(base)
@@ -143,46 +143,6 @@ def test_a_bundle_is_one_file_with_two_names_that_two_stock_nodes_read(base, con
     assert share(drawn, own, plain) < 0.3
     told = [record.getMessage() for record in caplog.records if "lora" in record.getMessage().lower()]
     assert told == ["lora key not loaded: bundle_emb.anna.string_to_param.*"], "all else of the file is used"
-    # Written anew, both names are of the new file.
-    before = lora.stat().st_ino
-    export(base, concept, BUNDLE, overwrite=True, rank=1)
-    assert os.path.samefile(lora, embedding) and lora.stat().st_ino != before
-    assert metadata(embedding)["e4t.rank"] == "1"
-
-
-def test_where_a_disk_gives_no_second_name_a_bundle_is_copied(base, concept, folders, monkeypatch):
-    def refuse(*_names):
-        raise OSError("no links here")
-
-    monkeypatch.setattr(os, "link", refuse)
-    _, said = export(base, concept, BUNDLE, rank=1)
-    lora, embedding = (folder / "anna.safetensors" for folder in folders)
-    assert lora.read_bytes() == embedding.read_bytes() and not os.path.samefile(lora, embedding)
-    assert "as a copy" in said
-    assert sorted(path.name for folder in folders for path in folder.iterdir()) == ["anna.safetensors"] * 2
-
-
-def test_files_that_are_there_stay_and_both_new_ones_get_one_number(base, concept, folders):
-    loras, embeddings = folders
-    embeddings.mkdir(parents=True, exist_ok=True)
-    (embeddings / "anna.safetensors").write_bytes(b"somebody's")
-    assert export(base, concept, rank=1)[0] == "embedding:e4t/anna_00002"
-    assert (embeddings / "anna.safetensors").read_bytes() == b"somebody's"
-    assert [path.name for path in loras.iterdir()] == ["anna_00002.safetensors"]
-    assert export(base, concept, rank=1)[0] == "embedding:e4t/anna_00003"
-    assert export(base, concept, rank=1, overwrite=True)[0] == "embedding:e4t/anna"
-    assert (embeddings / "anna.safetensors").read_bytes() != b"somebody's"
-
-
-def test_the_file_says_what_it_is_in_the_words_of_those_who_read_it(base, concept, folders):
-    export(base, concept, rank=3)
-    about = metadata(folders[0] / "anna.safetensors")
-    assert json.loads(about["trained_words"]) == [about["modelspec.trigger_phrase"]] == ["embedding:e4t/anna"]
-    assert about["modelspec.architecture"] == "stable-diffusion-v1/lora" and about["ss_base_model_version"] == "sd_v1"
-    assert about["ss_network_module"] == "networks.lora" and about["ss_network_dim"] == about["e4t.rank"] == "3"
-    assert about["modelspec.title"] == "anna" and about["e4t.trigger"] == "S*" and about["e4t.form"] == PAIR
-    export(base, concept, EXACT, overwrite=True)
-    assert metadata(folders[0] / "anna.safetensors")["ss_network_module"] == "lycoris.kohya"
 
 
 def test_a_model_that_holds_the_concept_is_exported_as_its_base_is(base, concept, folders):
