@@ -25,7 +25,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..low_rank import Spectrum, choose_ranks, factors
+from ..rank_choice import Spectrum, choose_ranks, factors
 from ..stored_difference import StoredDifference
 
 PREFIX = "lora_unet_"

@@ -39,7 +39,12 @@ def concept(base, domain):
             thin = rows[:, :4] @ torch.randn(4, rows.shape[1], generator=generator)
             drawn = (thin / thin.std() + 0.05 * rows).reshape(weight.shape)
         differences[name] = 0.02 * weight.std().clamp_min(0.01) * drawn
-    return make_concept(domain, differences=differences, sampling=SamplingSettings(refine=False))
+    return make_concept(domain, differences=differences)
+
+
+def fixed(concept):
+    """The same, drawn with one word at every step, as stock nodes must."""
+    return dataclasses.replace(concept, sampling=SamplingSettings(refine=False))
 
 
 @pytest.fixture
@@ -76,7 +81,7 @@ def pictures(base, concept, prompt, name=NAME):
     """Latents by stock nodes: with the files, with the concept's own MODEL and CLIP, and of the base."""
     model, clip = stock(base, name)
     drawn = draw(model, clip, f"a photo of {prompt}")
-    own = draw(*hold(base, concept), "a photo of S*")
+    own = draw(*hold(base, fixed(concept)), "a photo of S*")
     return drawn, own, draw(base[0], base[1], f"a photo of {prompt}")
 
 
@@ -126,7 +131,7 @@ def test_low_ranks_draw_it_within_the_error_that_is_said(base, concept, folders,
     # So are the noise predictions, with other latents and another sampler than the node measured with, about.
     model, clip = stock(base)
     found = predicted(model, clip, f"a photo of {prompt}")
-    own = predicted(*hold(base, concept), "a photo of S*")
+    own = predicted(*hold(base, fixed(concept)), "a photo of S*")
     without = predicted(base[0], clip, f"a photo of {prompt}")
     assert lost / 2 < share(found, own, without) < 2 * lost
     assert f"{100 * lost:.1f} % is lost" in said and f"off by {100 * error:.1f} %" in said
@@ -159,10 +164,15 @@ def test_a_model_that_holds_the_concept_is_exported_as_its_base_is(base, concept
     assert not held_concepts(without_concepts(model)) and not without_concepts(model).patches
 
 
+def test_what_a_concept_without_refinement_loses_says_nothing_of_refinement(base, concept, folders):
+    _, said = export(base, fixed(concept), EXACT)
+    assert "refined" not in said and "e4t.refinement_lost" not in metadata(folders[0] / "anna.safetensors")
+
+
 def test_a_concept_of_another_base_is_refused_or_said(base, concept, folders):
-    _, said = export(base, dataclasses.replace(concept, base_fingerprint="another"), rank=1)
+    _, said = export(base, dataclasses.replace(fixed(concept), base_fingerprint="another"), EXACT)
     assert "learned on another base" in said
-    assert "another base" not in export(base, concept, rank=1)[1]
+    assert "another base" not in export(base, fixed(concept), EXACT)[1]
     for wrong in (
         dataclasses.replace(concept, embedding=torch.zeros(1, 1024)),
         dataclasses.replace(concept, weights=(dataclasses.replace(concept.weights[-1], name="no.such.weight"),)),

@@ -42,7 +42,7 @@ class LostEffect:
 
     Attributes:
         weights: lost by the file, with the same fixed word in both.
-        refinement: lost because a stock program cannot refine the word at every step; none where the word is fixed anyway.
+        refinement: lost because a stock program cannot refine the word at every step; none where the concept does not.
     """
 
     weights: float
@@ -92,7 +92,7 @@ def lost_effect(model: ModelPatcher, clip: comfy.sd.CLIP, concept: Concept, lora
     drawn = _Loaded(with_concept(plain, held, PromptMemory()))
     wanted = drawn.predictions(fixed)
     refinement = None
-    if concept.predictor is not None:
+    if concept.refines and concept.predictor is not None:
         with torch.inference_mode(False), torch.no_grad():
             words = _words(concept.predictor, drawn.features(empty))
             refined = text.encode([TEMPLATE] * PROBES, words)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from e4t_core.files.stock_lora import exact_lora, low_rank_lora
-from e4t_core.low_rank import Spectrum, choose_ranks, factors
+from e4t_core.rank_choice import Spectrum, choose_ranks, factors
 from e4t_core.stored_difference import StoredDifference
 from e4t_core.weight_changes import Full, Scaled, TotalDifferences
 
