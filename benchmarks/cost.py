@@ -35,7 +35,8 @@ from torch import Tensor
 from e4t_core.memory_plan import PLANS, MemoryPlan
 from e4t_core.methods.e4t.method import E4T
 from e4t_core.methods.e4t.settings import FACE
-from e4t_core.run import BaseModel, Photos, StepReport
+from e4t_core.photos import Photos
+from e4t_core.run import BaseModel, StepReport
 from e4t_core.training import train
 
 from . import host

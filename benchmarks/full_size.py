@@ -21,7 +21,8 @@ from e4t_core.methods.e4t.domain_info import BackboneInfo, DomainInfo
 from e4t_core.methods.e4t.method import E4T
 from e4t_core.methods.e4t.settings import FACE, TuningSettings
 from e4t_core.methods.e4t.weight_offsets import WeightOffsets
-from e4t_core.run import BaseModel, Photos
+from e4t_core.photos import Photos
+from e4t_core.run import BaseModel
 from e4t_core.templates import NEUTRAL
 from e4t_core.training import train
 from miniworld.text_encoder import TextEncoder, stock_state

@@ -40,7 +40,8 @@ from e4t_core.loop_settings import LoopSettings
 from e4t_core.memory_plan import FAST, PLANS, MemoryPlan
 from e4t_core.methods.e4t.method import E4T
 from e4t_core.methods.e4t.settings import FACE
-from e4t_core.run import BaseModel, Method, Photos, StepReport
+from e4t_core.photos import Photos
+from e4t_core.run import BaseModel, Method, StepReport
 from e4t_core.training import train
 
 from . import host

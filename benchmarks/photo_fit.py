@@ -24,7 +24,8 @@ from torch import Tensor
 from commands.progress import Progress
 from e4t_core.methods.e4t.method import E4T
 from e4t_core.methods.e4t.photo_fit import LEVELS, least_usual, shows_nothing
-from e4t_core.run import BaseModel, Photos
+from e4t_core.photos import Photos
+from e4t_core.run import BaseModel
 from e4t_core.trained_weight import made
 from miniworld.attributes import Identity, Scene, random_scene
 from miniworld.concept_photos import subject_masks

@@ -13,7 +13,8 @@ from e4t_core.diffusion import DiffusionSample, denoising_errors
 from e4t_core.loop_settings import LoopSettings
 from e4t_core.memory_need import Trained
 from e4t_core.memory_plan import MemoryPlan
-from e4t_core.run import BaseModel, OnPass, Phase, Photos
+from e4t_core.photos import Photos
+from e4t_core.run import BaseModel, OnPass, Phase
 from e4t_core.trained_weight import TrainedWeight
 
 

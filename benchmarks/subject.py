@@ -21,7 +21,8 @@ from torchvision.utils import make_grid
 from commands.progress import Progress
 from e4t_core.files.domain_file import load_domain
 from e4t_core.methods.e4t.method import E4T
-from e4t_core.run import BaseModel, Photos
+from e4t_core.photos import Photos
+from e4t_core.run import BaseModel
 from miniworld.concept_photos import subject_masks
 from miniworld.renderer import render
 

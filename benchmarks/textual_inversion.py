@@ -17,7 +17,8 @@ from torch import Tensor
 
 from commands.progress import Progress
 from e4t_core.methods.textual_inversion import TextualInversion, TextualInversionSettings
-from e4t_core.run import BaseModel, Photos
+from e4t_core.photos import Photos
+from e4t_core.run import BaseModel
 from e4t_core.training import train
 from miniworld.attributes import Scene
 from miniworld.heldout import concept_photo, held_out

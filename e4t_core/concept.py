@@ -8,6 +8,7 @@ from typing import Protocol
 from torch import Tensor, nn
 
 from .loop_settings import LoopSettings, SamplingSettings
+from .recipe import Recipe
 from .weight_changes import WeightChange
 
 
@@ -17,6 +18,10 @@ class WordPredictor(Protocol):
     @property
     def network(self) -> nn.Module:
         """What a host moves to the device and counts."""
+
+    @property
+    def feature_width(self) -> int:
+        """Width of the UNet features that it reads."""
 
     def word(self, unet_features: Tensor) -> Tensor:
         """Word embeddings ``(B, D)`` for UNet features ``(B, feature_width)`` on any device."""
@@ -39,8 +44,14 @@ class Concept:
         settings: how it was learned.
         seed: of noise, timesteps and templates.
         predictor: refines the word at every evaluation; none where the word is fixed.
+        word: the coarse word that it started from ("face").
+        start: that word's embedding ``(D,)``, where the word is at strength 0; none if it is not known.
+        prediction: what the base predicts, "epsilon" or "v"; empty if it is not known.
+        base_name: of the base model's file; empty if it is not known.
         domain_name, domain_fingerprint: of the domain it was tuned in; empty for methods without one.
         sampling: how it is drawn.
+        recipe: what learns it again; none for one that cannot be, such as a mix.
+        to_learn: it has a recipe and its fixed word, and nothing else yet: it must be learned again to be drawn.
         losses: mean loss of every optimizer step that was kept.
         notes: what a person should know about how it was learned; each one sentence.
     """
@@ -54,9 +65,15 @@ class Concept:
     settings: LoopSettings
     seed: int
     predictor: WordPredictor | None = None
+    word: str = ""
+    start: Tensor | None = None
+    prediction: str = ""
+    base_name: str = ""
     domain_name: str = ""
     domain_fingerprint: str = ""
     sampling: SamplingSettings = field(default_factory=SamplingSettings)
+    recipe: Recipe | None = None
+    to_learn: bool = False
     losses: tuple[float, ...] = ()
     notes: tuple[str, ...] = ()
 

@@ -102,6 +102,14 @@ class SamplingSettings:
     """
 
     refine: bool = setting(True, "Predict the word anew at every sampling step. Off: one fixed word, as fast as stock.")
+    start_percent: float = setting(
+        0.0,
+        "Share of the sampling schedule before which the fixed word is used.",
+        least=0,
+        most=1,
+        step=0.01,
+        advanced=True,
+    )
     end_percent: float = setting(
         1.0, "Share of the sampling schedule after which the word is frozen.", least=0, most=1, step=0.01
     )

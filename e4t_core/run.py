@@ -6,22 +6,17 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
-import torch
 from torch import Tensor
 
 from .concept import Concept
-from .diffusion import DiffusionSample, inner_masks
-from .loop_settings import LoopSettings
+from .diffusion import DiffusionSample
 from .memory_need import Trained
 from .memory_plan import MemoryPlan
+from .photos import Photos
 from .trained_weight import TrainedWeight
 from .unet import TextEncoder, UNet
 
 Phase = Literal["subject", "tuning", "word"]
-
-
-class TuningError(ValueError):
-    """Tuning that cannot go on; the message is one sentence that says why and what to change."""
 
 
 @dataclass(frozen=True)
@@ -36,58 +31,6 @@ class BaseModel:
     unet: UNet
     text: TextEncoder
     fingerprint: str = ""
-
-
-@dataclass(frozen=True, eq=False)
-class Photos:
-    """n photos of ONE concept.
-
-    Attributes:
-        latents: ``(n, 4, h, w)``, VAE posterior means in the UNet's scale.
-        clip_features: ``(n, L, C)``, what the image backbone says of them; none for methods that read none.
-        masks: ``(n, 1, H, W)`` in 0-1, 1 = learn here; or none.
-
-    Raises:
-        TuningError: no photo, shapes that do not belong together, or values that are not finite.
-    """
-
-    latents: Tensor
-    clip_features: Tensor | None = None
-    masks: Tensor | None = None
-
-    def __post_init__(self) -> None:
-        if self.latents.ndim != 4 or 0 in self.latents.shape:
-            raise TuningError(f"Latents of shape {tuple(self.latents.shape)} hold no photo: give at least one image.")
-        count = self.latents.shape[0]
-        if self.clip_features is not None and (self.clip_features.ndim != 3 or self.clip_features.shape[0] != count):
-            raise TuningError(
-                f"CLIP features of shape {tuple(self.clip_features.shape)} do not belong to {count} photos: give one"
-                " set per photo."
-            )
-        if self.masks is not None and (self.masks.ndim != 4 or tuple(self.masks.shape[:2]) != (count, 1)):
-            raise TuningError(
-                f"Masks of shape {tuple(self.masks.shape)} do not belong to {count} photos: give one mask per photo."
-            )
-        for name in ("latents", "clip_features", "masks"):
-            tensor = getattr(self, name)
-            if tensor is not None and not torch.isfinite(tensor).all():
-                raise TuningError(f"The photos' {name} hold NaN or infinity: check the image, the VAE and the mask.")
-
-    def __len__(self) -> int:
-        return int(self.latents.shape[0])
-
-    def for_training(self, settings: LoopSettings, device: torch.device) -> Photos:
-        """Private float32 copies on a device, masks at the latents' size and only where the settings use them."""
-
-        def private(tensor: Tensor) -> Tensor:
-            return tensor.detach().to(device, torch.float32, copy=True)
-
-        masks = None
-        if self.masks is not None and settings.use_mask:
-            size = (self.latents.shape[-2], self.latents.shape[-1])
-            masks = inner_masks(private(self.masks), size, settings.mask_threshold)
-        features = None if self.clip_features is None else private(self.clip_features)
-        return Photos(private(self.latents), features, masks)
 
 
 @dataclass(frozen=True)

@@ -18,9 +18,11 @@ import torch
 from .concept import Concept
 from .diffusion import DiffusionSample, draw_samples
 from .loop_settings import LoopSettings
-from .memory_plan import FAST, MemoryPlan
+from .memory_plan import FAST, RAM, MemoryPlan
 from .optimizer import are_finite, make_optimizer, set_rate, undo_step
-from .run import BaseModel, Method, OnPass, OnStep, Phase, Photos, Run, StepReport, TuningError
+from .photos import Photos, TuningError
+from .recipe import Recipe
+from .run import BaseModel, Method, OnPass, OnStep, Phase, Run, StepReport
 from .working_weights import WorkingWeights
 
 logger = logging.getLogger(__name__)
@@ -65,7 +67,8 @@ def train(
     plan = dataclasses.replace(plan, micro_batch=plan.micro_batch or settings.micro_batch).within(settings.batch)
     with torch.inference_mode(False), torch.enable_grad():
         run = method.start(base, photos, settings, seed, trigger, plan)
-        return _Loop(run, settings, plan, on_step).go()
+        concept = _Loop(run, settings, plan, on_step).go()
+        return dataclasses.replace(concept, recipe=Recipe(photos.for_training(settings, RAM), plan))
 
 
 class _Loop:

@@ -14,13 +14,16 @@ from .host.model_folders import make_folder, register_folders
 
 check_comfyui()
 
+from .apply_concept import ApplyConcept
 from .export_concept import ExportConcept
 from .host.learning.free_memory import free_with_node_cache
 from .host.learning.result_store import STORE
 from .host.node_text import clear_at_every_new_job
+from .load_concept import LoadConcept
 from .load_domain import LoadDomain
+from .mix_concepts import MixConcepts
 from .personalize import Personalize
-from .save_embedding import SaveEmbedding
+from .save_concept import SaveConcept
 from .settings import Settings
 from .textual_inversion import LearnTextualInversion
 
@@ -35,7 +38,17 @@ class E4TExtension(ComfyExtension):
         clear_at_every_new_job()
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        return [LoadDomain, Personalize, Settings, LearnTextualInversion, SaveEmbedding, ExportConcept]
+        return [
+            LoadDomain,
+            Personalize,
+            Settings,
+            LearnTextualInversion,
+            SaveConcept,
+            LoadConcept,
+            ApplyConcept,
+            MixConcepts,
+            ExportConcept,
+        ]
 
 
 async def comfy_entrypoint() -> E4TExtension:

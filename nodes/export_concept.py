@@ -5,18 +5,16 @@ from __future__ import annotations
 from comfy_api.latest import io
 
 from ..e4t_core.concept import Concept
-from ..e4t_core.files.stock_export import Exported, Folders, export_bundle, export_pair
+from ..e4t_core.files.file_name import FileNameError, checked_name
+from ..e4t_core.files.stock_export import Exported, export_bundle, export_pair
 from ..e4t_core.files.stock_lora import LEAST_ERROR, StockLora
 from .host.exporting.lora import is_another_base, make_lora
 from .host.exporting.lost_effect import LostEffect, lost_effect
-from .host.model_folders import embeddings_folder, loras_folder
+from .host.model_folders import stock_folders
 from .host.node_text import show_text
-from .host.sampling.held_concept import HeldConcept
-from .save_embedding import _fault
 from .sockets import ConceptIO
 
 PAIR, BUNDLE, EXACT = "LoRA and embedding", "bundle (one file)", "exact LoRA and embedding"
-FOLDER = "embedding:e4t/"
 ERROR = 0.2
 """By default: of the mini world's concepts it loses 4 % of what they do to noise predictions, at a quarter of the exact size."""
 MB = 2**20
@@ -34,20 +32,22 @@ class ExportConcept(io.ComfyNode):
             description="Saves a concept as a LoRA and an embedding, which stock nodes and other programs read without this pack.",
             search_aliases=["export lora", "save lora", "extract lora", "share concept"],
             inputs=[
-                ConceptIO.Input("concept", tooltip="From a node that learns a photo."),
+                ConceptIO.Input(
+                    "concept", tooltip="From a node that learns a photo, or from Load, Mix or Apply E4T Concept."
+                ),
                 io.Model.Input("model", tooltip="The base that it is drawn on. Concepts that it holds are left out."),
                 io.Clip.Input("clip", tooltip="The base's text encoder: with it is measured what the files lose."),
                 io.String.Input(
                     "name",
                     default="my_concept",
-                    tooltip="Of both files: letters, digits, _ - and dots. In prompts: embedding:e4t/ and this name.",
+                    tooltip="Of both files: letters, digits, _ - and dots. In prompts: embedding: and this name.",
                 ),
                 io.Combo.Input(
                     "form",
                     options=[PAIR, BUNDLE, EXACT],
                     default=PAIR,
                     tooltip=f"'{PAIR}': two small files, for diffusers too. '{BUNDLE}': both in one file, in models/loras, with a"
-                    f" second name in models/embeddings/e4t. '{EXACT}': the weights lose nothing, and the file is half as large"
+                    f" second name in models/embeddings. '{EXACT}': the weights lose nothing, and the file is half as large"
                     " as the base, or more.",
                 ),
                 io.Boolean.Input(
@@ -83,12 +83,17 @@ class ExportConcept(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, name: str | None = None) -> bool | str:
-        return True if name is None else _fault(name) or True
+        try:
+            if name is not None:
+                checked_name(name)
+        except FileNameError as error:
+            return str(error)
+        return True
 
     @classmethod
     def execute(
         cls,
-        concept: HeldConcept,
+        concept: Concept,
         model: io.Model.Type,
         clip: io.Clip.Type,
         name: str,
@@ -97,27 +102,19 @@ class ExportConcept(io.ComfyNode):
         error: float = ERROR,
         rank: int = 0,
     ) -> io.NodeOutput:
-        if fault := _fault(name):
-            raise ValueError(fault)
-        learned = _learned(concept)
+        checked_name(name)
         # Diffusers reads no norms and biases, and no bundles either.
-        lora = make_lora(learned, model, form == EXACT, error, rank, vectors=form == BUNDLE)
-        lost = lost_effect(model, clip, learned, lora.tensors)
-        folders = Folders(loras_folder(), embeddings_folder(), FOLDER)
+        lora = make_lora(concept, model, form == EXACT, error, rank, vectors=form == BUNDLE)
+        lost = lost_effect(model, clip, concept, lora.tensors)
         write = export_bundle if form == BUNDLE else export_pair
-        made = write(folders, name, learned, lora, _measured(form, lost), overwrite)
+        made = write(stock_folders(), name, concept, lora, _measured(form, lost), overwrite)
         told = _told(made, form, lora, lost)
-        if is_another_base(learned, model):
+        if is_another_base(concept, model):
             told.append(
-                f"{learned.trigger} was learned on another base than this MODEL; what is said here holds for this one."
+                f"{concept.trigger} was learned on another base than this MODEL; what is said here holds for this one."
             )
         show_text("\n".join(told))
         return io.NodeOutput(made.prompt, ui={"text": told})
-
-
-def _learned(concept: HeldConcept) -> Concept:
-    """The core's concept that the socket carries."""
-    return concept.concept
 
 
 def _measured(form: str, lost: LostEffect) -> dict[str, str]:

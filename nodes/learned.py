@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
+from .host.learning.apply import applied
 from .host.learning.learn import learn
 from .host.learning.masks import AUTO, LEARN_HERE, LEAVE_OUT, MASK_MEANINGS
 from .host.learning.progress import Progress
 from .host.learning.request import Request
 from .host.learning.result_store import STORE
-from .host.prompt import concept_clip
 from .host.prompt.triggers import TriggerError, check_trigger
-from .host.sampling import patched_model
 from .sockets import ConceptIO
 
 LEARNED_OUTPUTS = [
@@ -88,11 +87,7 @@ def validate_trigger(trigger: str | None) -> bool | str:
 def learned(request: Request) -> io.NodeOutput:
     """Learns what is asked: MODEL and CLIP that know the concept, the concept, and its losses."""
     with Progress(request.trigger) as progress:
-        held = learn(request, STORE, progress)
-        concept = held.concept
-        clip = concept_clip.with_concept(
-            request.clip, concept.trigger, concept.fingerprint, concept.embedding, STORE.prompts
-        )
-        model = patched_model.with_concept(request.model, held, STORE.prompts)
+        concept = learn(request, STORE, progress)
+        model, clip = applied(request.model, request.clip, concept, STORE)
     # With the text in the outputs, a script finds it in the job's history.
-    return io.NodeOutput(model, clip, held, {"loss": list(concept.losses)}, ui={"text": progress.said})
+    return io.NodeOutput(model, clip, concept, {"loss": list(concept.losses)}, ui={"text": progress.said})

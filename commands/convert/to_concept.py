@@ -11,7 +11,8 @@ from e4t_core.concept import Concept
 from e4t_core.files.file_errors import shown
 from e4t_core.methods.e4t.domain import Domain
 from e4t_core.methods.e4t.method import E4T
-from e4t_core.run import BaseModel, Photos
+from e4t_core.photos import Photos
+from e4t_core.run import BaseModel
 from e4t_core.training import train
 from e4t_core.unet import TextEncoder, UNet
 

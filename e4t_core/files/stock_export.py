@@ -7,26 +7,34 @@ looks in a folder of its own, so the one file has a name in both.
 
 from __future__ import annotations
 
-import json
+import contextlib
+import dataclasses
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from ..concept import Concept
 from .checked_file import write_tensors
-from .file_errors import FileKind
-from .stock_embedding import FAMILIES, save_embedding, stock_state
+from .file_errors import FileError, FileKind
+from .file_lock import lock
+from .file_name import MOST_NUMBERS, check_inside, checked_name
+from .stock_embedding import stock_state
 from .stock_lora import StockLora
+from .stock_metadata import stock_metadata
 from .whole_file import replacing
 
-KIND = FileKind("LoRA file", advice="choose another name or folder")
-ARCHITECTURES = {768: "stable-diffusion-v1/lora", 1024: "stable-diffusion-v2/lora"}
-VERSIONS = {768: "sd_v1", 1024: "sd_v2"}
 ENDING = ".safetensors"
-# Numbered names are tried up to this one.
-MOST = 99_999
+LOCK = ".e4t.lock"
+ADVICE = "choose another name or folder"
+
+
+class ExportError(FileError):
+    """A file that could not be written; the message is one sentence that names it, the fault and what to do."""
+
+
+LORA, EMBEDDING = FileKind("LoRA file", ADVICE, ExportError), FileKind("Embedding file", ADVICE, ExportError)
 
 
 @dataclass(frozen=True)
@@ -52,7 +60,7 @@ class Folders:
     Attributes:
         loras: for LoRAs.
         embeddings: for embeddings.
-        prompt: what a prompt writes before the name of a file there ("embedding:e4t/").
+        prompt: what a prompt writes before the name of a file there ("embedding:").
     """
 
     loras: Path
@@ -62,7 +70,7 @@ class Folders:
     def free_name(self, name: str) -> str:
         """The name, or the first numbered one, that no file in either folder has."""
         number, free = 1, name
-        while number < MOST and any(
+        while number < MOST_NUMBERS and any(
             os.path.lexists(path / f"{free}{ENDING}") for path in (self.loras, self.embeddings)
         ):
             number += 1
@@ -76,22 +84,27 @@ def export_pair(
     """Write a LoRA and an embedding of one name; files that are there stay, and the new ones get a number, unless ``overwrite``.
 
     Args:
-        folders: where to.
-        name: of both, without ending.
+        folders: where to. Writers wait for each other.
+        name: of both, see ``file_name.checked_name``.
         concept: whose word and description are written.
         lora: its weight changes.
         measured: what else the LoRA's metadata says of what was measured, by key.
         overwrite: replace files of that name.
 
     Raises:
-        FileError: one could not be written; then the other may be there already.
+        FileNameError: no file can have this name.
+        ExportError: one could not be written; then the other may be there already.
         ValueError: the word is of no Stable Diffusion 1.x or 2.x text encoder.
     """
-    stock_state(concept.embedding)
-    name = name if overwrite else folders.free_name(name)
-    prompt, path = f"{folders.prompt}{name}", folders.loras / f"{name}{ENDING}"
-    write_tensors(path, lora.tensors, lora_metadata(name, prompt, concept, lora, measured), KIND)
-    return Exported(path, save_embedding(folders.embeddings, name, concept, overwrite=True), prompt)
+    word = stock_state(concept.embedding)
+    with _named(folders, name, overwrite) as made:
+        title = made.lora.stem
+        write_tensors(made.lora, lora.tensors, lora_metadata(title, made.prompt, concept, lora, measured), LORA)
+        about = stock_metadata(
+            "textual-inversion", title, made.prompt, concept.embedding, prediction=concept.prediction
+        )
+        write_tensors(made.embedding, word, about | _origin(concept), EMBEDDING)
+    return made
 
 
 def export_bundle(
@@ -102,43 +115,62 @@ def export_bundle(
     The file lies with the LoRAs. Among the embeddings it gets a second name (a hard link, which takes no room) or, where the
     file system has none or the folders are on two disks, a copy.
     """
-    (embedding,) = stock_state(concept.embedding).values()
-    name = name if overwrite else folders.free_name(name)
-    prompt, path = f"{folders.prompt}{name}", folders.loras / f"{name}{ENDING}"
-    tensors = {**lora.tensors, f"bundle_emb.{name}.string_to_param.*": embedding}
-    write_tensors(path, tensors, lora_metadata(name, prompt, concept, lora, measured), KIND)
-    second = folders.embeddings / path.name
-    return Exported(path, second, prompt, copied=_second_name(path, second))
+    (word,) = stock_state(concept.embedding).values()
+    with _named(folders, name, overwrite) as made:
+        title = made.lora.stem
+        tensors = {**lora.tensors, f"bundle_emb.{title}.string_to_param.*": word}
+        write_tensors(made.lora, tensors, lora_metadata(title, made.prompt, concept, lora, measured), LORA)
+        copied = _second_name(made.lora, made.embedding)
+    return dataclasses.replace(made, copied=copied)
+
+
+@contextlib.contextmanager
+def _named(folders: Folders, name: str, overwrite: bool) -> Iterator[Exported]:
+    """The two files to write; within it, nobody else takes their names."""
+    name = checked_name(name)
+    try:
+        with lock(folders.loras / LOCK):
+            name = name if overwrite else folders.free_name(name)
+            lora, embedding = (folder / f"{name}{ENDING}" for folder in (folders.loras, folders.embeddings))
+            check_inside(lora)
+            check_inside(embedding)
+            yield Exported(lora, embedding, f"{folders.prompt}{name}")
+    except OSError as error:
+        raise LORA.fault(
+            folders.loras / f"{name}{ENDING}",
+            f"could not be written ({error})",
+            "check that its folder may be written to",
+        ) from error
 
 
 def lora_metadata(
     name: str, prompt: str, concept: Concept, lora: StockLora, measured: Mapping[str, str]
 ) -> dict[str, str]:
     """What a LoRA file says of itself, in the words of ComfyUI, LoRA managers and kohya's trainers."""
-    width = concept.embedding.shape[-1]
     kohya = {"ss_network_module": "networks.lora", "ss_network_dim": str(lora.rank), "ss_network_alpha": str(lora.rank)}
     if not lora.rank:
         # Kohya's own module has no full matrices.
         kohya = {"ss_network_module": "lycoris.kohya", "ss_network_dim": "Dynamic", "ss_network_alpha": "Dynamic"}
     return {
-        "modelspec.sai_model_spec": "1.0.0",
-        "modelspec.architecture": ARCHITECTURES[width],
-        "modelspec.title": name,
-        "modelspec.trigger_phrase": prompt,
-        "modelspec.base_model": FAMILIES[width],
-        "ss_base_model_version": VERSIONS[width],
+        **stock_metadata("lora", name, prompt, concept.embedding, prediction=concept.prediction),
         "ss_output_name": name,
         **kohya,
-        "trained_words": json.dumps([prompt]),
+        **_origin(concept),
+        "e4t.rank": str(lora.rank),
+        "e4t.weights_error": f"{lora.error:.6f}",
+        **measured,
+    }
+
+
+def _origin(concept: Concept) -> dict[str, str]:
+    """Which concept a file was made of."""
+    return {
         "e4t.trigger": concept.trigger,
         "e4t.method": concept.method,
         "e4t.fingerprint": concept.fingerprint,
         "e4t.base_fingerprint": concept.base_fingerprint,
         "e4t.domain": concept.domain_name,
         "e4t.seed": str(concept.seed),
-        "e4t.rank": str(lora.rank),
-        "e4t.weights_error": f"{lora.error:.6f}",
-        **measured,
     }
 
 
@@ -146,7 +178,7 @@ def _second_name(path: Path, second: Path) -> bool:
     """Give a file a second name, or a copy; whether it is a copy.
 
     Raises:
-        FileError: neither could be made.
+        ExportError: neither could be made.
     """
     copied = False
     try:
@@ -158,7 +190,7 @@ def _second_name(path: Path, second: Path) -> bool:
                 copied = True
                 shutil.copyfile(path, temporary)
     except OSError as error:
-        raise KIND.fault(
+        raise EMBEDDING.fault(
             second,
             f"could not be made of the one in {path.parent} ({error})",
             "check that its folder may be written to, and that the disk has room",

@@ -23,7 +23,8 @@ from ..fingerprint import fingerprint
 from ..loop_settings import LoopSettings
 from ..memory_need import Trained
 from ..memory_plan import FAST, MemoryPlan
-from ..run import BaseModel, OnPass, Phase, Photos, TuningError
+from ..photos import Photos, TuningError
+from ..run import BaseModel, OnPass, Phase
 from ..settings import setting
 from ..templates import NEUTRAL
 from ..trained_weight import TrainedWeight
@@ -105,7 +106,9 @@ class TextualInversionRun:
         self.photos = photos.for_training(settings, device)
         self.templates: Sequence[str] = method.templates
         self.notes: tuple[str, ...] = ()
+        self.word = method.class_word
         start = base.text.word(method.class_word).detach().to(device, torch.float32)
+        self.start = start.cpu().clone()
         self.embedding = nn.Parameter(start.expand(settings.vectors, -1).clone())
 
     def passes(self) -> Mapping[Phase, int]:
@@ -151,4 +154,7 @@ class TextualInversionRun:
             weights=(),
             settings=self.settings,
             seed=self.seed,
+            word=self.word,
+            start=self.start,
+            prediction=self.base.unet.prediction,
         )

@@ -9,7 +9,12 @@ from pathlib import Path
 
 import folder_paths
 
-DOMAINS = "e4t_domains"
+from ...e4t_core.files.concept_file import Places
+from ...e4t_core.files.stock_export import Folders
+
+DOMAINS, WEIGHTS = "e4t_domains", "e4t_concepts"
+CONCEPTS = "e4t"
+"""Folder of concept files among ComfyUI's embeddings, where stock prompts find ``embedding:e4t/<name>``."""
 EXTENSION = ".safetensors"
 
 
@@ -18,12 +23,12 @@ class ModelFileError(ValueError):
 
 
 def register_folders() -> None:
-    """Register ``models/e4t_domains``; a folder from extra_model_paths.yaml stays and comes first."""
-    default = os.path.join(folder_paths.models_dir, DOMAINS)
-    folder_paths.add_model_folder_path(DOMAINS, default)
-    # A YAML entry makes the key with an empty set of extensions, which would list every file.
-    paths, _ = folder_paths.folder_names_and_paths[DOMAINS]
-    folder_paths.folder_names_and_paths[DOMAINS] = (paths, {EXTENSION})
+    """Register ``models/e4t_domains`` and ``models/e4t_concepts``; folders from extra_model_paths.yaml stay and come first."""
+    for name in (DOMAINS, WEIGHTS):
+        folder_paths.add_model_folder_path(name, os.path.join(folder_paths.models_dir, name))
+        # A YAML entry makes the key with an empty set of extensions, which would list every file.
+        paths, _ = folder_paths.folder_names_and_paths[name]
+        folder_paths.folder_names_and_paths[name] = (paths, {EXTENSION})
 
 
 def make_folder() -> None:
@@ -32,22 +37,28 @@ def make_folder() -> None:
         os.makedirs(os.path.join(folder_paths.models_dir, DOMAINS), exist_ok=True)
 
 
-def embeddings_folder() -> Path:
-    """``e4t`` in ComfyUI's first folder of embeddings, where stock prompts find ``embedding:e4t/<name>``; made if need be.
+def concept_places() -> Places:
+    """Where concepts are saved: ComfyUI's first folders of each kind, made if need be.
 
     Raises:
-        ModelFileError: it cannot be made.
+        ModelFileError: one cannot be made.
     """
-    return _made(Path(folder_paths.get_folder_paths("embeddings")[0]) / "e4t")
+    register_folders()
+    words = Path(folder_paths.get_folder_paths("embeddings")[0]) / CONCEPTS
+    weights = Path(folder_paths.get_folder_paths(WEIGHTS)[0])
+    return Places(_made(words), _made(weights))
 
 
-def loras_folder() -> Path:
-    """ComfyUI's first folder of LoRAs; made if need be.
+def stock_folders() -> Folders:
+    """Where stock nodes look for LoRAs and embeddings: ComfyUI's first folders of each kind, made if need be.
+
+    Not the folder of concept files, so that no export replaces one.
 
     Raises:
-        ModelFileError: it cannot be made.
+        ModelFileError: one cannot be made.
     """
-    return _made(Path(folder_paths.get_folder_paths("loras")[0]))
+    loras, embeddings = (Path(folder_paths.get_folder_paths(kind)[0]) for kind in ("loras", "embeddings"))
+    return Folders(_made(loras), _made(embeddings), "embedding:")
 
 
 def _made(folder: Path) -> Path:
@@ -58,6 +69,39 @@ def _made(folder: Path) -> Path:
             f"The folder {folder} could not be made ({error}): check that its parent may be written to."
         ) from error
     return folder
+
+
+def weights_folders() -> list[Path]:
+    """Where the second files of exact concepts may be."""
+    register_folders()
+    return [Path(folder) for folder in folder_paths.get_folder_paths(WEIGHTS)]
+
+
+def concept_names() -> list[str]:
+    """Names of the concept files without folder and ending, for the node's combo."""
+    names = (name.replace("\\", "/") for name in folder_paths.get_filename_list("embeddings"))
+    found = (name.removeprefix(f"{CONCEPTS}/") for name in names if name.startswith(f"{CONCEPTS}/"))
+    return [name.removesuffix(EXTENSION) for name in found if name.endswith(EXTENSION) and "/" not in name]
+
+
+def concept_path(name: str) -> Path:
+    """Path of a concept file by its combo name.
+
+    Raises:
+        ModelFileError: it is not there, or the name leads out of the folder; the message says where it belongs.
+    """
+    plain = name.removesuffix(EXTENSION).removeprefix(f"{CONCEPTS}/").removeprefix(f"{CONCEPTS}\\")
+    folders = [Path(folder) / CONCEPTS for folder in folder_paths.get_folder_paths("embeddings")]
+    if plain and not re.search(r"[/\\\0:]", plain) and plain not in (".", ".."):
+        for folder in folders:
+            path = folder / f"{plain}{EXTENSION}"
+            if path.is_file():
+                return path
+    places = " or ".join(str(folder) for folder in folders)
+    raise ModelFileError(
+        f"Concept file {name[:100]!r} was not found in {places}: put it there, or save the concept again, then press R to"
+        " refresh."
+    )
 
 
 def domain_names() -> list[str]:

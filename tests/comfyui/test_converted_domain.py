@@ -32,7 +32,7 @@ from commands.convert.__main__ import main
 from commands.convert.mkshing_directory import read_directory
 from commands.convert.to_concept import to_concept
 from commands.convert.to_domain import Options, to_domain
-from e4t_core.run import Photos
+from e4t_core.photos import Photos
 
 TOKENS, WIDTH = 9, 32
 ARCHITECTURE = mkshing.architecture(grid=4, patch=8, layers=2, width=WIDTH)

@@ -16,7 +16,7 @@ from e4t_pack.nodes.host.networks.base_model import ComfyUNet
 from e4t_pack.nodes.host.sampling.patched_model import held_concepts
 from personalized import draw, encode
 from safetensors import safe_open
-from world import held, hold, make_concept
+from world import hold, make_concept
 
 import nodes
 from e4t_core.loop_settings import SamplingSettings
@@ -54,16 +54,14 @@ def folders(embeddings, tmp_path, monkeypatch):
     monkeypatch.setitem(folder_paths.folder_names_and_paths, "loras", ([str(loras)], {".safetensors"}))
     monkeypatch.setitem(folder_paths.folder_names_and_paths, "embeddings", ([str(embeddings)], {".safetensors"}))
     monkeypatch.setattr(folder_paths, "filename_list_cache", {})
-    yield loras, embeddings / "e4t"
-    for file in (embeddings / "e4t").glob("*"):
+    yield loras, embeddings
+    for file in embeddings.glob("*.safetensors"):
         file.unlink()
 
 
 def export(base, concept, form=PAIR, model=None, **changes):
     """(prompt, what the node says)."""
-    node = ExportConcept.execute(
-        held(base, concept), model or base[0], base[1], changes.pop("name", NAME), form, **changes
-    )
+    node = ExportConcept.execute(concept, model or base[0], base[1], changes.pop("name", NAME), form, **changes)
     return node.args[0], " ".join(node.ui["text"])
 
 
@@ -101,7 +99,7 @@ def predicted(model, clip, prompt):
 
 def test_the_exact_form_draws_what_the_concept_draws(base, concept, folders):
     prompt, said = export(base, concept, EXACT)
-    assert prompt == "embedding:e4t/anna"
+    assert prompt == "embedding:anna"
     drawn, own, plain = pictures(base, concept, prompt)
     assert share(drawn, own, plain) < ROUNDING
     assert "exactly the concept's" in said and "0.0 % is lost" in said
@@ -183,8 +181,10 @@ def test_a_concept_of_another_base_is_refused_or_said(base, concept, folders):
 
 
 def test_a_word_without_weights_is_sent_to_the_node_for_words(base, concept, folders):
-    with pytest.raises(ValueError, match="Save E4T Embedding"):
+    with pytest.raises(ValueError, match="Save E4T Concept"):
         export(base, dataclasses.replace(concept, weights=()))
+    with pytest.raises(ValueError, match="recipe that was not learned again"):
+        export(base, dataclasses.replace(concept, to_learn=True))
 
 
 @pytest.mark.parametrize("name", ["", "../out", "a/b", "con:"])

@@ -35,7 +35,7 @@ from e4t_core.methods.e4t.clip_backbone import ClipBackbone
 from e4t_core.methods.e4t.patch_token_encoder import PatchTokenEncoder
 from e4t_core.methods.e4t.weight_offsets import offset_weight
 from e4t_core.methods.e4t.word_model import WordModel
-from e4t_core.run import Photos
+from e4t_core.photos import Photos
 from e4t_core.weight_changes import full_differences, shared_factors
 
 pytest.importorskip("open_clip")

@@ -95,7 +95,7 @@ def pipe(folder: Path) -> StableDiffusionPipeline:
 def folders(tmp_path: Path) -> Folders:
     for name in ("loras", "embeddings"):
         (tmp_path / name).mkdir()
-    return Folders(tmp_path / "loras", tmp_path / "embeddings", "embedding:e4t/")
+    return Folders(tmp_path / "loras", tmp_path / "embeddings", "embedding:")
 
 
 @torch.no_grad()

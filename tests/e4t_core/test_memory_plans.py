@@ -19,7 +19,7 @@ from e4t_core.loop_settings import LoopSettings
 from e4t_core.memory_need import LEAST, Trained, Work, candidates, need, sizes
 from e4t_core.memory_plan import BALANCED, FAST, LEAN, LEANEST, PLANS, MemoryPlan
 from e4t_core.methods.e4t.settings import TuningSettings
-from e4t_core.run import TuningError
+from e4t_core.photos import TuningError
 from e4t_core.trained_weight import TrainedWeight
 from e4t_core.working_weights import WorkingWeights
 

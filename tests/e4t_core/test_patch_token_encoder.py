@@ -10,7 +10,7 @@ from e4t_core.methods.e4t.domain_info import PATCH_TOKENS, BackboneInfo
 from e4t_core.methods.e4t.patch_token_encoder import PatchTokenEncoder
 from e4t_core.methods.e4t.settings import TuningSettings
 from e4t_core.methods.e4t.weight_offsets import WeightOffsets
-from e4t_core.run import Photos
+from e4t_core.photos import Photos
 
 INFO = BackboneInfo("open_clip", "ViT-tiny", (3,), 5, 32, reading=PATCH_TOKENS, tokens=4)
 

@@ -10,7 +10,8 @@ from tuned import SMOOTH, identical, run, tune
 from e4t_core.methods.e4t.concept_encoder import ConceptEncoder
 from e4t_core.methods.e4t.subject import PASSES, change_map, find_subject, gain_map, otsu_threshold, subject_mask
 from e4t_core.methods.e4t.word_model import WordModel
-from e4t_core.run import Photos, StepReport
+from e4t_core.photos import Photos
+from e4t_core.run import StepReport
 
 SIZE = 16
 

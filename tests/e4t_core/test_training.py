@@ -11,7 +11,8 @@ from e4t_core.methods.e4t.concept_encoder import ConceptEncoder
 from e4t_core.methods.e4t.domain import Domain
 from e4t_core.methods.e4t.settings import TuningSettings
 from e4t_core.methods.e4t.weight_offsets import WeightOffsets
-from e4t_core.run import Photos, StepReport
+from e4t_core.photos import Photos
+from e4t_core.run import StepReport
 from e4t_core.templates import NEUTRAL
 from e4t_core.weight_changes import full_differences
 

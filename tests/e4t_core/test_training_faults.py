@@ -12,7 +12,8 @@ from e4t_core.methods.e4t.domain import Domain
 from e4t_core.methods.e4t.domain_info import DomainMismatchError
 from e4t_core.methods.e4t.settings import TuningSettings
 from e4t_core.methods.e4t.word_model import WordModel
-from e4t_core.run import Photos, StepReport, TuningError
+from e4t_core.photos import Photos, TuningError
+from e4t_core.run import StepReport
 from e4t_core.unet import WordError
 
 

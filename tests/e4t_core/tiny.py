@@ -16,7 +16,7 @@ from e4t_core.methods.e4t.domain_info import BackboneInfo, DomainInfo
 from e4t_core.methods.e4t.settings import TuningSettings
 from e4t_core.methods.e4t.weight_offsets import WeightOffsets
 from e4t_core.noise_schedule import NoiseSchedule, Prediction
-from e4t_core.run import Photos
+from e4t_core.photos import Photos
 from e4t_core.templates import NEUTRAL
 from e4t_core.unet import WordError
 

@@ -13,7 +13,8 @@ from e4t_core.memory_plan import FAST, MemoryPlan
 from e4t_core.methods.e4t.domain import Domain
 from e4t_core.methods.e4t.method import E4T
 from e4t_core.methods.e4t.settings import TuningSettings
-from e4t_core.run import BaseModel, OnStep, Photos
+from e4t_core.photos import Photos
+from e4t_core.run import BaseModel, OnStep
 from e4t_core.training import train
 from e4t_core.unet import TextEncoder, UNet
 from e4t_core.weight_changes import full_differences, shared_factors

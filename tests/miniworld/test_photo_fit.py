@@ -8,7 +8,8 @@ import torch
 from e4t_core.methods.e4t.method import E4T
 from e4t_core.methods.e4t.photo_fit import shows_nothing, unusual
 from e4t_core.methods.e4t.settings import TuningSettings
-from e4t_core.run import BaseModel, Photos
+from e4t_core.photos import Photos
+from e4t_core.run import BaseModel
 from e4t_core.trained_weight import made
 from miniworld.domains import load_backbone, narrow_domain
 from miniworld.heldout import concept_photo, held_out

@@ -37,7 +37,7 @@ def own(server: Server) -> dict[str, Tensor]:
     ran = _succeeded(client.run(_saving_latent(workflow)))
     for number, name in enumerate(FORMS, 21):
         said = " ".join(ran.outputs[str(number)]["text"])
-        assert f"embedding:e4t/{name}" in said and "is lost" in said
+        assert f"embedding:{name}" in said and "is lost" in said
     plain = _stock_workflow(workflow, None)
     return {"own": _latent(server, ran), "base": _latent(server, _succeeded(client.run(plain)))}
 
@@ -79,7 +79,7 @@ def _stock_workflow(workflow: Workflow, name: str | None) -> Workflow:
             if value in (["4", 0], ["4", 1]):
                 node["inputs"][key] = [source, value[1]]
             elif isinstance(value, str) and "S*" in value:
-                node["inputs"][key] = value.replace("S*", "face" if name is None else f"embedding:e4t/{name}")
+                node["inputs"][key] = value.replace("S*", "face" if name is None else f"embedding:{name}")
     return nodes
 
 
@@ -113,10 +113,10 @@ def test_stock_nodes_draw_what_the_pack_draws(stock: Server, own: dict[str, Tens
     # All of the file was used, but for the word, which is the prompt's.
     missed = {line.split(": ")[-1] for line in stock.said().splitlines() if "lora key not loaded" in line}
     assert missed <= {"bundle_emb.ben.string_to_param.*"}
-    assert "embedding:e4t" not in " ".join(line for line in stock.said().splitlines() if "does not exist" in line)
+    assert "embedding:" not in " ".join(line for line in stock.said().splitlines() if "does not exist" in line)
 
 
 def test_its_model_library_knows_the_files_by_what_they_say(stock: Server) -> None:
     about = json.loads(stock.client.get("/view_metadata/loras?filename=ben.safetensors"))
-    assert json.loads(about["trained_words"]) == ["embedding:e4t/ben"]
+    assert json.loads(about["trained_words"]) == ["embedding:ben"]
     assert about["modelspec.architecture"] == "stable-diffusion-v1/lora"

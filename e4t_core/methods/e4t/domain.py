@@ -18,6 +18,12 @@ from .domain_info import CLS_LAYERS, PATCH_TOKENS, DomainInfo
 from .patch_token_encoder import PatchTokenEncoder
 from .weight_offsets import Offsets
 
+ENCODERS: dict[str, type[ConceptEncoder | PatchTokenEncoder]] = {
+    CLS_LAYERS: ConceptEncoder,
+    PATCH_TOKENS: PatchTokenEncoder,
+}
+"""What is read from the image backbone -> the encoder that reads on."""
+
 
 @dataclass(frozen=True, eq=False)
 class Domain:
@@ -49,7 +55,7 @@ class Domain:
 
 def new_encoder(info: DomainInfo, device: torch.device | str | None = None) -> OffsetEncoder:
     """The encoder network of a domain's variant and widths; on the "meta" device shapes only."""
-    kind = {CLS_LAYERS: ConceptEncoder, PATCH_TOKENS: PatchTokenEncoder}[info.backbone.reading]
+    kind = ENCODERS[info.backbone.reading]
     return kind(info.backbone.vectors, info.backbone.width, info.feature_width, info.context_width, device=device)
 
 

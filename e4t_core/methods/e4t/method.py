@@ -15,7 +15,8 @@ from ...diffusion import DiffusionSample, draw_samples
 from ...fingerprint import fingerprint
 from ...memory_need import Trained
 from ...memory_plan import FAST, MemoryPlan
-from ...run import BaseModel, OnPass, Phase, Photos, TuningError
+from ...photos import Photos, TuningError
+from ...run import BaseModel, OnPass, Phase
 from ...trained_weight import TrainedWeight
 from ...training import chunks
 from ...weight_changes import Scaled
@@ -171,7 +172,11 @@ class E4TRun:
         encoder = self.words.encoder.eval().requires_grad_(False).cpu()
         base_fingerprint = self.base.fingerprint or fingerprint(self.effective)
         predictor = E4TPredictor(
-            encoder, self._mean_features().cpu(), self.words.domain_word_embedding.cpu(), info.scale
+            encoder,
+            self._mean_features().cpu(),
+            self.words.domain_word_embedding.cpu(),
+            info.scale,
+            self.domain.encoder.state_dict(),
         )
         return Concept(
             trigger=self.trigger,
@@ -186,6 +191,9 @@ class E4TRun:
             settings=settings,
             seed=self.seed,
             predictor=predictor,
+            word=info.word,
+            start=predictor.domain_word_embedding,
+            prediction=self.base.unet.prediction,
             domain_name=info.name,
             domain_fingerprint=self.domain.fingerprint,
             notes=self.notes,

@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ...diffusion import denoising_errors, draw_samples
-from ...run import Photos
+from ...photos import Photos
 from ...training import chunks
 from .domain_info import DomainInfo
 from .word_model import WordModel

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -18,17 +19,24 @@ class E4TPredictor:
         clip_features: ``(1, L, C)``, the mean over the photos.
         domain_word_embedding: e_d, ``(D,)``.
         scale: s.
+        untuned: the domain's own encoder by state key, which a compact file leaves out; none if it is not at hand.
     """
 
     encoder: OffsetEncoder
     clip_features: Tensor
     domain_word_embedding: Tensor
     scale: float
+    untuned: Mapping[str, Tensor] | None = None
 
     @property
     def network(self) -> OffsetEncoder:
         """The encoder."""
         return self.encoder
+
+    @property
+    def feature_width(self) -> int:
+        """The encoder's."""
+        return self.encoder.feature_width
 
     def word(self, unet_features: Tensor) -> Tensor:
         """e_c ``(B, D)`` for UNet features F ``(B, feature_width)`` on any device."""

@@ -30,9 +30,13 @@ def make_lora(concept: Concept, model: ModelPatcher, exact: bool, error: float, 
         ValueError: the concept changes no weights, or those of another kind of base.
         InterruptProcessingException: the person has cancelled.
     """
+    if concept.to_learn:
+        raise ValueError(
+            f"{concept.trigger} is a recipe that was not learned again yet: wire in the concept that Apply E4T Concept gives."
+        )
     if not concept.weights:
         raise ValueError(
-            f"{concept.trigger} is a word alone, without weights, so there is no LoRA to make: use Save E4T Embedding."
+            f"{concept.trigger} is a word alone, without weights, so there is no LoRA to make: keep the word by Save E4T Concept."
         )
     unet = ComfyUNet(model)
     base = unet.parameters()

@@ -2,24 +2,33 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import time
+from collections.abc import Callable
 
+import comfy.sd
 import torch
+from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
 from ....e4t_core.concept import Concept
+from ....e4t_core.loop_settings import LoopSettings
 from ....e4t_core.memory_need import need
 from ....e4t_core.memory_plan import MemoryPlan
-from ....e4t_core.run import BaseModel, Photos
+from ....e4t_core.methods.e4t.domain import Domain
+from ....e4t_core.methods.e4t.method import E4T
+from ....e4t_core.methods.textual_inversion import TextualInversion
+from ....e4t_core.photos import Photos
+from ....e4t_core.run import BaseModel, Method
 from ....e4t_core.training import train
 from ..networks.backbone import image_features
-from ..networks.base_model import ComfyUNet
+from ..networks.base_model import ComfyUNet, file_name
 from ..networks.compute_type import bfloat16_products, compute_type, uses_autocast
 from ..networks.text_encoder import ComfyTextEncoder, unload
-from ..sampling.held_concept import HeldConcept
+from ..sampling.held_concept import bytes_held, tensors_of
 from .content_key import WeightHashes, content_key
-from .memory import Free, plans_that_fit, run_in_memory, work_of
+from .memory import AUTO, Free, TooLittleMemoryError, plans_that_fit, run_in_memory, work_of
 from .notes import about_request, what_was_made
 from .photos import PreparedPhotos, prepare_photos
 from .progress import Progress, check_cancelled
@@ -29,7 +38,7 @@ from .result_store import ResultStore
 logger = logging.getLogger(__name__)
 
 
-def learn(request: Request, store: ResultStore, progress: Progress) -> HeldConcept:
+def learn(request: Request, store: ResultStore, progress: Progress) -> Concept:
     """The concept for a request: from the store, or learned now and put there; ``progress`` tells the person.
 
     Raises:
@@ -42,26 +51,86 @@ def learn(request: Request, store: ResultStore, progress: Progress) -> HeldConce
     photos = prepare_photos(request.images, request.masks, request.image_size, request.crop_margin, request.mask_means)
     progress.begin(photos.images, about_request(request, photos))
     key = _key(request, photos, store.hashes)
-    held = store.get(key)
-    if held is None:
+    concept = store.get(key)
+    if concept is None:
         started = time.perf_counter()
-        held = _learn(request, photos, progress, store)
-        store.put(key, held, progress.sheet)
+        concept = _learn(request, photos, progress, store)
+        store.put(key, concept, progress.sheet)
         seconds = time.perf_counter() - started
-        logger.info("E4T: %s learned in %.1f s (%.0f MB).", request.trigger, seconds, held.size() / 2**20)
+        size = bytes_held(tensors_of(concept)) / 2**20
+        logger.info("E4T: %s learned in %.1f s (%.0f MB).", request.trigger, seconds, size)
         told = what_was_made(request, seconds)
     else:
-        progress.again(store.sheet(key), held.concept.losses)
+        progress.again(store.sheet(key), concept.losses)
         told = f"{request.trigger} was learned before from the same inputs: that concept is used."
         logger.info("E4T: %s", told)
-    for note in held.concept.notes:
+    for note in concept.notes:
         logger.warning("E4T: %s", note)
-    progress.done(told, held.concept.notes)
-    return held.called(request.trigger, request.sampling)
+    progress.done(told, concept.notes)
+    return dataclasses.replace(concept, trigger=request.trigger, sampling=request.sampling)
+
+
+def learn_again(
+    concept: Concept,
+    model: ModelPatcher,
+    clip: comfy.sd.CLIP,
+    domain_of: Callable[[Concept], Domain | None],
+    store: ResultStore,
+    progress: Progress,
+) -> Concept:
+    """A concept that is only a recipe yet: from the store, or learned now by it.
+
+    Args:
+        concept: with a recipe.
+        model, clip: the base.
+        domain_of: finds the domain that it was learned in, if any.
+        progress: tells the person.
+
+    Raises:
+        ValueError: the base cannot be learned on.
+        InterruptProcessingException, TooLittleMemoryError, torch.OutOfMemoryError: as :func:`learn`.
+    """
+    recipe = concept.recipe
+    assert recipe is not None
+    progress.begin(None, ())
+    photos = recipe.photos
+    # Files can say the same fingerprint of other photos.
+    given = [photos.latents, photos.clip_features, photos.masks, concept.settings.learned_with(), concept.seed]
+    key = content_key("recipe", concept.fingerprint, *given, *_base_key(model, clip, store.hashes))
+    found = store.get(key)
+    if found is None:
+        domain = domain_of(concept)
+        method: Method = TextualInversion(concept.word) if domain is None else E4T(domain)
+        # The plan decides the order of sums: the same one gives the same concept, bit for bit on a CPU.
+        settings = dataclasses.replace(concept.settings, memory=recipe.plan.name, micro_batch=recipe.plan.micro_batch)
+        base = _Base(model, clip, method, concept.seed, concept.trigger)
+        unload(model, clip.patcher)
+        try:
+            found = _run(base, settings, photos, progress, store)
+        except TooLittleMemoryError:
+            logger.info("E4T: the memory plan of the recipe does not fit; another is used.")
+            found = _run(base, dataclasses.replace(settings, memory=AUTO, micro_batch=0), photos, progress, store)
+        notes = tuple(dict.fromkeys((*concept.notes, *found.notes)))
+        found = dataclasses.replace(found, settings=concept.settings, notes=notes)
+        store.put(key, found)
+    same = found.fingerprint == concept.fingerprint
+    told = "the same concept" if same else "nearly the same concept: the base model, or what computes, is another"
+    progress.done(f"{concept.trigger} learned again by its recipe: {told}.", found.notes)
+    return dataclasses.replace(found, trigger=concept.trigger, sampling=concept.sampling)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Base:
+    """What a run is on, and what it is called."""
+
+    model: ModelPatcher
+    clip: comfy.sd.CLIP
+    method: Method
+    seed: int
+    trigger: str
 
 
 def _key(request: Request, photos: PreparedPhotos, hashes: WeightHashes) -> str:
-    sampling = request.model.get_model_object("model_sampling")
     return content_key(
         # Not what is wired in: an all-zero mask is none, and what the crop leaves out is not learned.
         photos.images,
@@ -69,49 +138,56 @@ def _key(request: Request, photos: PreparedPhotos, hashes: WeightHashes) -> str:
         request.method.name,
         request.decides,
         request.loaded and request.loaded.decides(hashes),
-        hashes.weights_key(request.model),
-        str(type(sampling).__mro__),
-        sampling.sigmas,
-        hashes.weights_key(request.clip.patcher),
-        request.clip.layer_idx,
+        *_base_key(request.model, request.clip, hashes),
         hashes.weights_key(request.vae.patcher),
         request.settings.learned_with(),
         request.seed,
     )
 
 
-def _learn(request: Request, photos: PreparedPhotos, progress: Progress, store: ResultStore) -> HeldConcept:
+def _base_key(model: ModelPatcher, clip: comfy.sd.CLIP, hashes: WeightHashes) -> tuple[object, ...]:
+    """What of a base decides a concept."""
+    sampling = model.get_model_object("model_sampling")
+    return (
+        hashes.weights_key(model),
+        str(type(sampling).__mro__),
+        sampling.sigmas,
+        hashes.weights_key(clip.patcher),
+        clip.layer_idx,
+    )
+
+
+def _learn(request: Request, photos: PreparedPhotos, progress: Progress, store: ResultStore) -> Concept:
     given = _encode(request, photos)
     # Their full memory is better spent on tuning, which holds its own copies; the sampler loads them again.
     unload(request.model, request.clip.patcher, request.vae.patcher)
-    with torch.inference_mode(False):
-        device = request.model.load_device
-        unet = ComfyUNet(request.model, compute_type(device))
-        text = ComfyTextEncoder(request.clip, rounded=device.type != "cpu" and uses_autocast(device))
-        hashes = store.hashes
-        base = BaseModel(unet, text, hashes.base_fingerprint(hashes.weights_key(request.model), unet.parameters()))
-        concept = _train(request, base, unet, given, progress)
-        with torch.no_grad():
-            empty = text.empty().detach().cpu()
-        return HeldConcept.of(concept, empty, unet.parameters(), store.offset(concept))
+    base = _Base(request.model, request.clip, request.method, request.seed, request.trigger)
+    return _run(base, request.settings, given, progress, store)
 
 
-def _train(request: Request, base: BaseModel, unet: ComfyUNet, given: Photos, progress: Progress) -> Concept:
+def _run(base: _Base, settings: LoopSettings, given: Photos, progress: Progress, store: ResultStore) -> Concept:
     """The training loop, with the fastest memory plan that fits."""
-    free = Free.now(unet.device)
-    work = work_of(request.method, request.settings, unet, given.latents.shape[-1] * given.latents.shape[-2])
+    with torch.inference_mode(False):
+        device = base.model.load_device
+        unet = ComfyUNet(base.model, compute_type(device))
+        text = ComfyTextEncoder(base.clip, rounded=device.type != "cpu" and uses_autocast(device))
+        hashes = store.hashes
+        known = hashes.base_fingerprint(hashes.weights_key(base.model), unet.parameters())
+        network = BaseModel(unet, text, known)
+        free = Free.now(unet.device)
+        work = work_of(base.method, settings, unet, given.latents.shape[-1] * given.latents.shape[-2])
 
-    def told(plan: MemoryPlan) -> str:
-        return f"{plan.told()}, {free.told(need(plan, work))}"
+        def told(plan: MemoryPlan) -> str:
+            return f"{plan.told()}, {free.told(need(plan, work))}"
 
-    def run(plan: MemoryPlan) -> Concept:
-        logger.info("E4T: %s.", told(plan))
-        progress.memory(told(plan))
-        with bfloat16_products(unet.device):
-            method, settings = request.method, request.settings
-            return train(method, base, given, settings, request.seed, request.trigger, progress.step, plan)
+        def run(plan: MemoryPlan) -> Concept:
+            logger.info("E4T: %s.", told(plan))
+            progress.memory(told(plan))
+            with bfloat16_products(unet.device):
+                concept = train(base.method, network, given, settings, base.seed, base.trigger, progress.step, plan)
+            return dataclasses.replace(concept, base_name=file_name(base.model))
 
-    return run_in_memory(plans_that_fit(request.settings, work, free), run, told)
+        return run_in_memory(plans_that_fit(settings, work, free), run, told)
 
 
 def _encode(request: Request, photos: PreparedPhotos) -> Photos:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import base64
+import io
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -60,3 +63,14 @@ def with_curve(sheet: Image.Image, losses: tuple[float, ...]) -> Image.Image:
     both.paste(sheet, (0, 0))
     both.paste(curve, (sheet.width, 0))
     return both
+
+
+def thumbnail_uri(pictures: Tensor) -> str:
+    """The first of some pictures ``(n, H, W, C)`` in [0, 1] as a small JPEG in a data URI, as model libraries show it."""
+    with torch.no_grad():
+        array = (pictures[0, ..., :3].detach().float().cpu().clamp(0, 1) * 255).round().byte().numpy()
+    picture = Image.fromarray(np.ascontiguousarray(array))
+    picture.thumbnail((PREVIEW, PREVIEW))
+    written = io.BytesIO()
+    picture.save(written, "JPEG", quality=85)
+    return f"data:image/jpeg;base64,{base64.b64encode(written.getvalue()).decode('ascii')}"

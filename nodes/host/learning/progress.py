@@ -66,15 +66,16 @@ class Progress:
             reason = (str(error) or type(error).__name__).split("\n")[0][:LONGEST]
             self._say(f"{self._trigger}: stopped by an error{place}: {reason}")
 
-    def begin(self, photos: Tensor, notes: Sequence[str]) -> None:
+    def begin(self, photos: Tensor | None, notes: Sequence[str]) -> None:
         """Show what is learned from, and what the person should know about it.
 
         Args:
-            photos: ``(n, H, W, 3)`` in [0, 1], after the crop.
+            photos: ``(n, H, W, 3)`` in [0, 1], after the crop; none where they are not at hand.
             notes: sentences that stay below all that is said.
         """
-        self._photos = photos.detach().float().cpu()
-        self.sheet = contact_sheet(self._photos)
+        if photos is not None:
+            self._photos = photos.detach().float().cpu()
+            self.sheet = contact_sheet(self._photos)
         self._notes = tuple(notes)
         self._send(0, 1, self.sheet)
         self._say(f"Learning {self._trigger} ...")

@@ -13,10 +13,7 @@ from torch import Tensor
 from ....e4t_core.loop_settings import LoopSettings, SamplingSettings
 from ....e4t_core.methods.e4t.domain import Domain
 from ....e4t_core.run import Method
-from ..networks.base_model import check_supported
-from ..prompt import concept_clip
-from ..prompt.triggers import check_trigger
-from ..sampling import patched_model
+from .apply import check_applicable
 from .content_key import WeightHashes
 from .masks import AUTO
 
@@ -85,20 +82,10 @@ def check(request: Request) -> None:
     Raises:
         ValueError: something cannot be used; the message is one sentence that says what and why.
     """
-    _check_given("UNet", "MODEL", request.model)
-    _check_given("text encoder", "CLIP", request.clip)
-    _check_given("VAE", "VAE", request.vae)
-    check_trigger(request.trigger)
-    concept_clip.check_free(request.clip, request.trigger)
-    patched_model.check_free(request.model, request.trigger)
-    check_supported(request.model)
+    check_applicable(request.model, request.clip, request.trigger)
+    if request.vae is None:
+        raise ValueError("The checkpoint holds no VAE, so VAE is empty: load one by itself and wire it in.")
     _check_vae(request.vae)
-
-
-def _check_given(what: str, output: str, given: object) -> None:
-    """ComfyUI's loaders give None for what a file does not hold (a UNet without text encoder, for one)."""
-    if given is None:
-        raise ValueError(f"The checkpoint holds no {what}, so {output} is empty: load one by itself and wire it in.")
 
 
 def _check_vae(vae: comfy.sd.VAE) -> None:

@@ -8,6 +8,7 @@ evicted and made again. ComfyUI's "Free model and node cache" empties it, see ``
 from __future__ import annotations
 
 import logging
+import weakref
 from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from PIL import Image
 from ....e4t_core.concept import Concept
 from ....e4t_core.stored_difference import StoredDifference
 from ..prompt.prompt_memory import PromptMemory
-from ..sampling.held_concept import HeldConcept, bytes_held
+from ..sampling.held_concept import HeldConcept, bytes_held, tensors_of
 from .content_key import WeightHashes
 
 logger = logging.getLogger(__name__)
@@ -29,9 +30,9 @@ SHARE = 0.2
 
 @dataclass(frozen=True, eq=False)
 class Kept:
-    """A tuned concept and the preview that its node shows."""
+    """A learned concept and the preview that its node shows."""
 
-    held: HeldConcept
+    concept: Concept
     sheet: Image.Image | None = None
 
     def sheet_size(self) -> int:
@@ -42,6 +43,8 @@ class Kept:
 class ResultStore:
     """Keeps the most recently used results up to a bound; the newest stays even if it alone is larger.
 
+    What was computed to draw a concept on a base is found here for as long as a MODEL holds it, and no longer.
+
     Args:
         limit: bytes.
     """
@@ -50,38 +53,50 @@ class ResultStore:
         self.limit = limit
         self.prompts, self.hashes = PromptMemory(), WeightHashes()
         self._results: OrderedDict[str, Kept] = OrderedDict()
+        self._held: weakref.WeakValueDictionary[str, HeldConcept] = weakref.WeakValueDictionary()
 
     def __len__(self) -> int:
         return len(self._results)
 
     def size(self) -> int:
-        """Bytes held; what several results share, a domain's offset most of all, counts once."""
+        """Bytes held; what several results share counts once."""
         kept = self._results.values()
-        return bytes_held(tensor for k in kept for tensor in k.held.tensors()) + sum(k.sheet_size() for k in kept)
+        return bytes_held(tensor for k in kept for tensor in tensors_of(k.concept)) + sum(k.sheet_size() for k in kept)
 
-    def get(self, key: str) -> HeldConcept | None:
+    def get(self, key: str) -> Concept | None:
         """The result of a key, which becomes the most recently used; or None."""
         if key in self._results:
             self._results.move_to_end(key)
-            return self._results[key].held
+            return self._results[key].concept
         return None
 
     def sheet(self, key: str) -> Image.Image | None:
         """The preview that was kept with a result, if any."""
         return self._results[key].sheet if key in self._results else None
 
-    def offset(self, concept: Concept) -> Mapping[str, StoredDifference] | None:
-        """What a kept result of the same domain on the same base has in common with a concept, to be shared with it."""
-        bases = concept.domain_fingerprint, concept.base_fingerprint
-        for kept in self._results.values():
-            other = kept.held.concept
-            if all(bases) and (other.domain_fingerprint, other.base_fingerprint) == bases:
-                return kept.held.shared
+    def held(self, key: str) -> HeldConcept | None:
+        """A concept on a base, if a MODEL holds it."""
+        return self._held.get(key)
+
+    def remember_held(self, key: str, held: HeldConcept) -> None:
+        """Find a concept on a base from now on, while a MODEL holds it."""
+        self._held[key] = held
+
+    def offset(self, concept: Concept, base: str) -> Mapping[str, StoredDifference] | None:
+        """What a held concept of the same domain on the same base has in common with a concept, to be shared with it.
+
+        Args:
+            base: content hash of the base weights.
+        """
+        owner = concept.domain_fingerprint
+        for held in list(self._held.values()):
+            if owner and (held.concept.domain_fingerprint, held.base) == (owner, base):
+                return held.shared
         return None
 
-    def put(self, key: str, held: HeldConcept, sheet: Image.Image | None = None) -> None:
+    def put(self, key: str, concept: Concept, sheet: Image.Image | None = None) -> None:
         """Keep a result and its preview, dropping the least recently used ones beyond the bound."""
-        self._results[key] = Kept(held, sheet)
+        self._results[key] = Kept(concept, sheet)
         self._results.move_to_end(key)
         while len(self._results) > 1 and self.size() > self.limit:
             dropped, _ = self._results.popitem(last=False)
@@ -90,6 +105,7 @@ class ResultStore:
     def clear(self) -> None:
         """Forget everything."""
         self._results.clear()
+        self._held.clear()
         self.prompts.clear()
         self.hashes.clear()
 

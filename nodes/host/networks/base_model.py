@@ -7,6 +7,7 @@ to its module for the length of a ``with`` block and taken back, whatever happen
 from __future__ import annotations
 
 import functools
+import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 
@@ -63,6 +64,13 @@ def check_supported(model: ModelPatcher) -> None:
                 f"{SUPPORTED}, but this MODEL is quantized ({name} is {kind}): load it in fp16, bf16 or fp32."
             )
     _check_sampling(model.get_model_object("model_sampling"))
+
+
+def file_name(model: ModelPatcher) -> str:
+    """Name of the file that a MODEL was loaded from, without its folder; "" if that is not known."""
+    made = getattr(model, "cached_patcher_init", None)
+    path = made[1][0] if made and len(made) > 1 and made[1] else ""
+    return os.path.basename(path) if isinstance(path, str) else ""
 
 
 def _check_sampling(sampling: torch.nn.Module) -> None:
@@ -213,6 +221,11 @@ class ComfyUNet:
         """Canonical names of all ``attn{1,2}.to_{q,k,v}.weight`` with their shapes (M out, N in)."""
         ends = tuple(f"attn{number}.to_{part}.weight" for number in (1, 2) for part in "qkv")
         return {name: (self._shape(name)[0], self._shape(name)[1]) for name in self._native if name.endswith(ends)}
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shapes of all weights by canonical name."""
+        return {name: tuple(self._shape(name)) for name in self._native}
 
     def _shape(self, name: str) -> torch.Size:
         return self._effective.shape(self._native[name])

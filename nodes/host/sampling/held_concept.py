@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -9,10 +10,9 @@ from dataclasses import dataclass
 import comfy.model_management
 import torch
 from comfy.model_patcher import ModelPatcher
-from torch import Tensor
+from torch import Tensor, nn
 
 from ....e4t_core.concept import Concept
-from ....e4t_core.loop_settings import SamplingSettings
 from ....e4t_core.stored_difference import StoredDifference
 from ....e4t_core.weight_changes import full_differences, shared_differences, shared_factors
 
@@ -27,8 +27,10 @@ class HeldConcept:
         shared: what it has in common with all concepts of its domain, on its base, by canonical name. Concepts that are
             kept together share these tensors too.
         differences: its own, by canonical name; the concept's tensors, not copies.
-        network: its word predictor as a model that ComfyUI moves and counts together with the UNet. One for as long as
-            the network lives: ComfyUI takes a network that outlives its patcher for a memory leak.
+        network: its word predictor as a model that ComfyUI moves and counts together with the UNet.
+        base: content hash of the base weights that it is made for, by which concepts on one base are told.
+        strength: of its weight changes in the MODEL that holds it.
+        prepared: what :meth:`of` made, where this is that under another name; it lives as long as this does.
     """
 
     concept: Concept
@@ -36,6 +38,9 @@ class HeldConcept:
     shared: Mapping[str, StoredDifference]
     differences: Mapping[str, StoredDifference]
     network: ModelPatcher | None = None
+    base: str = ""
+    strength: float = 1.0
+    prepared: HeldConcept | None = None
 
     @classmethod
     def of(
@@ -44,27 +49,30 @@ class HeldConcept:
         empty: Tensor,
         base: Mapping[str, Tensor],
         shared: Mapping[str, StoredDifference] | None = None,
+        key: str = "",
     ) -> HeldConcept:
-        """A concept on the base weights (by canonical name) that it was tuned on.
+        """A concept on the base weights (by canonical name) that it is to be drawn with.
 
         Args:
             concept: the core's.
             empty: context of the empty prompt.
             base: is asked for one weight at a time.
             shared: of another concept of the same domain on the same base; computed where there is none.
+            key: content hash of the base weights; empty: those that it was tuned on.
         """
         network = None
         if concept.predictor is not None:
             devices = comfy.model_management.get_torch_device(), comfy.model_management.unet_offload_device()
-            network = ModelPatcher(concept.predictor.network, *devices)
+            network = ModelPatcher(_twin(concept.predictor.network), *devices)
         if shared is None:
             with torch.inference_mode(False):
                 shared = shared_differences(base, shared_factors(concept.weights))
-        return cls(concept, empty, shared, full_differences(concept.weights), network)
+        key = key or concept.base_fingerprint
+        return cls(concept, empty, shared, full_differences(concept.weights), network, key)
 
-    def called(self, trigger: str, sampling: SamplingSettings) -> HeldConcept:
-        """The same concept under a trigger, drawn in a way: neither changes what was learned."""
-        return dataclasses.replace(self, concept=dataclasses.replace(self.concept, trigger=trigger, sampling=sampling))
+    def drawn_as(self, concept: Concept, strength: float = 1.0) -> HeldConcept:
+        """The same with what says how it is drawn: trigger, sampling and strengths change nothing that was learned."""
+        return dataclasses.replace(self, concept=concept, strength=strength, prepared=self.prepared or self)
 
     def size(self) -> int:
         """Bytes of RAM, as if no other concept held any of them."""
@@ -73,15 +81,34 @@ class HeldConcept:
     def tensors(self) -> Iterator[Tensor]:
         """All that it holds."""
         yield self.empty
-        yield self.concept.embedding
-        for stored in (*self.shared.values(), *self.differences.values()):
+        for stored in self.shared.values():
             yield stored.values
-        for p, q in shared_factors(self.concept.weights).values():
-            yield p
-            yield q
-        if self.concept.predictor is not None:
-            yield from self.concept.predictor.network.parameters()
-            yield from self.concept.predictor.network.buffers()
+        yield from tensors_of(self.concept)
+
+
+def tensors_of(concept: Concept) -> Iterator[Tensor]:
+    """All that a concept holds; not what it shares with a domain that is loaded."""
+    yield concept.embedding
+    for stored in full_differences(concept.weights).values():
+        yield stored.values
+    for p, q in shared_factors(concept.weights).values():
+        yield p
+        yield q
+    if concept.predictor is not None:
+        yield from concept.predictor.network.parameters()
+        yield from concept.predictor.network.buffers()
+    if concept.recipe is not None:
+        photos = concept.recipe.photos
+        yield from (part for part in (photos.latents, photos.clip_features, photos.masks) if part is not None)
+
+
+def _twin(network: nn.Module) -> nn.Module:
+    """A module over the same parameters: ComfyUI takes a module that outlives its patcher for a memory leak, and a concept does.
+
+    What moves one of them moves both.
+    """
+    shared = {id(tensor): tensor for tensor in (*network.parameters(), *network.buffers())}
+    return copy.deepcopy(network, shared)
 
 
 def bytes_held(tensors: Iterable[Tensor]) -> int:

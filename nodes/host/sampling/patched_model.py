@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from comfy.model_patcher import ModelPatcher
@@ -40,26 +40,33 @@ def held_concepts(model: ModelPatcher) -> tuple[HeldConcept, ...]:
     return wrappers[0].concepts if wrappers else ()
 
 
-def with_concept(model: ModelPatcher, added: HeldConcept, memory: PromptMemory, strength: float = 1.0) -> ModelPatcher:
-    """A clone of a MODEL that also holds one more concept; at strength 0 it is a plain clone, which draws none.
+def with_concept(model: ModelPatcher, added: HeldConcept, memory: PromptMemory) -> ModelPatcher:
+    """A clone of a MODEL that also holds one more concept, its weight changes at its strength.
 
     Args:
         model: stock, or with concepts; not changed.
         added: what to add.
         memory: of encoded prompts.
-        strength: factor of the weight changes; the word follows its encoder at any strength but 0.
+
+    Raises:
+        WordTakenError: it holds this concept already, at another strength.
     """
     new = model.clone()
-    if strength == 0:
-        return new
     concept, held = added.concept, held_concepts(model)
-    if any(h.concept.fingerprint == concept.fingerprint for h in held):
+    same = next((h for h in held if h.concept.fingerprint == concept.fingerprint), None)
+    if same is not None:
+        if same.strength != added.strength:
+            raise WordTakenError(
+                f"This MODEL holds the concept of {concept.trigger!r} already, at strength {same.strength:g}: wire in the MODEL"
+                " from before to give it another."
+            )
         # Its weights are there; how it is called and sampled is what was said last.
-        held = tuple(added if h.concept.fingerprint == concept.fingerprint else h for h in held)
+        held = tuple(added if h is same else h for h in held)
     else:
-        _patch(new, _missing_offset(held, added), strength)
-        _patch(new, added.differences, strength)
-        _warn_if_lost(new, added.differences)
+        for differences, strength in _missing_offset(held, added):
+            _patch(new, differences, strength)
+        _patch(new, added.differences, added.strength)
+        _warn_if_lost(new, added.differences if added.strength else {})
         if added.network is not None:
             new.set_additional_models(KEY, [*new.get_additional_models_with_key(KEY), added.network])
         held = (*held, added)
@@ -88,18 +95,24 @@ def check_free(model: ModelPatcher, trigger: str) -> None:
         )
 
 
-def _missing_offset(held: Sequence[HeldConcept], added: HeldConcept) -> Mapping[str, StoredDifference]:
-    """What a MODEL lacks of the domain offset that a concept was tuned on.
+def _missing_offset(
+    held: Sequence[HeldConcept], added: HeldConcept
+) -> Iterator[tuple[Mapping[str, StoredDifference], float]]:
+    """What a MODEL lacks of the domain offset that a concept was tuned on, as differences with a strength.
 
-    All of it, if the domain is new; nothing, if it is held for the same base. With a LoRA between two concepts the
-    second one's base is another: the difference of the two offsets is ``L * P Q^T``.
+    A MODEL holds a domain's offset once, as strongly as the strongest of its concepts. With a LoRA between two concepts the
+    second one's base is another: what it lacks then is the difference of the two offsets, ``L * P Q^T``.
     """
     owner = added.concept.domain_fingerprint
     before = [h for h in held if owner and h.concept.domain_fingerprint == owner]
     if not before:
-        return added.shared
-    if before[-1].concept.base_fingerprint == added.concept.base_fingerprint:
-        return {}
+        yield added.shared, added.strength
+        return
+    strongest = max(h.strength for h in before)
+    if added.strength > strongest:
+        yield added.shared, added.strength - strongest
+    if before[-1].base == added.base:
+        return
     old, new = before[-1].shared, added.shared
     missing = {}
     with torch.inference_mode(False), torch.no_grad():
@@ -107,7 +120,7 @@ def _missing_offset(held: Sequence[HeldConcept], added: HeldConcept) -> Mapping[
             difference = _value(new, name) - _value(old, name)
             if difference.any():
                 missing[name] = StoredDifference.of(difference)
-    return missing
+    yield missing, strongest
 
 
 def _value(differences: Mapping[str, StoredDifference], name: str) -> Tensor:
@@ -120,7 +133,7 @@ def _patch(model: ModelPatcher, differences: Mapping[str, StoredDifference], str
     ComfyUI brings a difference into the type that it adds in, then multiplies it by the strength (comfy/lora.py). A scale in
     the strength is a power of two: it costs no memory, and rounds no more than the strength itself does.
     """
-    if not differences:
+    if not differences or strength == 0:
         return
     names = _native_names(model)
     # One call for all of a scale: each goes through all weights of the model.

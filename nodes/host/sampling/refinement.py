@@ -145,6 +145,9 @@ class Refinement:
         following = [concept for concept in held if concept.concept.refines]
         if not following or prompt.encode is None or prompt in self._run.failed or not latents:
             return None
+        following = [concept for concept in following if self._run.words.started(concept, model, sigma)]
+        if not following:
+            return None
         try:
             words = {one.concept.fingerprint: self._run.words.word(one, model, x, sigma) for one in following}
             return self._context(prompt, words, latents, x.shape[0], model)

@@ -133,6 +133,11 @@ class WordAtStep:
                 known[picture] = _Known(self._evaluation, words, row)
         return words
 
+    def started(self, held: HeldConcept, model: Any, sigma: Tensor) -> bool:
+        """Whether the schedule has reached the concept's ``start_percent``: before that, its word is the fixed one."""
+        start = held.concept.sampling.start_percent
+        return start == 0 or float(sigma[0]) <= float(model.model_sampling.percent_to_sigma(start))
+
     def _stays(self, held: HeldConcept, model: Any, sigma: Tensor) -> bool:
         key, settings = held.concept.fingerprint, held.concept.sampling
         if self._evaluation % settings.refine_every:

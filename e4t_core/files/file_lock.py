@@ -1,0 +1,53 @@
+"""One writer at a time: a lock that the system ends with the process that holds it, whatever ends that."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+logger = logging.getLogger(__name__)
+
+LOOK_SECONDS = 0.02
+# A save takes seconds. Where a lock stays longer, or cannot be had (network drives), writing goes on without.
+PATIENCE = 60.0
+
+if sys.platform == "win32":
+    import msvcrt
+
+    def _hold(file: int) -> None:
+        msvcrt.locking(file, msvcrt.LK_NBLCK, 1)
+else:
+    import fcntl
+
+    def _hold(file: int) -> None:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+@contextlib.contextmanager
+def lock(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Hold a file, which is made if need be and stays, for one process at a time.
+
+    Raises:
+        OSError: it could not be made.
+    """
+    file = os.open(Path(path), os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        ends = time.monotonic() + PATIENCE
+        while True:
+            try:
+                _hold(file)
+                break
+            except OSError:
+                if time.monotonic() > ends:
+                    logger.warning("%s could not be locked: going on without.", path)
+                    break
+                time.sleep(LOOK_SECONDS)
+        yield
+    finally:
+        # Closing gives it back.
+        os.close(file)

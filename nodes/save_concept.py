@@ -1,0 +1,128 @@
+"""The node "Save E4T Concept": a learned concept as files that are kept and shared."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any
+
+from comfy_api.latest import io
+
+from ..e4t_core.concept import Concept
+from ..e4t_core.files.concept_file import About, save_concept
+from ..e4t_core.files.concept_info import BODIES, EXACT, RECIPE, WORD
+from ..e4t_core.files.file_name import FileNameError, checked_name
+from ..e4t_core.version import VERSION
+from .host.learning.pictures import thumbnail_uri
+from .host.model_folders import concept_places
+from .host.node_text import show_text
+from .sockets import ConceptIO
+
+RECOVERABLE = "The photo can be recovered from this file: give it only to people who may see the photo."
+
+
+class SaveConcept(io.ComfyNode):
+    """Keeps a concept: Load E4T Concept brings it back, and embedding:e4t/<name> works in every stock prompt."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="E4TSaveConcept",
+            display_name="Save E4T Concept",
+            category="E4T",
+            description="Saves what was learned to models/embeddings/e4t. Load E4T Concept brings it back, tomorrow or on another"
+            " computer.",
+            search_aliases=["save concept", "save embedding", "save face", "keep", "share"],
+            # Widget values are stored by position: once a version is out, only append.
+            inputs=[
+                ConceptIO.Input(
+                    "concept", tooltip="From a node that learns a photo, or from Mix or Apply E4T Concept."
+                ),
+                io.String.Input(
+                    "name",
+                    default="my_concept",
+                    tooltip="Of the file: letters, digits, _ - and dots. Stock prompts then know it as embedding:e4t/ and this"
+                    " name.",
+                ),
+                io.Combo.Input(
+                    "keeps",
+                    options=list(BODIES),
+                    default=EXACT,
+                    optional=True,
+                    tooltip=f"{EXACT}: all of it, without loss; a second file in models/e4t_concepts (1.7 GB for Stable Diffusion"
+                    f" 1.5). {RECIPE}: what learns it again in seconds, 200 KB; the photo can be recovered from it. {WORD}: the"
+                    " fixed word alone, as a plain embedding.",
+                ),
+                io.String.Input(
+                    "title", default="", optional=True, tooltip="What people call it. Empty: the file's name."
+                ),
+                io.Boolean.Input(
+                    "overwrite",
+                    default=False,
+                    optional=True,
+                    tooltip="Replace a concept of that name. Off: the new file gets a number.",
+                ),
+                io.Image.Input(
+                    "preview",
+                    optional=True,
+                    tooltip="A picture for model libraries, better a drawn one than the photo. It is stored only where"
+                    " store_preview is on.",
+                ),
+                io.Boolean.Input(
+                    "store_preview",
+                    default=False,
+                    optional=True,
+                    tooltip="Store the preview in the file, where everybody who gets the file sees it.",
+                ),
+                io.String.Input("author", default="", optional=True, advanced=True, tooltip="Who made it."),
+                io.String.Input(
+                    "license", default="", optional=True, advanced=True, tooltip="What others may do with it."
+                ),
+            ],
+            outputs=[io.String.Output(display_name="name")],
+            is_output_node=True,
+        )
+
+    @classmethod
+    def validate_inputs(cls, name: str | None = None) -> bool | str:
+        try:
+            if name is not None:
+                checked_name(name)
+        except FileNameError as error:
+            return str(error)
+        return True
+
+    @classmethod
+    def execute(
+        cls,
+        concept: Concept,
+        name: str,
+        keeps: str = EXACT,
+        title: str = "",
+        overwrite: bool = False,
+        preview: Any = None,
+        store_preview: bool = False,
+        author: str = "",
+        license: str = "",
+    ) -> io.NodeOutput:
+        about = About(
+            title=title.strip(),
+            author=author.strip(),
+            license=license.strip(),
+            created=datetime.now().astimezone().isoformat(timespec="seconds"),
+            pack_version=VERSION,
+            thumbnail=thumbnail_uri(preview) if store_preview and preview is not None else "",
+        )
+        saved = save_concept(concept_places(), name, concept, keeps, about, overwrite)
+        said = [f"Saved as {saved.path.name} ({size(saved.bytes)}). In stock prompts: embedding:e4t/{saved.path.stem}"]
+        if saved.weights is not None:
+            said.append(f"To share it, give both files: {saved.path} and {saved.weights}.")
+        said += [RECOVERABLE] if keeps == RECIPE else []
+        if store_preview and preview is None:
+            said.append("store_preview is on, but no preview is wired in.")
+        show_text("\n".join(said))
+        return io.NodeOutput(f"embedding:e4t/{saved.path.stem}", ui={"text": said})
+
+
+def size(count: int) -> str:
+    """Bytes as a person reads them."""
+    return f"{count / 1e6:.1f} MB" if count >= 1e6 else f"{count / 1e3:.0f} KB"
