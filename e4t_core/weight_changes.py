@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -85,3 +85,39 @@ def shared_differences(
         if difference.any():
             found[name] = StoredDifference.of(difference)
     return found
+
+
+class TotalDifferences(Mapping[str, StoredDifference]):
+    """All that changes a base's weights: :class:`Full` differences plus :class:`Scaled` ones, by canonical name.
+
+    Each is made when it is asked for, from one weight of the base, and none is kept: what a MODEL would add to the weight, with
+    the same rounding.
+
+    Args:
+        changes: of one concept.
+        base: effective weights by canonical name; asked for those with a Scaled change only.
+
+    Raises:
+        KeyError: (when asked) the base lacks a weight.
+    """
+
+    def __init__(self, changes: Iterable[WeightChange], base: Mapping[str, Tensor]) -> None:
+        changes = tuple(changes)
+        self._full, self._factors, self._base = full_differences(changes), shared_factors(changes), base
+        self._names = tuple(dict.fromkeys((*self._full, *self._factors)))
+
+    def __getitem__(self, name: str) -> StoredDifference:
+        full = self._full.get(name)
+        if name not in self._factors:
+            return self._full[name]
+        shared = shared_differences(self._base, {name: self._factors[name]}).get(name)
+        if full is None or shared is None:
+            return full or shared or StoredDifference.of(torch.zeros_like(self._base[name]))
+        # A sum of two has more digits than half precision.
+        return StoredDifference(shared.value() + full.value(), 1.0)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)

@@ -15,6 +15,7 @@ from .host.model_folders import make_folder, register_folders
 check_comfyui()
 
 from .apply_concept import ApplyConcept
+from .export_concept import ExportConcept
 from .host.learning.free_memory import free_with_node_cache
 from .host.learning.result_store import STORE
 from .host.node_text import clear_at_every_new_job
@@ -46,6 +47,7 @@ class E4TExtension(ComfyExtension):
             LoadConcept,
             ApplyConcept,
             MixConcepts,
+            ExportConcept,
         ]
 
 

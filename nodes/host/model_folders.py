@@ -10,6 +10,7 @@ from pathlib import Path
 import folder_paths
 
 from ...e4t_core.files.concept_file import Places
+from ...e4t_core.files.stock_export import Folders
 
 DOMAINS, WEIGHTS = "e4t_domains", "e4t_concepts"
 CONCEPTS = "e4t"
@@ -45,14 +46,29 @@ def concept_places() -> Places:
     register_folders()
     words = Path(folder_paths.get_folder_paths("embeddings")[0]) / CONCEPTS
     weights = Path(folder_paths.get_folder_paths(WEIGHTS)[0])
-    for folder in (words, weights):
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise ModelFileError(
-                f"The folder {folder} could not be made ({error}): check that its parent may be written to."
-            ) from error
-    return Places(words, weights)
+    return Places(_made(words), _made(weights))
+
+
+def stock_folders() -> Folders:
+    """Where stock nodes look for LoRAs and embeddings: ComfyUI's first folders of each kind, made if need be.
+
+    Not the folder of concept files, so that no export replaces one.
+
+    Raises:
+        ModelFileError: one cannot be made.
+    """
+    loras, embeddings = (Path(folder_paths.get_folder_paths(kind)[0]) for kind in ("loras", "embeddings"))
+    return Folders(_made(loras), _made(embeddings), "embedding:")
+
+
+def _made(folder: Path) -> Path:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ModelFileError(
+            f"The folder {folder} could not be made ({error}): check that its parent may be written to."
+        ) from error
+    return folder
 
 
 def weights_folders() -> list[Path]:
