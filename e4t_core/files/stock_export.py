@@ -1,8 +1,8 @@
 """A learned concept as files for programs without this pack: a LoRA and an embedding, or both in one file.
 
 A *bundle* is a LoRA file that also holds the word, under ``bundle_emb.<name>.string_to_param.*``. A LoRA loader reads its
-weights, a prompt that names it its word (ComfyUI, comfy/sd1_clip.py; Stable Diffusion WebUI, extra_networks of type Lora). Each
-looks in a folder of its own, so the one file has a name in both.
+weights, a prompt that names it its word (ComfyUI, comfy/sd1_clip.py). Each looks in a folder of its own, so the one file has a
+name in both.
 """
 
 from __future__ import annotations
@@ -118,7 +118,8 @@ def export_bundle(
     (word,) = stock_state(concept.embedding).values()
     with _named(folders, name, overwrite) as made:
         title = made.lora.stem
-        tensors = {**lora.tensors, f"bundle_emb.{title}.string_to_param.*": word}
+        # A dot would end the name there.
+        tensors = {**lora.tensors, f"bundle_emb.{title.replace('.', '_')}.string_to_param.*": word}
         write_tensors(made.lora, tensors, lora_metadata(title, made.prompt, concept, lora, measured), LORA)
         copied = _second_name(made.lora, made.embedding)
     return dataclasses.replace(made, copied=copied)

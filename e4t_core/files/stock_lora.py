@@ -5,8 +5,8 @@
 * ``.lora_up.weight`` ``(m, r)``, ``.lora_down.weight`` ``(r, n)``, ``.alpha``: the matrix ``alpha / r * up @ down``. Of a kernel
   ``(m, c, k, k)``, up is ``(m, r, 1, 1)`` and down ``(r, c, k, k)``. Ranks differ and all have ONE alpha, the largest rank:
   diffusers 0.42 does not find the alphas of queries, keys and values where a file has several.
-* ``.diff`` and ``.diff_b``: what is added to a weight or a bias. ComfyUI reads them, and Stable Diffusion WebUI; diffusers
-  refuses a file that has any.
+* ``.diff`` and ``.diff_b``: what is added to a weight or a bias. ComfyUI reads them; diffusers refuses a file that
+  has any.
 * ``.lokr_w1`` ``(1, 1)`` and ``.lokr_w2``, of the weight's shape: their Kronecker product, here a number times a matrix, so
   that half precision with a scale stays exact.
 
