@@ -1,8 +1,8 @@
 """``python -m miniworld.setup --base-directory DIR``: makes the files that a ComfyUI needs to use the mini world.
 
 Expands the shipped weights to ``models/checkpoints/miniworld.safetensors`` (a Stable Diffusion 1.5 checkpoint, as far as stock
-nodes can tell), ``models/e4t_domains/mini_faces.safetensors`` and ``mini_cats.safetensors``, and draws a photo for each:
-``input/mini_photo.png`` and ``input/mini_cat_photo.png``.
+nodes can tell), ``models/e4t_domains/mini_faces.safetensors`` and ``mini_cats.safetensors``, and draws photos for them:
+``input/mini_photo.png``, ``input/mini_photo_2.png`` (another person) and ``input/mini_cat_photo.png``.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 
 
 def set_up(base: Path) -> None:
-    """Writes the five files below ``base``, the models each whole or not at all.
+    """Writes the six files below ``base``, the models each whole or not at all.
 
     Raises:
         MissingWeightsError: weights have not been trained.
@@ -37,14 +37,15 @@ def set_up(base: Path) -> None:
     )
     (models / "e4t_domains").mkdir(parents=True, exist_ok=True)
     (base / "input").mkdir(parents=True, exist_ok=True)
-    for weights, domain, photo in (("faces", "face", "mini_photo"), ("cats", "cat", "mini_cat_photo")):
+    for weights in ("faces", "cats"):
         save_domain(models / "e4t_domains" / f"mini_{weights}.safetensors", load_mini_domain(weights), torch.float16)
-        save_photo(base / "input" / f"{photo}.png", domain)
+    for photo, domain, number in (("mini_photo", "face", 0), ("mini_photo_2", "face", 1), ("mini_cat_photo", "cat", 0)):
+        save_photo(base / "input" / f"{photo}.png", domain, number)
 
 
-def save_photo(path: Path, domain: str) -> None:
+def save_photo(path: Path, domain: str, number: int) -> None:
     """A photo of an individual that no model was trained with; nothing is painted on it."""
-    _, photo = concept_photo(held_out(domain)[0])
+    _, photo = concept_photo(held_out(domain)[number])
     pixels = (photo * 255).round().byte()
     with replacing(path) as part:
         Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy()).save(part, format="PNG")

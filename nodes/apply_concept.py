@@ -113,7 +113,7 @@ class ApplyConcept(io.ComfyNode):
         said: list[str] = []
         if concept.to_learn:
             with Progress(concept.trigger) as progress:
-                concept = learn_again(concept, model, clip, find_domain(concept), STORE, progress)
+                concept = learn_again(concept, model, clip, find_domain, STORE, progress)
                 said = progress.said
         drawing = Drawing(weights=strength_model, word=strength_word)
         new_model, new_clip = applied(model, clip, concept, STORE, drawing)

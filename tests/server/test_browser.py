@@ -152,6 +152,50 @@ def test_the_lines_of_a_text_stay_lines_on_the_node(page: Page, server: Server, 
     assert [line.strip() for line in shown.inner_text().splitlines() if line.strip()] == lines
 
 
+def ran(client: Client, page: Page, before: set[str]) -> dict:
+    """What became of the one workflow that Run queues now."""
+    page.get_by_test_id("queue-button").click()
+    deadline = time.monotonic() + PATIENCE
+    while not (new := set(json.loads(client.get("/history"))) - before):
+        assert time.monotonic() < deadline, "the run never ended"
+        time.sleep(0.5)
+    entry = client.history(new.pop())
+    assert entry["status"]["status_str"] == "success", entry["status"]
+    return entry
+
+
+def test_what_was_saved_is_in_the_list_after_a_refresh_and_is_drawn(page: Page, server: Server) -> None:
+    open_workflow(page, sampling_steps=2, name="save_and_reuse")
+    client = Client(server.client.host, server.client.port)
+    history = lambda: set(json.loads(client.get("/history")))
+    ran(client, page, history())
+    # As a person does: R, then the gray nodes are switched on and the learning ones off.
+    page.evaluate("async () => { await window.app.refreshComboInNodes() }")
+    choices = page.evaluate(
+        "() => { const node = window.app.graph.nodes.find(node => node.type === 'E4TLoadConcept');"
+        " return node.widgets.find(widget => widget.name === 'concept_name').options.values }"
+    )
+    assert "my_face" in choices
+    page.evaluate(
+        "() => { for (const node of window.app.graph.nodes) node.mode ="
+        " node.mode === 2 || node.type === 'CheckpointLoaderSimple' ? 0 : 2 }"
+    )
+    entry = ran(client, page, history())
+    said = " ".join(line for output in entry["outputs"].values() for line in output.get("text", []))
+    assert "S*: my_face (e4t, domain mini_faces, on miniworld.safetensors)" in said
+    assert any(output.get("images") for output in entry["outputs"].values())
+
+
+def test_two_faces_are_mixed(page: Page, server: Server) -> None:
+    shutil.copyfile(server.base / "input" / "mini_photo.png", server.base / "input" / "mini_photo_2.png")
+    open_workflow(page, sampling_steps=2, name="mix_two_faces")
+    client = Client(server.client.host, server.client.port)
+    entry = ran(client, page, set(json.loads(client.get("/history"))))
+    said = " ".join(line for output in entry["outputs"].values() for line in output.get("text", []))
+    assert "S* = 50 % A* + 50 % B*" in said
+    assert any(output.get("images") for output in entry["outputs"].values())
+
+
 def meaning(prompt: dict[str, dict]) -> dict[str, dict]:
     """Nodes, links and values, by node id, in one form."""
     return {

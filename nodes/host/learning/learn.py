@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import time
+from collections.abc import Callable
 
 import comfy.sd
 import torch
@@ -73,7 +74,7 @@ def learn_again(
     concept: Concept,
     model: ModelPatcher,
     clip: comfy.sd.CLIP,
-    domain: Domain | None,
+    domain_of: Callable[[Concept], Domain | None],
     store: ResultStore,
     progress: Progress,
 ) -> Concept:
@@ -82,7 +83,7 @@ def learn_again(
     Args:
         concept: with a recipe.
         model, clip: the base.
-        domain: that it was learned in, if any.
+        domain_of: finds the domain that it was learned in, if any.
         progress: tells the person.
 
     Raises:
@@ -92,25 +93,25 @@ def learn_again(
     recipe = concept.recipe
     assert recipe is not None
     progress.begin(None, ())
-    hashes = store.hashes
-    key = content_key(
-        "recipe", concept.fingerprint, hashes.weights_key(model), hashes.weights_key(clip.patcher), clip.layer_idx
-    )
+    photos = recipe.photos
+    # Files can say the same fingerprint of other photos.
+    given = [photos.latents, photos.clip_features, photos.masks, concept.settings.learned_with(), concept.seed]
+    key = content_key("recipe", concept.fingerprint, *given, *_base_key(model, clip, store.hashes))
     found = store.get(key)
     if found is None:
+        domain = domain_of(concept)
         method: Method = TextualInversion(concept.word) if domain is None else E4T(domain)
         # The plan decides the order of sums: the same one gives the same concept, bit for bit on a CPU.
         settings = dataclasses.replace(concept.settings, memory=recipe.plan.name, micro_batch=recipe.plan.micro_batch)
         base = _Base(model, clip, method, concept.seed, concept.trigger)
         unload(model, clip.patcher)
         try:
-            found = _run(base, settings, recipe.photos, progress, store)
+            found = _run(base, settings, photos, progress, store)
         except TooLittleMemoryError:
             logger.info("E4T: the memory plan of the recipe does not fit; another is used.")
-            found = _run(
-                base, dataclasses.replace(settings, memory=AUTO, micro_batch=0), recipe.photos, progress, store
-            )
-        found = dataclasses.replace(found, settings=concept.settings, notes=(*concept.notes, *found.notes))
+            found = _run(base, dataclasses.replace(settings, memory=AUTO, micro_batch=0), photos, progress, store)
+        notes = tuple(dict.fromkeys((*concept.notes, *found.notes)))
+        found = dataclasses.replace(found, settings=concept.settings, notes=notes)
         store.put(key, found)
     same = found.fingerprint == concept.fingerprint
     told = "the same concept" if same else "nearly the same concept: the base model, or what computes, is another"
@@ -130,7 +131,6 @@ class _Base:
 
 
 def _key(request: Request, photos: PreparedPhotos, hashes: WeightHashes) -> str:
-    sampling = request.model.get_model_object("model_sampling")
     return content_key(
         # Not what is wired in: an all-zero mask is none, and what the crop leaves out is not learned.
         photos.images,
@@ -138,14 +138,22 @@ def _key(request: Request, photos: PreparedPhotos, hashes: WeightHashes) -> str:
         request.method.name,
         request.decides,
         request.loaded and request.loaded.decides(hashes),
-        hashes.weights_key(request.model),
-        str(type(sampling).__mro__),
-        sampling.sigmas,
-        hashes.weights_key(request.clip.patcher),
-        request.clip.layer_idx,
+        *_base_key(request.model, request.clip, hashes),
         hashes.weights_key(request.vae.patcher),
         request.settings.learned_with(),
         request.seed,
+    )
+
+
+def _base_key(model: ModelPatcher, clip: comfy.sd.CLIP, hashes: WeightHashes) -> tuple[object, ...]:
+    """What of a base decides a concept."""
+    sampling = model.get_model_object("model_sampling")
+    return (
+        hashes.weights_key(model),
+        str(type(sampling).__mro__),
+        sampling.sigmas,
+        hashes.weights_key(clip.patcher),
+        clip.layer_idx,
     )
 
 
