@@ -16,7 +16,7 @@ from e4t_core.files.concept_info import EXACT, RECIPE, RECOVERABLE, WORD, Concep
 from e4t_core.files.file_errors import FileError, shortened
 from e4t_core.settings import settings_of, shown
 
-from .places import weights_folder
+from .places import absolute, weights_folder
 from .preview import FILES, write_preview
 
 HELP = """\
@@ -140,15 +140,17 @@ def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
         description=HELP,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("files", nargs="+", type=Path, metavar="FILE", help="a concept file")
+    parser.add_argument("files", nargs="+", type=absolute, metavar="FILE", help="a concept file")
     parser.add_argument("--json", action="store_true", help="print one JSON list, for scripts")
     parser.add_argument(
-        "--preview", type=Path, metavar="FILE", help=f"write the preview picture{_kinds()}; of one file"
+        "--preview", type=absolute, metavar="FILE", help=f"write the preview picture{_kinds()}; of one file"
     )
     parser.add_argument(
         "--overwrite", action="store_true", help="replace a picture that is there; else it gets a number"
     )
-    parser.add_argument("--weights-folder", type=Path, metavar="FOLDER", help="of the second files of exact concepts")
+    parser.add_argument(
+        "--weights-folder", type=absolute, metavar="FOLDER", help="of the second files of exact concepts"
+    )
     parser.set_defaults(run=run)
 
 

@@ -13,13 +13,17 @@ from e4t_core.files.file_errors import FileError, FileKind
 FOLDER = FileKind("Folder")
 
 
+def absolute(text: str) -> Path:
+    """A path from a command line as messages and scripts need it."""
+    return Path(text).absolute()
+
+
 def weights_folder(words: Path, given: Path | None = None) -> Path:
-    """The folder of second files for concept files in ``words``: the given one, ComfyUI's, or ``words`` itself."""
+    """The folder of second files for concept files in ``words``, an absolute path: the given one, ComfyUI's, or ``words``."""
     if given is not None:
         return given
-    whole = words.absolute()
-    if (whole.parent.name, whole.name) == ("embeddings", "e4t"):
-        return whole.parent.parent / "e4t_concepts"
+    if (words.parent.name, words.name) == ("embeddings", "e4t"):
+        return words.parent.parent / "e4t_concepts"
     return words
 
 

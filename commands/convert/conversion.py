@@ -12,7 +12,7 @@ from torch import Tensor
 from commands.concept.places import output_places
 from e4t_core.concept import Concept
 from e4t_core.files.checked_file import write_tensors
-from e4t_core.files.concept_file import SUFFIX, About, save_concept
+from e4t_core.files.concept_file import SUFFIX, About, Places, save_concept
 from e4t_core.files.concept_info import EXACT
 from e4t_core.files.domain_file import save_domain
 from e4t_core.files.file_errors import FileKind
@@ -69,8 +69,7 @@ def convert(
         raise OUTPUT.fault(target, f"must end in {EXTENSION}", "only such files are found as domains")
     _check_free(target, overwrite)
     text_target = target.with_name(f"{target.stem}_text_encoder{EXTENSION}")
-    if order is not None:
-        _check_order(order, target, text_target)
+    places = None if order is None else _places(order, target, text_target)
     source = read_directory(directory)
     if source.text_encoder is not None:
         _check_free(text_target, overwrite)
@@ -82,6 +81,7 @@ def convert(
         print(f"Note: {note}")
     for line in _describe(source):
         print(line)
+    # All that can fail comes before the first file is written.
     concept = None if order is None else tuned_concept(source, domain, order.given)
     save_domain(target, domain, torch.float16 if options.half else torch.float32)
     written = [target]
@@ -92,36 +92,37 @@ def convert(
             f"Its text encoder was tuned too: put {text_target.name} into models/text_encoders and wire Load CLIP in place of"
             " the checkpoint's CLIP."
         )
-    if concept is not None and order is not None:
-        written += _save_concept(concept, order, target, overwrite)
+    if concept is not None and order is not None and places is not None:
+        written += _save_concept(concept, order, places, overwrite)
     elif source.config.tuned and source.unet:
         print("Its tuned UNet is not part of a domain file: --concept NAME and --base make a concept file of it.")
     return written
 
 
-def _check_order(order: ConceptOrder, *others: Path) -> None:
-    """Check a concept's name; its file must be none of those that are written besides."""
+def _places(order: ConceptOrder, *others: Path) -> Places:
+    """Where a concept goes whose domain file is the first of others; its own file must be none of those."""
     path = concept_folder(order, others[0]) / f"{checked_name(order.name)}{SUFFIX}"
-    if path.absolute() in (other.absolute() for other in others):
+    # Some file systems do not tell capital letters apart.
+    if str(path).casefold() in (str(other.absolute()).casefold() for other in others):
         raise OUTPUT.fault(path, "is the domain's own file", "give another --concept, another -o, or --concept-folder")
+    return output_places(path.parent, order.weights_folder)
 
 
-def concept_folder(order: ConceptOrder, target: Path) -> Path:
-    """Where a concept file goes whose domain file is ``target``."""
+def concept_folder(order: ConceptOrder, domain: Path) -> Path:
+    """The folder of the concept file that is asked for besides a domain file; an absolute path."""
     if order.folder is not None:
-        return order.folder
-    folder = target.absolute().parent
+        return order.folder.absolute()
+    folder = domain.absolute().parent
     embeddings = folder.parent / "embeddings"
-    return embeddings / "e4t" if folder.name == "e4t_domains" and embeddings.is_dir() else target.parent
+    return embeddings / "e4t" if folder.name == "e4t_domains" and embeddings.is_dir() else folder
 
 
-def _save_concept(concept: Concept, order: ConceptOrder, target: Path, overwrite: bool) -> list[Path]:
+def _save_concept(concept: Concept, order: ConceptOrder, places: Places, overwrite: bool) -> list[Path]:
     about = About(
         license=order.license,
         created=datetime.now().astimezone().isoformat(timespec="seconds"),
         pack_version=VERSION,
     )
-    places = output_places(concept_folder(order, target), order.weights_folder)
     saved = save_concept(places, order.name, concept, EXACT, about, overwrite)
     for note in concept.notes:
         print(f"Note: {note}")
