@@ -65,9 +65,15 @@ def tuned_concept(source: MkshingDirectory, domain: Domain, given: Given) -> Con
         FileError: the directory is not a tuned one, or photo, base or backbone are missing, damaged, or of another model.
         ValueError: they do not belong to the domain; one sentence says what differs.
     """
-    # A domain file alone needs none of these.
-    from commands.base.diffusers_base import load_base
-    from commands.progress import Progress
+    try:
+        # A domain file alone needs none of these.
+        from commands.base.diffusers_base import load_base
+        from commands.progress import Progress
+    except ImportError as error:
+        raise MkshingFileError(
+            f"A concept file cannot be made without the package {error.name}: run this with the Python of the clone's .venv,"
+            " which 'python3 dev.py train --help' makes."
+        ) from error
 
     check_tuned(source)
     pixels = read_photo(given.photo or source.path / OWN_PHOTO, domain.info.image_size)

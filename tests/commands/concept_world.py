@@ -64,9 +64,10 @@ class ConceptWorld:
         Image.fromarray(pixels.numpy()).save(path)
         return path
 
-    def domain(self) -> Domain:
+    def domain(self, license: str = "") -> Domain:
         """What the directory becomes."""
-        return to_domain(read_directory(self.folder / "tuned"), Options(architecture=self.architecture))[0]
+        options = Options(architecture=self.architecture, license=license)
+        return to_domain(read_directory(self.folder / "tuned"), options)[0]
 
     def learned(self, trigger: str, seed: int = 0) -> Concept:
         """A concept that is learned in two steps from noise."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -32,6 +34,7 @@ from e4t_core.weight_changes import full_differences
 
 pytest.importorskip("diffusers")
 pytest.importorskip("open_clip")
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -50,9 +53,9 @@ def loaded(folder: Path, name: str = "me") -> tuple[Concept, ConceptInfo]:
     return load_concept(folder / f"{name}.safetensors", [])
 
 
-def by_hand(world: ConceptWorld, photo: Path, **options: Any) -> Concept:
+def by_hand(world: ConceptWorld, photo: Path, license: str = "", **options: Any) -> Concept:
     """What :func:`to_concept` makes of the directory, each part put together here."""
-    base, domain = world.base, world.domain()
+    base, domain = world.base, world.domain(license)
     pixels = to_float(decode(photo.read_bytes(), 64).image)[None]
     features = ClipBackbone(domain.info.backbone, world.tower.state_dict()).cls_features(pixels)
     source = read_directory(world.folder / "tuned")
@@ -65,7 +68,7 @@ def test_the_file_is_to_concept_s_concept_bit_for_bit(
 ) -> None:
     assert convert("--license", "MIT") == 0
     found, info = loaded(tmp_path)
-    wanted = by_hand(concept_world, concept_world.folder / "tuned" / "domain.png")
+    wanted = by_hand(concept_world, concept_world.folder / "tuned" / "domain.png", license="MIT")
     assert same_concept(found, wanted)
     assert (found.trigger, found.word, found.prediction, found.base_name) == ("*s", "face", "epsilon", "base")
     assert found.start is not None and torch.equal(found.start, concept_world.base.text.word("face"))
@@ -240,3 +243,18 @@ def test_a_concept_needs_a_name_and_a_base(concept_world: ConceptWorld, capsys: 
         with pytest.raises(SystemExit) as ended:
             main([str(concept_world.folder / "tuned"), *given])
         assert ended.value.code == 2 and "both --concept NAME and --base MODEL" in capsys.readouterr().err
+
+
+def test_without_diffusers_it_says_which_python_has_it_and_domains_are_made_all_the_same(
+    concept_world: ConceptWorld, tmp_path: Path
+) -> None:
+    code = "import sys; sys.modules['diffusers'] = None; from commands.convert.__main__ import main; sys.exit(main())"
+    command = [sys.executable, "-c", code, str(concept_world.folder / "tuned"), "-o", str(tmp_path)]
+    concept = ["--concept", "me", "--base", str(concept_world.folder / "base")]
+    done = subprocess.run([*command, *concept], check=False, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert "without the package diffusers: run this with the Python of the clone's .venv" in done.stderr
+    assert not list(tmp_path.iterdir())
+    done = subprocess.run(command, check=False, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0 and (tmp_path / "tuned.safetensors").is_file()
+    assert "--concept NAME and --base make a concept file of it" in done.stdout
