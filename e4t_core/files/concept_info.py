@@ -21,6 +21,8 @@ METHODS: dict[str, type[LoopSettings]] = {kind.name: kind.Settings for kind in (
 EXACT, RECIPE, WORD = "exact", "recipe", "word"
 BODIES = (EXACT, RECIPE, WORD)
 """What of a concept a file keeps."""
+RECOVERABLE = "The photo can be recovered from this file: give it only to people who may see the photo."
+"""What is said of a recipe."""
 
 PREDICTORS = 16
 LOSSES = 1000

@@ -16,7 +16,6 @@ from e4t_pack.nodes.host.learning.request import LoadedDomain, UnsupportedVAEErr
 from e4t_pack.nodes.host.learning.result_store import STORE
 from e4t_pack.nodes.host.model_folders import ModelFileError
 from e4t_pack.nodes.host.networks.base_model import ComfyUNet, UnsupportedModelError
-from e4t_pack.nodes.host.prompt.triggers import TriggerError
 from e4t_pack.nodes.load_domain import LoadDomain
 from e4t_pack.nodes.personalize import Personalize
 from e4t_pack.nodes.settings import Settings
@@ -26,6 +25,7 @@ from world import QUICK, chosen, make_base, make_domain, make_state, photo, text
 from e4t_core.files.domain_file import DomainFileError, save_domain
 from e4t_core.methods.e4t.clip_backbone import BackboneError
 from e4t_core.methods.e4t.domain_info import DomainMismatchError
+from e4t_core.trigger import TriggerError
 from e4t_core.unet import WordError
 
 INSTANT = dataclasses.replace(QUICK, steps=0)
