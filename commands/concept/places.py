@@ -33,15 +33,22 @@ def output_places(words: Path, weights: Path | None = None) -> Places:
     Raises:
         FileError: one of them cannot be made.
     """
-    places = Places(words, weights_folder(words, weights))
-    for folder in (places.words, places.weights):
-        try:
-            folder.mkdir(exist_ok=True)
-        except FileNotFoundError as error:
-            raise FOLDER.fault(folder, "was not found", "make it, or name another") from error
-        except OSError as error:
-            raise _unusable(folder, error) from error
-    return places
+    return Places(made(words), made(weights_folder(words, weights)))
+
+
+def made(folder: Path) -> Path:
+    """A folder to write to, made if its parent is there.
+
+    Raises:
+        FileError: it cannot be made.
+    """
+    try:
+        folder.mkdir(exist_ok=True)
+    except FileNotFoundError as error:
+        raise FOLDER.fault(folder, "was not found", "make it, or name another") from error
+    except OSError as error:
+        raise _unusable(folder, error) from error
+    return folder
 
 
 def _unusable(folder: Path, error: OSError) -> FileError:
