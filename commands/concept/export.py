@@ -31,7 +31,7 @@ ERROR = 0.1
 
 HELP = """\
 Writes a concept for programs that do not know it: a LoRA with its weights, in FOLDER/loras, and an embedding with its word, in
-FOLDER/embeddings/e4t. FOLDER is ComfyUI's models, or any folder of yours. It is the node Export E4T Concept; the node also measures
+FOLDER/embeddings. FOLDER is ComfyUI's models, or any folder of yours. It is the node Export E4T Concept; the node also measures
 how much of the likeness the files lose.
 
   pair     two small files, which diffusers reads as well
@@ -118,7 +118,7 @@ def _check_kept(path: Path) -> None:
 
 
 def _folders(out: Path) -> Folders:
-    return Folders(made(made(out) / "loras"), made(made(out / "embeddings") / "e4t"), "embedding:e4t/")
+    return Folders(made(made(out) / "loras"), made(out / "embeddings"), "embedding:")
 
 
 def read_unet(path: Path) -> dict[str, Tensor]:
