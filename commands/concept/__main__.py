@@ -44,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return status
     except ValueError as error:
         # All of the core's and the commands' own errors are of this kind, and each message is one sentence.
-        print(shortened(str(error)), file=sys.stderr)
+        print(shortened(str(error), 600), file=sys.stderr)
         return 1
 
 

@@ -78,6 +78,8 @@ def run(options: argparse.Namespace) -> int:
     _check_numbers(options.error, options.rank)
     _check_kept(options.file)
     folders = _folders(options.out)
+    if options.overwrite and folders.embeddings / f"{name}.safetensors" == options.file:
+        raise CONCEPT.fault(options.file, "would be replaced by its own embedding", "give another --name")
     concept, _ = load_concept(options.file, [weights_folder(options.file.parent, options.weights_folder)])
     base = read_unet(options.base)
     _check_fits(concept, base, options.base)

@@ -107,7 +107,10 @@ def test_another_base_is_a_note(export: Run, anna: Concept, tmp_path: Path) -> N
         (("--rank", "-1"), "--rank -1 "),
         (("--name", "a/b"), "cannot be a file's"),
         (("--base", "{0}/none"), "none was not found in"),
-        (("--base", "{0}/files/anna.safetensors"), "Base model .*anna.safetensors"),
+        (
+            ("--base", "{0}/files/anna.safetensors"),
+            r"anna\.safetensors in .* holds no such UNet .*: take a whole SD 1\.5 checkpoint",
+        ),
         (("--out", "{0}/none/deeper"), "was not found: make it"),
         (("--out", "{0}/files/anna.safetensors"), "is not a folder"),
     ],
@@ -130,3 +133,12 @@ def test_what_holds_no_weights_or_another_base_s_is_named(export: Run, anna: Con
     other = make_base(tmp_path / "wider", unet={"block_out_channels": (64, 64)})
     status, _, err = export("--base", other)
     assert status == 1 and re.search(r"Anna\* changes .* of the shape .* in .*wider: name a base of the family", err)
+
+
+def test_a_concept_is_never_replaced_by_its_own_embedding(export: Run, anna: Concept, tmp_path: Path) -> None:
+    words = tmp_path / "models" / "embeddings" / "e4t"
+    words.mkdir(parents=True)
+    file = save_concept(Places(words, words), "anna", anna, "exact").path
+    before = file.read_bytes()
+    assert "would be replaced by its own embedding: give another --name" in export("--overwrite", file=file)[2]
+    assert file.read_bytes() == before
