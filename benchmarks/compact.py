@@ -1,0 +1,221 @@
+"""``python -m benchmarks.compact``: how small may a concept be kept, and what is lost?
+
+Each validation individual is learned once from one photo, and its changes are kept in many forms; all forms are drawn with
+the same prompts and noise as in ``quality``, and read by both judges. A form's scores are shares of the exact form's, with
+95 % limits from resamples of individuals, paired:
+
+* identity: NAMED and likeness, each the mean of both judges;
+* prompt: PROMPT, the mean of both judges.
+
+The gates, set before anything was measured: a compact form keeps at least 0.99 of identity by NAMED AND by likeness, and 0.98
+of PROMPT, and takes at most 10 MB at Stable Diffusion 1.5's shapes with all that the file needs besides. The smallest form
+that does is the one to use. "Static" forms have no gate: they say what is lost where nothing refines the word.
+
+Pictures and tuned concepts are kept in runs/compact, so an interrupted run goes on. It leaves results.jsonl, table.md and
+plot.png there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from commands.progress import Progress
+from miniworld.models import load_judges
+
+from . import host
+from .arms import SAMPLING, WEIGHTS, Drawer, Subject, load_subjects
+from .compact_concepts import Studio, Tuned
+from .compact_forms import EXACT, FORMS, Form, changed, sd15_bytes, stock_changes
+from .compact_plot import plot
+from .picture_cache import cached
+from .prompts import targets
+from .quality import kept_visibility
+from .quality_report import ArmScores
+from .report import gate
+from .scoring import score
+from .statistics import Interval, bootstrap, weighted_ratio
+
+ROOT = host.ROOT / "runs" / "compact"
+IDENTITY_GATE, PROMPT_GATE, BYTES_GATE = 0.99, 0.98, 10e6
+SPLIT, DOMAIN = "validation", "face"
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a form keeps, as shares of the exact form's scores.
+
+    Attributes:
+        bytes: at Stable Diffusion 1.5's shapes.
+        named, likeness, prompt: shares.
+        scores: NAMED, likeness and PROMPT themselves, the mean of both judges.
+    """
+
+    form: Form
+    bytes: int
+    named: Interval
+    likeness: Interval
+    prompt: Interval
+    scores: dict[str, float]
+
+    @property
+    def is_kept(self) -> bool:
+        """Whether all but the size is as the gates want it."""
+        return min(self.named.value, self.likeness.value) >= IDENTITY_GATE and self.prompt.value >= PROMPT_GATE
+
+    def row(self) -> str:
+        """A line of the Markdown table."""
+
+        def share(part: Interval) -> str:
+            return f"{part.value:.3f} [{part.low:.3f}, {part.high:.3f}]"
+
+        scores = " | ".join(f"{value:.3f}" for value in self.scores.values())
+        shares = " | ".join(share(part) for part in (self.named, self.likeness, self.prompt))
+        return f"| {self.form.name} | {self.bytes / 1e6:.2f} | {scores} | {shares} |"
+
+
+class Painter:
+    """Draws individuals in forms, keeping what it has made."""
+
+    def __init__(self, identities: int) -> None:
+        self.people = load_subjects(SPLIT, identities, DOMAIN)
+        self.drawer = Drawer(1, {}, DOMAIN)
+        weights = host.weights_fingerprint("base", "text", "vae", "backbone", WEIGHTS[DOMAIN])
+        decides = json.dumps([weights, asdict(self.drawer.settings()), asdict(SAMPLING)])
+        self.folder = ROOT / hashlib.sha256(decides.encode()).hexdigest()[:12]
+        self._studio: Studio | None = None
+
+    @property
+    def studio(self) -> Studio:
+        self._studio = self._studio or Studio(self.drawer, DOMAIN)
+        return self._studio
+
+    def pictures(self, subject: Subject, form: Form) -> torch.Tensor:
+        """``(11, 3, 128, 128)``, drawn now if they are not kept."""
+        who = f"{subject.number:02d}-{hashlib.sha256(subject.identity.order()).hexdigest()[:16]}.safetensors"
+        slug = hashlib.sha256(repr(form).encode()).hexdigest()[:12]
+        return cached(self.folder / slug / who, lambda: self._draw(subject, form, who))
+
+    def _draw(self, subject: Subject, form: Form, who: str) -> torch.Tensor:
+        tuned = Tuned.kept(self.folder / f"tuned-{form.unet_rank}" / who, self.drawer, subject, form.unet_rank)
+        studio, untuned = self.studio, self.studio.domain.encoder
+        if form.stock:
+            differences, encoder, shared = stock_changes(form, tuned, studio.shared), untuned, {}
+        else:
+            (differences, encoder), shared = changed(form, tuned, untuned), None
+        base = studio.base(tuned, differences, encoder, form.name, shared, refine=not form.static)
+        return studio.pictures(base, subject, refined=not form.static)
+
+
+def scored(people: list[Subject], pictures: dict[str, list[torch.Tensor]]) -> dict[str, dict[str, ArmScores]]:
+    """judge -> form -> scores."""
+    wanted = [t for p in people for t in targets(p.identity, p.prompts)]
+    seen = kept_visibility(SPLIT, wanted)
+    photos = [p.scene for p in people for _ in p.prompts]
+    found: dict[str, dict[str, ArmScores]] = {}
+    for name, judge in load_judges().items():
+        known = judge.read(torch.stack([p.photo for p in people])).identity
+        known = known.repeat_interleave(len(people[0].prompts), dim=0)
+        strangers = [p.identity for p in people]
+        found[name] = {
+            form: ArmScores.by_identity(
+                score(judge, torch.cat(parts), wanted, seen, strangers, photos, known), len(people)
+            )
+            for form, parts in pictures.items()
+        }
+    return found
+
+
+def likeness(scores: ArmScores, w: np.ndarray) -> np.ndarray:
+    """Cosine of the identity net with the concept photo."""
+    return weighted_ratio(w, scores.likeness.value, scores.likeness.weight)
+
+
+MEASURES: dict[str, Callable[[ArmScores, np.ndarray], np.ndarray]] = {
+    "NAMED": ArmScores.named_ratio,
+    "likeness": likeness,
+    "PROMPT": ArmScores.prompt_mean,
+}
+
+
+def results(found: dict[str, dict[str, ArmScores]], forms: list[Form], count: int) -> list[Result]:
+    """Every form against the exact one."""
+
+    def mean(form: str, measure: str, w: np.ndarray) -> np.ndarray:
+        return np.mean([MEASURES[measure](arms[form], w) for arms in found.values()], axis=0)
+
+    def share(form: str, measure: str) -> Interval:
+        return bootstrap(lambda w: mean(form, measure, w) / mean(EXACT.name, measure, w), count)
+
+    one = np.ones((1, count))
+    return [
+        Result(
+            form,
+            sd15_bytes(form),
+            *(share(form.name, measure) for measure in MEASURES),
+            {measure: round(float(mean(form.name, measure, one)[0]), 4) for measure in MEASURES},
+        )
+        for form in forms
+    ]
+
+
+def markdown(found: list[Result]) -> str:
+    """The table of docs/measured.md."""
+    header = (
+        "| form | MB at SD 1.5 | NAMED | likeness | PROMPT | share of NAMED | share of likeness | share of PROMPT |"
+    )
+    return "\n".join([header, "|" + "---|" * 8, *(result.row() for result in found)])
+
+
+def main() -> int:
+    """The command; its exit status is 1 if no form meets all gates."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--identities", type=int, default=8)
+    parser.add_argument("--forms", help="comma-separated names; default: all")
+    parser.add_argument("--threads", type=int, default=1)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    chosen = set(options.forms.split(",")) if options.forms else {form.name for form in FORMS}
+    unknown = sorted(chosen - {form.name for form in FORMS})
+    if unknown:
+        parser.error(f"there is no form {unknown[0]!r}; there are: {', '.join(form.name for form in FORMS)}")
+    forms = [form for form in FORMS if form.name in chosen or form == EXACT]
+    started, painter = time.monotonic(), Painter(options.identities)
+    pictures: dict[str, list[torch.Tensor]] = {form.name: [] for form in forms}
+    for number in Progress(range(options.identities), desc=SPLIT):
+        for form in forms:
+            pictures[form.name].append(painter.pictures(painter.people[number], form))
+    found = results(scored(painter.people, pictures), forms, options.identities)
+    print(f"{options.identities} validation {DOMAIN}s, 11 prompts each, {time.monotonic() - started:.0f} s\n")
+    print(table := markdown(found))
+    write(found, table)
+    small = [r for r in found if r.bytes <= BYTES_GATE and not r.form.static]
+    best = min((r for r in small if r.is_kept), key=lambda r: r.bytes, default=None)
+    print()
+    for result in small:
+        lowest = min(result.named.value, result.likeness.value)
+        gate(f"{result.form.name}: identity, the lower of both shares", lowest, least=IDENTITY_GATE)
+        gate(f"{result.form.name}: share of PROMPT", result.prompt.value, least=PROMPT_GATE)
+    print(f"\nthe smallest that meets all gates: {best.form.name if best else 'none'}")
+    return 0 if best else 1
+
+
+def write(found: list[Result], table: str) -> None:
+    """The table, the plot, and a line for each form."""
+    ROOT.mkdir(parents=True, exist_ok=True)
+    (ROOT / "table.md").write_text(table + "\n", encoding="utf-8")
+    lines = [json.dumps({**asdict(r), "form": asdict(r.form)}) for r in found]
+    (ROOT / "results.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    plot(found, Path(ROOT / "plot.png"))
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
