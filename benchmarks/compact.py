@@ -21,11 +21,8 @@ import argparse
 import hashlib
 import json
 import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import asdict, replace
 
-import numpy as np
 import torch
 
 from commands.progress import Progress
@@ -34,52 +31,18 @@ from miniworld.models import load_judges
 from . import host
 from .arms import SAMPLING, WEIGHTS, Drawer, Subject, load_subjects
 from .compact_concepts import Studio, Tuned
-from .compact_forms import EXACT, FORMS, Form, changed, sd15_bytes, stock_changes
+from .compact_forms import EXACT, FORMS, Form, changed, sd15_always, sd15_bytes, sd15_shapes, stock_changes
 from .compact_plot import plot
+from .compact_report import BYTES_GATE, IDENTITY_GATE, PROMPT_GATE, Result, markdown, results
 from .picture_cache import cached
 from .prompts import targets
 from .quality import kept_visibility
 from .quality_report import ArmScores
 from .report import gate
 from .scoring import score
-from .statistics import Interval, bootstrap, weighted_ratio
 
 ROOT = host.ROOT / "runs" / "compact"
-IDENTITY_GATE, PROMPT_GATE, BYTES_GATE = 0.99, 0.98, 10e6
 SPLIT, DOMAIN = "validation", "face"
-
-
-@dataclass(frozen=True)
-class Result:
-    """What a form keeps, as shares of the exact form's scores.
-
-    Attributes:
-        bytes: at Stable Diffusion 1.5's shapes.
-        named, likeness, prompt: shares.
-        scores: NAMED, likeness and PROMPT themselves, the mean of both judges.
-    """
-
-    form: Form
-    bytes: int
-    named: Interval
-    likeness: Interval
-    prompt: Interval
-    scores: dict[str, float]
-
-    @property
-    def is_kept(self) -> bool:
-        """Whether all but the size is as the gates want it."""
-        return min(self.named.value, self.likeness.value) >= IDENTITY_GATE and self.prompt.value >= PROMPT_GATE
-
-    def row(self) -> str:
-        """A line of the Markdown table."""
-
-        def share(part: Interval) -> str:
-            return f"{part.value:.3f} [{part.low:.3f}, {part.high:.3f}]"
-
-        scores = " | ".join(f"{value:.3f}" for value in self.scores.values())
-        shares = " | ".join(share(part) for part in (self.named, self.likeness, self.prompt))
-        return f"| {self.form.name} | {self.bytes / 1e6:.2f} | {scores} | {shares} |"
 
 
 class Painter:
@@ -101,7 +64,7 @@ class Painter:
     def pictures(self, subject: Subject, form: Form) -> torch.Tensor:
         """``(11, 3, 128, 128)``, drawn now if they are not kept."""
         who = f"{subject.number:02d}-{hashlib.sha256(subject.identity.order()).hexdigest()[:16]}.safetensors"
-        slug = hashlib.sha256(repr(form).encode()).hexdigest()[:12]
+        slug = hashlib.sha256(repr(replace(form, name="")).encode()).hexdigest()[:12]
         return cached(self.folder / slug / who, lambda: self._draw(subject, form, who))
 
     def _draw(self, subject: Subject, form: Form, who: str) -> torch.Tensor:
@@ -134,54 +97,18 @@ def scored(people: list[Subject], pictures: dict[str, list[torch.Tensor]]) -> di
     return found
 
 
-def likeness(scores: ArmScores, w: np.ndarray) -> np.ndarray:
-    """Cosine of the identity net with the concept photo."""
-    return weighted_ratio(w, scores.likeness.value, scores.likeness.weight)
-
-
-MEASURES: dict[str, Callable[[ArmScores, np.ndarray], np.ndarray]] = {
-    "NAMED": ArmScores.named_ratio,
-    "likeness": likeness,
-    "PROMPT": ArmScores.prompt_mean,
-}
-
-
-def results(found: dict[str, dict[str, ArmScores]], forms: list[Form], count: int) -> list[Result]:
-    """Every form against the exact one."""
-
-    def mean(form: str, measure: str, w: np.ndarray) -> np.ndarray:
-        return np.mean([MEASURES[measure](arms[form], w) for arms in found.values()], axis=0)
-
-    def share(form: str, measure: str) -> Interval:
-        return bootstrap(lambda w: mean(form, measure, w) / mean(EXACT.name, measure, w), count)
-
-    one = np.ones((1, count))
-    return [
-        Result(
-            form,
-            sd15_bytes(form),
-            *(share(form.name, measure) for measure in MEASURES),
-            {measure: round(float(mean(form.name, measure, one)[0]), 4) for measure in MEASURES},
-        )
-        for form in forms
-    ]
-
-
-def markdown(found: list[Result]) -> str:
-    """The table of docs/measured.md."""
-    header = (
-        "| form | MB at SD 1.5 | NAMED | likeness | PROMPT | share of NAMED | share of likeness | share of PROMPT |"
-    )
-    return "\n".join([header, "|" + "---|" * 8, *(result.row() for result in found)])
-
-
 def main() -> int:
     """The command; its exit status is 1 if no form meets all gates."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--identities", type=int, default=8)
     parser.add_argument("--forms", help="comma-separated names; default: all")
+    parser.add_argument("--sizes", action="store_true", help="only print what each form takes at true shapes, as JSON")
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
+    if options.sizes:
+        taken = {form.name: sd15_bytes(form) for form in FORMS}
+        print(json.dumps({"bytes": taken, "always": sd15_always(), "shapes": sd15_shapes()}))
+        return 0
     torch.set_num_threads(options.threads)
     chosen = set(options.forms.split(",")) if options.forms else {form.name for form in FORMS}
     unknown = sorted(chosen - {form.name for form in FORMS})
@@ -214,7 +141,7 @@ def write(found: list[Result], table: str) -> None:
     (ROOT / "table.md").write_text(table + "\n", encoding="utf-8")
     lines = [json.dumps({**asdict(r), "form": asdict(r.form)}) for r in found]
     (ROOT / "results.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    plot(found, Path(ROOT / "plot.png"))
+    plot(found, ROOT / "plot.png")
 
 
 if __name__ == "__main__":

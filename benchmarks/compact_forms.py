@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor
 
 from e4t_core.files.compact_body import CompactSettings, bytes_of, describe, pack, unpack
-from e4t_core.low_rank import truncated_svd
+from e4t_core.low_rank import GAIN, truncated_svd
 from e4t_core.methods.e4t.concept_encoder import ConceptEncoder, OffsetEncoder
 from e4t_core.quantized import QuantizedRows, packed_size
 
@@ -30,6 +31,7 @@ class Form:
         name: in the table.
         bits: of a number; 16: as it is.
         rank: of factors; 0: no factors.
+        gain: of the factors, see ``quantized_factors``.
         kept: texts of which a kept matrix' name holds one; empty: all matrices.
         vectors: whether biases and norms are kept.
         static: the fixed word, without refinement and without the encoder.
@@ -40,6 +42,7 @@ class Form:
     name: str
     bits: int = 16
     rank: int = 0
+    gain: float = GAIN
     kept: tuple[str, ...] = ()
     vectors: bool = True
     static: bool = False
@@ -48,7 +51,7 @@ class Form:
 
     def settings(self) -> CompactSettings:
         """The product's settings, where this form is one of the product's."""
-        return CompactSettings(rank=self.rank, bits=self.bits)
+        return CompactSettings(rank=self.rank, bits=self.bits, gain=self.gain)
 
     def chosen(self, name: str, shape: tuple[int, ...]) -> bool:
         """Whether a difference is kept."""
@@ -60,10 +63,11 @@ class Form:
 EXACT = Form("exact")
 FORMS = (
     EXACT,
-    Form("rank 16, 4 bits", bits=4, rank=16),
-    Form("rank 32, 2 bits", bits=2, rank=32),
-    Form("static word, exact weights", static=True),
-    Form("static word, LoRA of rank 32", rank=32, vectors=False, static=True, stock=True),
+    Form("rank 16 in 4 bits", bits=4, rank=16),
+    Form("rank 21 in 3 bits", bits=3, rank=21),
+    Form("rank 8 in 4 bits", bits=4, rank=8),
+    Form("fixed word and exact weights", static=True),
+    Form("fixed word and a LoRA of rank 32", rank=32, vectors=False, static=True, stock=True),
 )
 """In the table's order. All are derived from one tuning, except those that were tuned as factors."""
 
@@ -146,7 +150,7 @@ def _is_projection(name: str) -> bool:
 
 
 def sd15_bytes(form: Form) -> int:
-    """Bytes of a form at Stable Diffusion 1.5's shapes."""
+    """Bytes of a form at Stable Diffusion 1.5's shapes, the description of factors included."""
     shapes = {name: shape for name, shape in sd15_shapes().items() if form.chosen(name, shape)}
     encoder = sd15_encoder()
     whole = sum(value.numel() for value in encoder.state_dict().values())
@@ -155,7 +159,8 @@ def sd15_bytes(form: Form) -> int:
     if form.bits == 16:
         return 2 * sum(map(math.prod, shapes.values())) + (0 if form.static else 2 * whole) + sd15_always()
     if form.rank:
-        return bytes_of(describe(shapes, encoder.difference_shapes(), form.settings())) + sd15_always()
+        described = describe(shapes, encoder.difference_shapes(), form.settings())
+        return bytes_of(described) + len(json.dumps(described.to_json())) + sd15_always()
     rows = sum(4 * shape[0] if len(shape) > 1 else 4 for shape in shapes.values())
     codes = sum(packed_size(math.prod(shape), form.bits) for shape in shapes.values())
     return rows + codes + bytes_of(describe({}, encoder.difference_shapes(), CompactSettings())) + sd15_always()

@@ -5,14 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from PIL import Image, ImageDraw
 
+from .compact_report import BYTES_GATE, IDENTITY_GATE, PROMPT_GATE, Result
 from .contact_sheet import GRAY, INK, PAPER, font
-
-if TYPE_CHECKING:
-    from .compact import Result
 
 PANEL, LEFT, TOP, BOTTOM = 470, 70, 40, 60
 ONE, STATIC, FACTORS, LINE = "#1f5fa8", "#c0561a", "#2b8a3e", "#dddddd"
@@ -69,8 +66,6 @@ class _Panel:
 
 def plot(results: Sequence[Result], path: Path) -> None:
     """Writes the picture; identity is the mean of the shares of NAMED and of likeness. Thin black lines are the gates."""
-    from .compact import BYTES_GATE, IDENTITY_GATE, PROMPT_GATE
-
     points = [(r.bytes / 1e6, (r.named.value + r.likeness.value) / 2, r.prompt.value) for r in results]
     low = math.floor(20 * min(0.9, *(p[1] for p in points))) / 20
     high = math.ceil(20 * max(1.05, *(p[1] for p in points), *(p[2] for p in points))) / 20

@@ -6,11 +6,16 @@ import torch
 from torch import Tensor
 
 from .quantized import QuantizedRows
+from .stored_difference import energy_lost
 
 # Passes over the matrix that sharpen the subspace. Differences of a few AdamW steps have no gap after the first singular values.
 _ROUNDS = 4
 _MORE = 8  # columns that are computed besides those wanted
 _REFITS = 2
+# What AdamW adds to a weight is nearly a sign, and all of its components push the same way: a truncated difference does less of
+# the same. With the share of energy e that is kept, the kept part is made e^-GAIN times as large, at most LARGEST_GAIN. At 0 a
+# tuned face is a tenth less like its photo (rank 16, mini world), at 1 more like it than it was tuned to be.
+GAIN, LARGEST_GAIN = 2 / 3, 1.6
 
 
 @torch.no_grad()
@@ -40,10 +45,13 @@ def truncated_svd(matrix: Tensor, rank: int, seed: int = 0) -> tuple[Tensor, Ten
 
 
 @torch.no_grad()
-def quantized_factors(matrix: Tensor, rank: int, bits: int) -> tuple[QuantizedRows, QuantizedRows]:
+def quantized_factors(matrix: Tensor, rank: int, bits: int, gain: float = GAIN) -> tuple[QuantizedRows, QuantizedRows]:
     """Factors of a few bits: ``up^T`` ``(rank, M)`` and ``down`` ``(rank, N)``, a step for each component of each.
 
     Each is fitted, by least squares, to the other as it was rounded: so the second takes up what the first lost.
+
+    Args:
+        gain: with the share of energy e that they keep, their product is made ``e^-gain`` times as large; 0: as it fits best.
     """
     up, down = truncated_svd(matrix, rank)
     matrix = matrix.detach().float()
@@ -52,7 +60,12 @@ def quantized_factors(matrix: Tensor, rank: int, bits: int) -> tuple[QuantizedRo
     for _ in range(_REFITS):
         columns = QuantizedRows.of(_fitted(rows.values(), matrix.T), bits)
         rows = QuantizedRows.of(_fitted(columns.values(), matrix), bits)
-    return columns, rows
+    return columns, QuantizedRows(rows.codes, rows.steps * _gain(matrix, columns, rows, gain), bits)
+
+
+def _gain(matrix: Tensor, columns: QuantizedRows, rows: QuantizedRows, exponent: float) -> float:
+    kept = 1.0 - energy_lost(matrix, columns.values().T @ rows.values())
+    return min(max(kept, 1e-6) ** -exponent, LARGEST_GAIN)
 
 
 def _fitted(factor: Tensor, matrix: Tensor) -> Tensor:

@@ -79,8 +79,14 @@ WeightChange = Full | LowRank | Scaled
 
 
 def full_differences(changes: Iterable[WeightChange]) -> dict[str, StoredDifference]:
-    """The :class:`Full` changes as stored difference by canonical name; nothing is copied."""
-    return {change.name: change.stored for change in changes if isinstance(change, Full)}
+    """The :class:`Full` and :class:`LowRank` changes as stored difference by canonical name; only the latter are made anew."""
+    found = {}
+    for change in changes:
+        if isinstance(change, Full):
+            found[change.name] = change.stored
+        elif isinstance(change, LowRank):
+            found[change.name] = StoredDifference.of(change.difference())
+    return found
 
 
 def shared_factors(changes: Iterable[WeightChange]) -> dict[str, tuple[Tensor, Tensor]]:

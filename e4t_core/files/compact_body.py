@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..low_rank import quantized_factors
+from ..low_rank import GAIN, quantized_factors
 from ..quantized import BITS, QuantizedRows, pack_codes, packed_size, unpack_codes
 from ..weight_changes import Full, LowRank
 from .checked_file import NAME_LIMIT, is_finite
@@ -41,13 +41,15 @@ class CompactSettings:
         rank: of the UNet's differences.
         bits: of a number of a factor.
         vector_bits: of a number of a vector.
+        gain: see ``quantized_factors``; of the UNet's differences.
         encoder_rank: of the encoder's differences.
         encoder_bits: of a number of their factors.
     """
 
     rank: int = number(1, RANK, default=16)
     bits: int = number(1, BITS, default=4)
-    vector_bits: int = number(1, BITS, default=8)
+    vector_bits: int = number(1, BITS, default=4)
+    gain: float = number(0, 1, default=GAIN)
     encoder_rank: int = number(1, RANK, default=8)
     encoder_bits: int = number(1, BITS, default=8)
 
@@ -202,21 +204,21 @@ def pack(
         settings,
     )
     codes, steps = [], []
-    for tensors, parts in ((differences, described.weights), (encoder, described.encoder)):
+    for tensors, parts, gain in ((differences, described.weights, settings.gain), (encoder, described.encoder, 0.0)):
         for name, part in parts.items():
             if not is_finite(tensors[name]):
                 raise ValueError(f"The difference of {name} holds NaN or infinity: learn the concept again.")
-            for rows in _rows_of(tensors[name], part):
+            for rows in _rows_of(tensors[name], part, gain):
                 codes.append(pack_codes(rows.codes.cpu(), rows.bits))
                 steps.append(rows.steps.cpu())
     empty = {CODES: torch.zeros(0, dtype=torch.uint8), STEPS: torch.zeros(0)}
     return (empty | {CODES: torch.cat(codes), STEPS: torch.cat(steps)} if codes else empty), described
 
 
-def _rows_of(difference: Tensor, part: Part) -> tuple[QuantizedRows, ...]:
+def _rows_of(difference: Tensor, part: Part, gain: float) -> tuple[QuantizedRows, ...]:
     matrix = difference.detach().float().reshape(part.matrix)
     if part.rank:
-        return quantized_factors(matrix, part.rank, part.bits)
+        return quantized_factors(matrix, part.rank, part.bits, gain)
     return (QuantizedRows.of(matrix, part.bits),)
 
 

@@ -23,10 +23,10 @@ from e4t_core.files.compact_body import (
     pack,
     unpack,
 )
-from e4t_core.low_rank import quantized_factors, truncated_svd
+from e4t_core.low_rank import GAIN, LARGEST_GAIN, quantized_factors, truncated_svd
 from e4t_core.quantized import QuantizedRows, pack_codes, packed_size, unpack_codes
 from e4t_core.stored_difference import energy_lost
-from e4t_core.weight_changes import Full, LowRank
+from e4t_core.weight_changes import Full, LowRank, full_differences
 
 
 def numbers(*shape: int, seed: int = 0) -> Tensor:
@@ -95,14 +95,14 @@ def test_factors_that_are_fitted_to_one_another_lose_less_than_rounded_ones() ->
     matrix = numbers(60, 6) @ numbers(6, 100, seed=1)
     up, down = truncated_svd(matrix, 6)
     rounded = QuantizedRows.of(up.T, 2).values().T @ QuantizedRows.of(down, 2).values()
-    columns, rows = quantized_factors(matrix, 6, 2)
+    columns, rows = quantized_factors(matrix, 6, 2, gain=0)
     assert energy_lost(matrix, columns.values().T @ rows.values()) < energy_lost(matrix, rounded)
 
 
 def test_a_concept_comes_back_within_its_rank_and_bits() -> None:
     given = concept()
     encoder = {"final.features": 1e-4 * numbers(6, 2) @ numbers(2, 50), "final.bias": numbers(6)}
-    tensors, described = pack(given, encoder, CompactSettings(rank=8, bits=8, encoder_rank=2))
+    tensors, described = pack(given, encoder, CompactSettings(rank=8, bits=8, vector_bits=8, gain=0, encoder_rank=2))
     body = unpack(tensors, described)
     assert [change.name for change in body.weights] == list(given)
     kinds = {change.name: type(change) for change in body.weights}
@@ -224,3 +224,25 @@ def test_steps_out_of_range_are_refused(step: float) -> None:
     tensors[STEPS][3] = step
     with pytest.raises(ValueError, match="steps must be"):
         unpack(tensors, described)
+
+
+def test_what_a_rank_leaves_out_is_made_up_for_by_size() -> None:
+    matrix = torch.sign(numbers(40, 60))
+    plain, larger = (quantized_factors(matrix, 8, 8, gain) for gain in (0.0, GAIN))
+    first, second = (columns.values().T @ rows.values() for columns, rows in (plain, larger))
+    kept = 1 - energy_lost(matrix, first)
+    assert 0.3 < kept < 0.7
+    torch.testing.assert_close(second, first * min(kept**-GAIN, LARGEST_GAIN), rtol=1e-4, atol=1e-4)
+
+
+def test_a_full_rank_needs_no_gain() -> None:
+    matrix = numbers(5, 30)
+    columns, rows = quantized_factors(matrix, 5, 8)
+    assert energy_lost(matrix, columns.values().T @ rows.values()) < 1e-3
+
+
+def test_a_low_rank_change_is_its_product_and_is_not_lost_among_differences() -> None:
+    change = LowRank("conv.weight", numbers(4, 2), numbers(2, 18, seed=1), (4, 2, 3, 3))
+    naive = sum(torch.outer(change.up[:, r], change.down[r]) for r in range(2)).reshape(4, 2, 3, 3)
+    torch.testing.assert_close(change.difference(), naive)
+    torch.testing.assert_close(full_differences([change])["conv.weight"].value(), naive, rtol=1e-3, atol=1e-3)
