@@ -17,6 +17,7 @@ from e4t_core.files.file_errors import FileKind
 
 from . import host
 from .arms import SAMPLING, WORD, Drawer, Subject
+from .low_rank_tuning import low_rank_method
 
 KIND = FileKind("Tuned concept")
 
@@ -43,10 +44,14 @@ class Tuned:
 
     @classmethod
     def kept(cls, path: Path, drawer: Drawer, subject: Subject, unet_rank: int = 0) -> Tuned:
-        """From a file, or learned now by the node "E4T Personalize" and put there."""
+        """From a file, or learned now as the node "E4T Personalize" does, and put there.
+
+        Args:
+            unet_rank: of factors that are tuned in place of whole matrices; 0: whole matrices.
+        """
         if not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True)
-            tensors, scales = _learned(drawer, subject)
+            tensors, scales = _learned(drawer, subject, unet_rank)
             write_tensors(path, tensors, {"scales": json.dumps(scales)}, KIND)
         with safe_open(path, "pt") as file:
             scales = json.loads(file.metadata()["scales"])
@@ -59,17 +64,22 @@ class Tuned:
         return cls(parts["difference"], parts["encoder"], **tensors)
 
 
-def _learned(drawer: Drawer, subject: Subject) -> tuple[dict[str, Tensor], dict[str, float]]:
-    base, node = drawer.base, host.pack("nodes.personalize").Personalize
-    host.pack("nodes.host.learning.result_store").STORE.clear()
+def _learned(drawer: Drawer, subject: Subject, unet_rank: int) -> tuple[dict[str, Tensor], dict[str, float]]:
+    base, loaded = drawer.base, drawer.domain(subject.identity.domain)
+    info, settings = loaded.domain.info, drawer.settings()
     picture = subject.photo.movedim(0, -1)[None]
-    with torch.inference_mode():
-        output = node.execute(
-            model=base.model, clip=base.clip, vae=base.vae, domain=drawer.domain(subject.identity.domain), image=picture,
-            trigger=WORD, seed=0, mask=None, settings=host.chosen(drawer.settings()),
-        )  # fmt: skip
+    if unet_rank:
+        method = low_rank_method(loaded.domain, unet_rank)
+    else:
+        method = host.pack("e4t_core.methods.e4t.method").E4T(loaded.domain)
+    request = host.pack("nodes.host.learning.request").Request(
+        base.model, base.clip, base.vae, picture, None, WORD, method, settings, 0, info.image_size, info.crop_margin,
+        loaded=loaded,
+    )  # fmt: skip
+    store = host.pack("nodes.host.learning.result_store").ResultStore(0)
+    with torch.inference_mode(), host.pack("nodes.host.learning.progress").Progress(WORD) as progress:
+        held = host.pack("nodes.host.learning.learn").learn(request, store, progress)
         latent = base.model.model.process_latent_in(base.vae.encode(picture)).float().cpu()
-    held = output.args[2]
     predictor = held.concept.predictor
     tensors = {f"difference/{name}": stored.values for name, stored in held.differences.items()}
     tensors |= {f"encoder/{key}": value for key, value in predictor.encoder.state_dict().items()}

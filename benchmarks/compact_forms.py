@@ -20,7 +20,8 @@ from e4t_core.quantized import QuantizedRows, packed_size
 from .compact_concepts import Tuned
 
 Shapes = Mapping[str, tuple[int, ...]]
-ATTENTION_2 = "attn2"
+OTHERS = ("conv", "attn2", "proj_in", "proj_out", "time_emb")
+"""Of matrices that are neither self-attention nor feed-forward."""
 
 
 @dataclass(frozen=True)
@@ -63,9 +64,14 @@ class Form:
 EXACT = Form("exact")
 FORMS = (
     EXACT,
+    Form("every number in 1 bit", bits=1),
+    Form("rank 32 in 8 bits", bits=8, rank=32),
     Form("rank 16 in 4 bits", bits=4, rank=16),
+    Form("rank 16 in 4 bits without gain", bits=4, rank=16, gain=0.0),
     Form("rank 21 in 3 bits", bits=3, rank=21),
     Form("rank 8 in 4 bits", bits=4, rank=8),
+    Form("rank 28 in 3 bits without self-attention and feed-forward", bits=3, rank=28, kept=OTHERS, vectors=False),
+    Form("tuned at rank 8 in 4 bits", bits=4, rank=8, gain=0.0, unet_rank=8),
     Form("fixed word and exact weights", static=True),
     Form("fixed word and a LoRA of rank 32", rank=32, vectors=False, static=True, stock=True),
 )
