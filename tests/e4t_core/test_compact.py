@@ -137,6 +137,27 @@ def test_the_description_survives_json_and_says_what_the_tensors_are() -> None:
     assert bytes_of(again) == sum(value.numel() * value.element_size() for value in tensors.values())
 
 
+def test_stable_diffusions_largest_weight_and_all_of_them_are_within_bounds() -> None:
+    assert Part((1280, 2560, 3, 3), 16, 4).matrix == (1280, 23040)
+    shape = (1280, 1280, 3, 3)
+    CompactDescription({f"{n}.weight": Part(shape, 16, 4) for n in range(866_000_000 // math.prod(shape) + 1)}, {})
+
+
+def test_every_difference_is_asked_for_once_and_told() -> None:
+    names: list[str] = []
+
+    class Asked(dict[str, Tensor]):
+        def __getitem__(self, name: str) -> Tensor:
+            names.append(name)
+            return super().__getitem__(name)
+
+    told: list[tuple[int, int]] = []
+    given = Asked(concept())
+    pack(given, {"final.bias": numbers(6)}, on_part=lambda done, total: told.append((done, total)))
+    assert names == list(given)
+    assert told == [(n, 5) for n in range(1, 6)]
+
+
 def test_equal_concepts_give_equal_bodies() -> None:
     first, second = pack(concept(), {})[0], pack(concept(), {})[0]
     assert all(torch.equal(first[name], second[name]) for name in first)
@@ -177,7 +198,7 @@ GOOD: dict[str, Any] = {"weights": {"to_q.weight": [4, 8, 320, 320]}, "encoder":
         {"": [4, 8, 320, 320]},
         {"a" * 201: [4, 8, 320, 320]},
         {"to_q\x00.weight": [4, 8, 320, 320]},
-        {f"{n}.weight": [1, 1, 2**13, 2**14] for n in range(40)},
+        {f"{n}.weight": [1, 1, 2**12, 2**13] for n in range(33)},
         {f"{n}.weight": [1, 0, 2] for n in range(10_001)},
         [],
         None,
