@@ -2,7 +2,7 @@
 
 A difference ``(M, N)`` of a matrix (a convolution's inputs and taps are its N) is kept as ``up @ down`` of some rank, see
 ``quantized_factors``; a vector, and a matrix that would not get smaller so, number by number (``QuantizedRows``). All codes
-lie one after the other in one tensor of bytes, all steps in one of float32; the description says in which order.
+lie one after the other in one tensor of bytes, all steps in one of float32; in the order of names.
 
 Differences of the concept encoder are kept in the same way. They are differences from the DOMAIN's encoder, which is at hand
 when the concept is loaded, or else the concept is drawn with its fixed word.
@@ -97,7 +97,7 @@ class Part:
 
 @dataclass(frozen=True)
 class CompactDescription:
-    """What a compact body holds, in the order of its codes; everything is bounded before anything is built.
+    """What a compact body holds; everything is bounded before anything is built.
 
     Attributes:
         weights: of the UNet's differences, by canonical name.
@@ -121,9 +121,9 @@ class CompactDescription:
             raise ValueError("Compact description holds more numbers than any base model has.")
 
     def parts(self) -> Iterator[tuple[str, Part]]:
-        """All parts with their names, in the order of the codes."""
-        yield from self.weights.items()
-        yield from self.encoder.items()
+        """All parts with their names, in the order of the codes: by name, whatever order JSON had."""
+        yield from sorted(self.weights.items())
+        yield from sorted(self.encoder.items())
 
     def to_json(self) -> dict[str, Any]:
         """For :func:`description_from_json`: name -> [bits, rank, axis, axis ...]."""
@@ -208,7 +208,7 @@ def pack(
     ranks = (settings.rank, settings.bits, settings.gain), (settings.encoder_rank, settings.encoder_bits, 0.0)
     codes, steps, total = [], [], len(differences) + len(encoder)
     for tensors, parts, (rank, bits, gain) in zip((differences, encoder), found, ranks, strict=True):
-        for name in tensors:
+        for name in sorted(tensors):
             difference = tensors[name]
             if not is_finite(difference):
                 raise ValueError(f"The difference of {name} holds NaN or infinity: learn the concept again.")
@@ -264,14 +264,14 @@ def unpack(tensors: Mapping[str, Tensor], described: CompactDescription) -> Comp
         raise ValueError(f"The compact body's steps must be finite numbers from 0 to {STEP:g}.")
     reader = _Reader(tensors[CODES], steps)
     weights: list[LowRank | Full] = []
-    for name, part in described.weights.items():
+    for name, part in sorted(described.weights.items()):
         rows = [reader.next(shape, part.bits) for shape in part.rows()]
         if part.rank:
             weights.append(LowRank(name, rows[0].T.contiguous(), rows[1], part.shape))
         else:
             weights.append(Full.of(name, rows[0].reshape(part.shape)))
     encoder = {}
-    for name, part in described.encoder.items():
+    for name, part in sorted(described.encoder.items()):
         rows = [reader.next(shape, part.bits) for shape in part.rows()]
         encoder[name] = (rows[0].T @ rows[1] if part.rank else rows[0]).reshape(part.shape)
     return CompactBody(tuple(weights), encoder)
