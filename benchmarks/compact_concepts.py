@@ -112,7 +112,7 @@ class Studio:
             # What all concepts of the domain have in common.
             self.shared = changes.shared_differences(base, changes.shared_factors(self._scaled))
 
-    def base(
+    def held(
         self,
         tuned: Tuned,
         differences: Mapping[str, Tensor],
@@ -120,8 +120,8 @@ class Studio:
         name: str,
         shared: Mapping[str, Any] | None = None,
         refine: bool = True,
-    ) -> host.Base:
-        """MODEL and CLIP that know the concept with these differences and this encoder.
+    ) -> Any:
+        """The pack's ``HeldConcept`` with these differences and this encoder.
 
         Args:
             encoder: predicts its word.
@@ -129,7 +129,7 @@ class Studio:
             shared: of the domain, where it is not its own.
             refine: whether the word is predicted anew at every evaluation.
         """
-        pack, base = host.pack, self.drawer.base
+        pack = host.pack
         full = pack("e4t_core.weight_changes").Full
         sampling = pack("e4t_core.loop_settings").SamplingSettings(refine=refine)
         predictor = pack("e4t_core.methods.e4t.word_predictor").E4TPredictor(
@@ -150,7 +150,11 @@ class Studio:
                 sampling=sampling,
             )
             shared = self.shared if shared is None else shared
-            held = pack("nodes.host.sampling.held_concept").HeldConcept.of(concept, self.empty, {}, shared)
+            return pack("nodes.host.sampling.held_concept").HeldConcept.of(concept, self.empty, {}, shared)
+
+    def base(self, held: Any) -> host.Base:
+        """MODEL and CLIP that know a concept."""
+        pack, base, concept = host.pack, self.drawer.base, held.concept
         memory = pack("nodes.host.learning.result_store").STORE.prompts
         with torch.inference_mode():
             clip = pack("nodes.host.prompt.concept_clip").with_concept(
