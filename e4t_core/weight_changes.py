@@ -34,6 +34,28 @@ class Full:
 
 
 @dataclass(frozen=True, eq=False)
+class LowRank:
+    """``W + up @ down``: the difference of a concept that is kept small, a hundredth of it in RAM.
+
+    Attributes:
+        name: canonical name of the weight.
+        up: ``(M, R)`` float32, on the CPU.
+        down: ``(R, N)`` float32, on the CPU; N counts a convolution's inputs times its taps.
+        shape: of the weight, ``(M, ...)`` with N numbers in each row.
+    """
+
+    name: str
+    up: Tensor
+    down: Tensor
+    shape: tuple[int, ...]
+
+    @torch.no_grad()
+    def difference(self) -> Tensor:
+        """The difference in float32, of the weight's shape; made anew at every call."""
+        return (self.up @ self.down).reshape(self.shape)
+
+
+@dataclass(frozen=True, eq=False)
 class Scaled:
     """``W * (1 + P Q^T)``: a weight offset that all concepts of one domain have in common.
 
@@ -53,12 +75,18 @@ class Scaled:
     owner: str
 
 
-WeightChange = Full | Scaled
+WeightChange = Full | LowRank | Scaled
 
 
 def full_differences(changes: Iterable[WeightChange]) -> dict[str, StoredDifference]:
-    """The :class:`Full` changes as stored difference by canonical name; nothing is copied."""
-    return {change.name: change.stored for change in changes if isinstance(change, Full)}
+    """The :class:`Full` and :class:`LowRank` changes as stored difference by canonical name; only the latter are made anew."""
+    found = {}
+    for change in changes:
+        if isinstance(change, Full):
+            found[change.name] = change.stored
+        elif isinstance(change, LowRank):
+            found[change.name] = StoredDifference.of(change.difference())
+    return found
 
 
 def shared_factors(changes: Iterable[WeightChange]) -> dict[str, tuple[Tensor, Tensor]]:

@@ -3,7 +3,8 @@ import torch
 import torch.nn.functional as F
 from tiny import TinyUNet, tiny_domain
 
-from e4t_core.methods.e4t.concept_encoder import ConceptEncoder
+from e4t_core.methods.e4t.concept_encoder import ConceptEncoder, OffsetEncoder
+from e4t_core.methods.e4t.patch_token_encoder import PatchTokenEncoder
 from e4t_core.methods.e4t.word_predictor import E4TPredictor
 
 
@@ -41,3 +42,42 @@ def test_a_concepts_word_is_the_domain_word_plus_the_scaled_offset() -> None:
     expected = word + 0.25 * encoder(clip, features)
     assert torch.equal(predictor.word(features), expected)
     assert not torch.allclose(expected[0], expected[1])
+
+
+def two_encoders(kind: type[OffsetEncoder]) -> tuple[OffsetEncoder, OffsetEncoder]:
+    """A domain's and one that was tuned a little away from it."""
+    untuned = kind(3, 5, 7, 4, generator=torch.Generator().manual_seed(1))  # type: ignore[call-arg]
+    tuned = kind(3, 5, 7, 4, generator=torch.Generator().manual_seed(1))  # type: ignore[call-arg]
+    with torch.no_grad():
+        for index, parameter in enumerate(tuned.parameters()):
+            noise = torch.randn(parameter.shape, generator=torch.Generator().manual_seed(index))
+            parameter += 0.1 * noise
+    return untuned, tuned
+
+
+@pytest.mark.parametrize("kind", [ConceptEncoder, PatchTokenEncoder])
+def test_a_difference_gives_the_tuned_words_back_for_its_photo(kind: type[OffsetEncoder]) -> None:
+    untuned, tuned = two_encoders(kind)
+    photo, seen = torch.randn(1, 3, 5), torch.randn(6, 7)
+    before = {key: value.clone() for key, value in untuned.state_dict().items()}
+    difference = tuned.difference_from(untuned, photo)
+    assert {name: tuple(value.shape) for name, value in difference.items()} == untuned.difference_shapes()
+    again = untuned.plus(difference)
+    # Rounding of float32, because parts of the sum are added in another order.
+    torch.testing.assert_close(again(photo, seen), tuned(photo, seen), rtol=1e-5, atol=1e-5)
+    assert all(torch.equal(value, before[key]) for key, value in untuned.state_dict().items())
+    assert not any(parameter.requires_grad for parameter in again.parameters())
+
+
+def test_for_one_photo_the_papers_encoder_differs_by_few_numbers() -> None:
+    encoder = ConceptEncoder(16, 1280, 10880, 768, device="meta")
+    assert encoder.difference_shapes() == {"final.features": (768, 10880), "final.bias": (768,)}
+
+
+def test_a_difference_of_another_encoder_is_refused() -> None:
+    untuned, tuned = two_encoders(ConceptEncoder)
+    difference = tuned.difference_from(untuned, torch.randn(1, 3, 5))
+    with pytest.raises(ValueError, match="does not fit this domain"):
+        untuned.plus(difference | {"final.bias": torch.zeros(5)})
+    with pytest.raises(ValueError, match="does not fit this domain"):
+        untuned.plus({})

@@ -9,6 +9,8 @@ Other networks with the same inputs and output are :class:`OffsetEncoder` too (:
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -37,6 +39,46 @@ class OffsetEncoder(nn.Module):
         """A network of the same kind and shapes on the "meta" device, to be filled with a state."""
         return type(self)(self.layers, self.clip_width, self.feature_width, self.word_width, device="meta")  # type: ignore[call-arg]
 
+    @torch.no_grad()
+    def difference_from(self, untuned: OffsetEncoder, clip_features: Tensor) -> dict[str, Tensor]:
+        """What ``untuned.plus(...)`` needs to give this encoder's offsets for ONE photo: float32, by name.
+
+        A variant may leave out what makes no difference to this photo.
+
+        Args:
+            untuned: of the same kind and shapes, on the same device.
+            clip_features: ``(1, L, C)`` of the photo.
+        """
+        before = untuned.state_dict()
+        return {key: value.float() - before[key].float() for key, value in self.state_dict().items()}
+
+    def difference_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shapes of what :meth:`difference_from` gives, by name."""
+        return {key: tuple(value.shape) for key, value in self.state_dict().items()}
+
+    @torch.no_grad()
+    def plus(self, difference: Mapping[str, Tensor]) -> OffsetEncoder:
+        """A copy with a difference added, in eval mode and frozen.
+
+        Raises:
+            ValueError: the difference is of another encoder.
+        """
+        shapes = {name: tuple(value.shape) for name, value in difference.items()}
+        if shapes != self.difference_shapes():
+            raise ValueError(
+                "The encoder's difference does not fit this domain: its parts are"
+                f" {_shown_shapes(shapes)} in place of {_shown_shapes(self.difference_shapes())}."
+            )
+        changed = self.blank()
+        state = {key: value.detach().float().clone() for key, value in self.state_dict().items()}
+        self._add(state, difference)
+        changed.load_state_dict(state, assign=True)
+        return changed.eval().requires_grad_(False)
+
+    def _add(self, state: dict[str, Tensor], difference: Mapping[str, Tensor]) -> None:
+        for key, value in difference.items():
+            state[key] += value.to(state[key].device)
+
     def check(self, clip_features: Tensor, unet_features: Tensor) -> None:
         """Check the shapes ``(B or 1, L, C)`` and ``(B, feature_width)``.
 
@@ -53,6 +95,11 @@ class OffsetEncoder(nn.Module):
                 f"UNet features of shape {tuple(unet_features.shape)} do not fit this encoder, which was built for"
                 f" width {self.feature_width}."
             )
+
+
+def _shown_shapes(shapes: Mapping[str, tuple[int, ...]]) -> str:
+    first = ", ".join(f"{name} {shape}" for name, shape in list(shapes.items())[:2])
+    return f"{first} (of {len(shapes)})" if len(shapes) > 2 else first or "none"
 
 
 class ConceptEncoder(OffsetEncoder):
@@ -83,6 +130,36 @@ class ConceptEncoder(OffsetEncoder):
         self.first = nn.ModuleList(seeded_linear(clip_width, clip_width, generator, device) for _ in range(layers))
         self.final = seeded_linear(clip_width + feature_width, word_width, generator, device)
 
+    @torch.no_grad()
+    def difference_from(self, untuned: OffsetEncoder, clip_features: Tensor) -> dict[str, Tensor]:
+        """For one photo all that the [CLS] vectors add is a constant of D numbers, and that may be a part of the bias.
+
+        So of 35.6 M numbers D·(feature_width + 1) are left: ``final.bias``, and ``final.features``, the part of
+        ``final.weight`` that reads the UNet.
+        """
+        assert isinstance(untuned, ConceptEncoder)
+        weight = (self.final.weight - untuned.final.weight)[:, self.clip_width :]
+        bias = self._of_photo(clip_features) - untuned._of_photo(clip_features)
+        return {"final.features": weight.detach(), "final.bias": bias}
+
+    def difference_shapes(self) -> dict[str, tuple[int, ...]]:
+        return {"final.features": (self.word_width, self.feature_width), "final.bias": (self.word_width,)}
+
+    def _add(self, state: dict[str, Tensor], difference: Mapping[str, Tensor]) -> None:
+        device = state["final.bias"].device
+        state["final.weight"][:, self.clip_width :] += difference["final.features"].to(device)
+        state["final.bias"] += difference["final.bias"].to(device)
+
+    def _image(self, clip_features: Tensor) -> Tensor:
+        """``LeakyReLU(mean_l first_l(CLS_l))``, ``(B, C)``."""
+        image = torch.stack([first(clip_features[:, layer]) for layer, first in enumerate(self.first)]).mean(dim=0)
+        return F.leaky_relu(image)
+
+    def _of_photo(self, clip_features: Tensor) -> Tensor:
+        """What one photo adds to its offsets whatever the UNet sees: ``(D,)``."""
+        weight = self.final.weight[:, : self.clip_width]
+        return F.linear(self._image(clip_features), weight, self.final.bias)[0]
+
     def forward(self, clip_features: Tensor, unet_features: Tensor) -> Tensor:
         """Offsets E ``(B, D)``.
 
@@ -94,6 +171,5 @@ class ConceptEncoder(OffsetEncoder):
             ValueError: a width or the number of layers is not the encoder's.
         """
         self.check(clip_features, unet_features)
-        image = torch.stack([first(clip_features[:, layer]) for layer, first in enumerate(self.first)]).mean(dim=0)
-        image = F.leaky_relu(image).expand(unet_features.shape[0], -1)
+        image = self._image(clip_features).expand(unet_features.shape[0], -1)
         return self.final(torch.cat([image, F.leaky_relu(unet_features)], dim=1))

@@ -1,0 +1,166 @@
+"""``python -m benchmarks.compact``: how small may a concept be kept, and what is lost?
+
+Each validation individual is learned once from one photo, and its changes are kept in many forms; all forms are drawn with
+the same prompts and noise as in ``quality``, and read by both judges. A form's scores are shares of the exact form's, with
+95 % limits from resamples of individuals, paired:
+
+* identity: NAMED and likeness, each the mean of both judges;
+* prompt: PROMPT, the mean of both judges.
+
+The gates, set before anything was measured: a compact form keeps at least 0.99 of identity by NAMED AND by likeness, and 0.98
+of PROMPT, and takes at most 10 MB at Stable Diffusion 1.5's shapes with all that the file needs besides. The smallest form
+that does is the one to use. "Static" forms have no gate: they say what is lost where nothing refines the word.
+
+``--probes`` is a cheap look at many forms: by how much noise predictions for the photo differ from the exact form's, as a share of
+what tuning moved. It does not replace pictures: a form that does a little less of everything is near by that measure, and less
+like the person.
+
+Pictures and tuned concepts are kept in runs/compact, so an interrupted run goes on. It leaves results.jsonl, table.md and
+plot.png there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import time
+from dataclasses import asdict, replace
+
+import torch
+
+from commands.progress import Progress
+from miniworld.models import load_judges
+
+from . import host
+from .arms import SAMPLING, WEIGHTS, Drawer, Subject, load_subjects
+from .compact_concepts import Studio, Tuned
+from .compact_forms import EXACT, FORMS, Form, changed, sd15_always, sd15_bytes, sd15_shapes, stock_changes
+from .compact_plot import plot
+from .compact_probes import probe_rows
+from .compact_report import BYTES_GATE, IDENTITY_GATE, PROMPT_GATE, Result, markdown, results
+from .picture_cache import cached
+from .prompts import targets
+from .quality import kept_visibility
+from .quality_report import ArmScores
+from .report import gate, table
+from .scoring import score
+
+ROOT = host.ROOT / "runs" / "compact"
+SPLIT, DOMAIN = "validation", "face"
+
+
+class Painter:
+    """Draws individuals in forms, keeping what it has made."""
+
+    def __init__(self, identities: int) -> None:
+        self.people = load_subjects(SPLIT, identities, DOMAIN)
+        self.drawer = Drawer(1, {}, DOMAIN)
+        weights = host.weights_fingerprint("base", "text", "vae", "backbone", WEIGHTS[DOMAIN])
+        decides = json.dumps([weights, asdict(self.drawer.settings()), asdict(SAMPLING)])
+        self.folder = ROOT / hashlib.sha256(decides.encode()).hexdigest()[:12]
+        self._studio: Studio | None = None
+
+    @property
+    def studio(self) -> Studio:
+        self._studio = self._studio or Studio(self.drawer, DOMAIN)
+        return self._studio
+
+    def pictures(self, subject: Subject, form: Form) -> torch.Tensor:
+        """``(11, 3, 128, 128)``, drawn now if they are not kept."""
+        slug = hashlib.sha256(repr(replace(form, name="")).encode()).hexdigest()[:12]
+        return cached(self.folder / slug / _who(subject), lambda: self._draw(subject, form))
+
+    def tuned(self, subject: Subject, unet_rank: int = 0) -> Tuned:
+        """A subject's concept, learned now if it is not kept."""
+        return Tuned.kept(self.folder / f"tuned-{unet_rank}" / _who(subject), self.drawer, subject, unet_rank)
+
+    def _draw(self, subject: Subject, form: Form) -> torch.Tensor:
+        tuned = self.tuned(subject, form.unet_rank)
+        studio, untuned = self.studio, self.studio.domain.encoder
+        if form.stock:
+            differences, encoder, shared = stock_changes(form, tuned, studio.shared), untuned, {}
+        else:
+            (differences, encoder), shared = changed(form, tuned, untuned), None
+        held = studio.held(tuned, differences, encoder, form.name, shared, refine=not form.static)
+        return studio.pictures(studio.base(held), subject, refined=not form.static)
+
+
+def _who(subject: Subject) -> str:
+    return f"{subject.number:02d}-{hashlib.sha256(subject.identity.order()).hexdigest()[:16]}.safetensors"
+
+
+def scored(people: list[Subject], pictures: dict[str, list[torch.Tensor]]) -> dict[str, dict[str, ArmScores]]:
+    """judge -> form -> scores."""
+    wanted = [t for p in people for t in targets(p.identity, p.prompts)]
+    seen = kept_visibility(SPLIT, wanted)
+    photos = [p.scene for p in people for _ in p.prompts]
+    found: dict[str, dict[str, ArmScores]] = {}
+    for name, judge in load_judges().items():
+        known = judge.read(torch.stack([p.photo for p in people])).identity
+        known = known.repeat_interleave(len(people[0].prompts), dim=0)
+        strangers = [p.identity for p in people]
+        found[name] = {
+            form: ArmScores.by_identity(
+                score(judge, torch.cat(parts), wanted, seen, strangers, photos, known), len(people)
+            )
+            for form, parts in pictures.items()
+        }
+    return found
+
+
+def main() -> int:
+    """The command; its exit status is 1 if no form meets all gates."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--identities", type=int, default=8)
+    parser.add_argument("--forms", help="comma-separated names; default: all")
+    parser.add_argument("--probes", type=int, metavar="FACES", help="only compare noise predictions, of so many faces")
+    parser.add_argument("--sizes", action="store_true", help="only print what each form takes at true shapes, as JSON")
+    parser.add_argument("--threads", type=int, default=1)
+    options = parser.parse_args()
+    if options.sizes:
+        taken = {form.name: sd15_bytes(form) for form in FORMS}
+        print(json.dumps({"bytes": taken, "always": sd15_always(), "shapes": sd15_shapes()}))
+        return 0
+    torch.set_num_threads(options.threads)
+    if options.probes:
+        painter = Painter(options.probes)
+        rows = probe_rows(painter.studio, [painter.tuned(subject) for subject in painter.people])
+        print(table(("kept", *(f"face {n + 1}" for n in range(options.probes))), rows))
+        return 0
+    chosen = set(options.forms.split(",")) if options.forms else {form.name for form in FORMS}
+    unknown = sorted(chosen - {form.name for form in FORMS})
+    if unknown:
+        parser.error(f"there is no form {unknown[0]!r}; there are: {', '.join(form.name for form in FORMS)}")
+    forms = [form for form in FORMS if form.name in chosen or form == EXACT]
+    started, painter = time.monotonic(), Painter(options.identities)
+    pictures: dict[str, list[torch.Tensor]] = {form.name: [] for form in forms}
+    for number in Progress(range(options.identities), desc=SPLIT):
+        for form in forms:
+            pictures[form.name].append(painter.pictures(painter.people[number], form))
+    found = results(scored(painter.people, pictures), forms, options.identities)
+    print(f"{options.identities} validation {DOMAIN}s, 11 prompts each, {time.monotonic() - started:.0f} s\n")
+    print(lines := markdown(found))
+    write(found, lines)
+    small = [r for r in found if r.bytes <= BYTES_GATE and not r.form.static]
+    best = min((r for r in small if r.is_kept), key=lambda r: r.bytes, default=None)
+    print()
+    for result in small:
+        lowest = min(result.named.value, result.likeness.value)
+        gate(f"{result.form.name}: identity, the lower of both shares", lowest, least=IDENTITY_GATE)
+        gate(f"{result.form.name}: share of PROMPT", result.prompt.value, least=PROMPT_GATE)
+    print(f"\nthe smallest that meets all gates: {best.form.name if best else 'none'}")
+    return 0 if best else 1
+
+
+def write(found: list[Result], lines: str) -> None:
+    """The table, the plot, and a line for each form."""
+    ROOT.mkdir(parents=True, exist_ok=True)
+    (ROOT / "table.md").write_text(lines + "\n", encoding="utf-8")
+    records = [json.dumps({**asdict(r), "form": asdict(r.form)}) for r in found]
+    (ROOT / "results.jsonl").write_text("\n".join(records) + "\n", encoding="utf-8")
+    plot(found, ROOT / "plot.png")
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
