@@ -28,6 +28,11 @@ class Full:
         """A change by a finite difference of the weight's shape, on any device; see :meth:`StoredDifference.of`."""
         return cls(name, StoredDifference.of(difference))
 
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The weight's."""
+        return tuple(self.stored.values.shape)
+
     def difference(self) -> Tensor:
         """The difference in float32, on the CPU."""
         return self.stored.value()
@@ -73,6 +78,11 @@ class Scaled:
     p: Tensor
     q: Tensor
     owner: str
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The weight's."""
+        return len(self.p), len(self.q)
 
 
 WeightChange = Full | LowRank | Scaled

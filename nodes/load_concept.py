@@ -7,8 +7,11 @@ from typing import Any
 
 from comfy_api.latest import io
 
+from ..e4t_core.concept import Concept
 from ..e4t_core.files.concept_file import ConceptFileError, load_concept, read_concept_info, weights_path
 from ..e4t_core.files.concept_info import RECIPE, WORD, ConceptInfo
+from ..e4t_core.methods.e4t.domain import Domain
+from .host.learning.domain_at_hand import DomainMissingError, find_domain
 from .host.model_folders import ModelFileError, concept_names, concept_path, weights_folders
 from .host.node_text import show_text
 from .sockets import ConceptIO
@@ -62,8 +65,17 @@ class LoadConcept(io.ComfyNode):
 
     @classmethod
     def execute(cls, concept_name: str) -> io.NodeOutput:
-        concept, info = load_concept(concept_path(concept_name), weights_folders())
-        said = [_card(info), *info.notes]
+        missing: list[str] = []
+
+        def domain_of(concept: Concept) -> Domain | None:
+            try:
+                return find_domain(concept)
+            except DomainMissingError as error:
+                missing.append(f"{error} Until then its word is fixed, and less of a likeness.")
+                return None
+
+        concept, info = load_concept(concept_path(concept_name), weights_folders(), domain_of)
+        said = [_card(info), *missing, *info.notes]
         show_text("\n".join(said))
         return io.NodeOutput(concept, concept.trigger, ui={"text": said})
 

@@ -8,13 +8,14 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..e4t_core.concept import Concept
-from ..e4t_core.files.concept_file import About, save_concept
-from ..e4t_core.files.concept_info import BODIES, EXACT, RECIPE, RECOVERABLE, WORD
+from ..e4t_core.files.concept_info import BODIES, COMPACT, EXACT, RECIPE, RECOVERABLE, WORD
+from ..e4t_core.files.concept_saving import About, save_concept
 from ..e4t_core.files.file_name import FileNameError, checked_name
 from ..e4t_core.version import VERSION
 from .host.learning.pictures import thumbnail_uri
 from .host.model_folders import concept_places
 from .host.node_text import show_text
+from .host.progress_bar import advance
 from .sockets import ConceptIO
 
 
@@ -47,7 +48,7 @@ class SaveConcept(io.ComfyNode):
                     default=EXACT,
                     optional=True,
                     tooltip=f"{EXACT}: all of it, without loss; a second file in models/e4t_concepts (1.7 GB for Stable Diffusion"
-                    f" 1.5). {RECIPE}: what learns it again in seconds, 200 KB; the photo can be recovered from it. {WORD}: the"
+                    f" 1.5). {COMPACT}: nearly all of it in one small file (10 MB). {RECIPE}: what learns it again in seconds, 200 KB; the photo can be recovered from it. {WORD}: the"
                     " fixed word alone, as a plain embedding.",
                 ),
                 io.String.Input(
@@ -110,7 +111,7 @@ class SaveConcept(io.ComfyNode):
             pack_version=VERSION,
             thumbnail=thumbnail_uri(preview) if store_preview and preview is not None else "",
         )
-        saved = save_concept(concept_places(), name, concept, keeps, about, overwrite)
+        saved = save_concept(concept_places(), name, concept, keeps, about, overwrite, advance)
         said = [f"Saved as {saved.path.name} ({size(saved.bytes)}). In stock prompts: embedding:e4t/{saved.path.stem}"]
         if saved.weights is not None:
             said.append(f"To share it, give both files: {saved.path} and {saved.weights}.")

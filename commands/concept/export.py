@@ -19,7 +19,7 @@ from e4t_core.files.file_name import checked_name
 from e4t_core.files.stock_export import Exported, Folders, export_bundle, export_pair
 from e4t_core.files.stock_lora import LEAST_ERROR, StockLora, exact_lora, low_rank_lora
 from e4t_core.fingerprint import fingerprint
-from e4t_core.weight_changes import Full, TotalDifferences
+from e4t_core.weight_changes import TotalDifferences
 
 from .places import absolute, made, weights_folder
 
@@ -150,11 +150,10 @@ def _check_fits(concept: Concept, base: Mapping[str, Tensor], path: Path) -> Non
     """
     shapes = {name: tuple(weight.shape) for name, weight in base.items()}
     for change in concept.weights:
-        shape = tuple(change.stored.values.shape) if isinstance(change, Full) else (len(change.p), len(change.q))
-        if shapes.get(change.name) != shape:
+        if shapes.get(change.name) != change.shape:
             found = shapes.get(change.name, "missing")
             raise FileError(
-                f"{concept.trigger} changes {change.name} of the shape {shape}, which is {found} in {shortened(str(path), 100)}:"
+                f"{concept.trigger} changes {change.name} of the shape {change.shape}, which is {found} in {shortened(str(path), 100)}:"
                 " name a base of the family that it was learned on."
             )
 

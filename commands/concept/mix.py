@@ -9,8 +9,9 @@ from pathlib import Path
 
 from commands.console import size
 from e4t_core.concept import Concept
-from e4t_core.files.concept_file import CONCEPT, About, load_concept, read_concept_info, save_concept
+from e4t_core.files.concept_file import CONCEPT, load_concept, read_concept_info
 from e4t_core.files.concept_info import EXACT, RECIPE, WORD, ConceptInfo
+from e4t_core.files.concept_saving import About, save_concept
 from e4t_core.files.file_errors import shortened
 from e4t_core.files.file_name import checked_name
 from e4t_core.mix import MOST, MixError, mix

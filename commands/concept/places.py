@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from e4t_core.files.concept_file import Places
+from e4t_core.files.concept_saving import Places
 from e4t_core.files.file_errors import FileError, FileKind
 
 FOLDER = FileKind("Folder")

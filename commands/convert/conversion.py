@@ -12,8 +12,9 @@ from torch import Tensor
 from commands.concept.places import output_places
 from e4t_core.concept import Concept
 from e4t_core.files.checked_file import write_tensors
-from e4t_core.files.concept_file import SUFFIX, About, Places, save_concept
+from e4t_core.files.concept_file import SUFFIX
 from e4t_core.files.concept_info import EXACT
+from e4t_core.files.concept_saving import About, Places, save_concept
 from e4t_core.files.domain_file import save_domain
 from e4t_core.files.file_errors import FileKind
 from e4t_core.files.file_name import checked_name

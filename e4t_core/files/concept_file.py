@@ -7,52 +7,39 @@ a second file in another folder, because the stock loader reads the whole embedd
 
 from __future__ import annotations
 
-import dataclasses
-import json
 import logging
 import os
-import secrets
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
 import torch
-from torch import Tensor
 
 from ..concept import Concept, WordPredictor
+from ..methods.e4t.domain import Domain
 from ..weight_changes import WeightChange
 from .checked_file import (
     Header,
-    TensorInfo,
     check_dtypes,
     check_finite,
     check_keys,
     check_shapes,
     read_header,
     read_tensors,
-    write_tensors,
 )
-from .concept_info import EXACT, RECIPE, WORD, ConceptInfo, as_table, info_from_json, thinned
+from .concept_compact import CompactParts, check_compact, compact_parts, with_domain
+from .concept_info import COMPACT, EXACT, RECIPE, ConceptInfo, info_from_json
 from .concept_tensors import (
     RECIPE as RECIPE_PREFIX,
 )
 from .concept_tensors import (
     check_exact,
-    check_values,
     exact_parts,
-    exact_tensors,
-    predictor_infos,
     recipe_of,
-    recipe_tensors,
 )
 from .description import read_json
 from .file_errors import FileError, FileKind, shown
-from .file_lock import lock
-from .file_name import FileNameError, check_inside, checked_name, free_path
-from .stock_embedding import KEYS, stock_state
-from .stock_metadata import stock_metadata
-from .unfinished import note, noted, tidy
+from .stock_embedding import KEYS
 from .whole_file import file_state
 
 logger = logging.getLogger(__name__)
@@ -61,11 +48,8 @@ FORMAT, WEIGHTS_FORMAT = "e4t-concept", "e4t-concept-weights"
 VERSION = "1"
 SUFFIX = ".safetensors"
 START = "start"
-LOCK = ".e4t.lock"
 TOKENS = 64
 """Tokens that a word is at most."""
-# The header of an embedding file that ComfyUI still reads the metadata of (1 MiB), with room for the tensors' names.
-TEXTS_LIMIT = 900_000
 READINGS = 100
 """How often a file is read that is replaced while it is read."""
 
@@ -86,235 +70,6 @@ WEIGHTS = FileKind(
 )
 
 
-@dataclass(frozen=True)
-class Places:
-    """The two folders of concept files.
-
-    Attributes:
-        words: of the concept files, ``embeddings/e4t``.
-        weights: of the second files of exact concepts.
-    """
-
-    words: Path
-    weights: Path
-
-
-@dataclass(frozen=True)
-class About:
-    """What a person says of a concept that is saved.
-
-    Attributes:
-        title: empty: the file's name.
-        author, license: may be empty.
-        created: date and time, ISO 8601.
-        pack_version: of the extension.
-        thumbnail: a picture as a data URI, which everybody who gets the file sees.
-    """
-
-    title: str = ""
-    author: str = ""
-    license: str = ""
-    created: str = ""
-    pack_version: str = ""
-    thumbnail: str = ""
-
-
-@dataclass(frozen=True)
-class Saved:
-    """What was written.
-
-    Attributes:
-        path: the concept file.
-        weights: the second file, if there is one.
-        bytes: of both.
-    """
-
-    path: Path
-    weights: Path | None
-    bytes: int
-
-
-def body_for(concept: Concept, body: str) -> str:
-    """The body that a concept is kept in where this one was asked for: a word that is all of the concept needs no other.
-
-    Raises:
-        ValueError: it cannot be kept so.
-    """
-    if concept.to_learn and body not in (RECIPE, WORD):
-        raise ValueError(
-            f"{concept.trigger!r} is a recipe that was not learned again yet: save it as a recipe, or save the concept that"
-            " Apply E4T Concept gives."
-        )
-    if body == RECIPE and concept.recipe is None:
-        raise ValueError(
-            f"{concept.trigger!r} has no recipe (a mix has none, nor has a concept from an exact file): save it as exact."
-        )
-    if body == EXACT and not concept.weights and concept.predictor is None:
-        return WORD
-    return body
-
-
-def save_concept(
-    places: Places, name: str, concept: Concept, body: str, about: About | None = None, overwrite: bool = False
-) -> Saved:
-    """Write a concept; both files whole or not at all.
-
-    A file that is there stays, and the new one gets a number, unless ``overwrite``. Writers of one folder wait for each other.
-    What a save left that was killed is removed first.
-
-    Args:
-        places: folders that exist.
-        name: of the file, see ``file_name.checked_name``; with or without its ending.
-        concept: to keep.
-        body: one of ``concept_info.BODIES``.
-        about: what the person says of it.
-        overwrite: replace a file of that name, and its second file.
-
-    Raises:
-        FileNameError: no file can have this name.
-        ConceptFileError: it could not be written, or holds what could not be read again, such as NaN.
-        ValueError: the concept cannot be kept so.
-    """
-    name, about, body = checked_name(_without_ending(name)), about or About(), body_for(concept, body)
-    tensors = _main_tensors(concept, body)
-    weights = exact_tensors(concept) if body == EXACT else {}
-    info = _info(concept, body, about, name, "")
-    _check_readable(places.words / f"{name}{SUFFIX}", info, tensors, weights)
-    try:
-        with lock(places.words / LOCK) as alone:
-            if alone:
-                note(places.words, _tidy(places, noted(places.words)))
-            path = places.words / f"{name}{SUFFIX}"
-            path = check_inside(path if overwrite else free_path(path))
-            # A name of its own for every save: whoever reads the old concept meanwhile finds both of its files.
-            second = places.weights / f"{path.stem}.{secrets.token_hex(4)}{SUFFIX}" if weights else None
-            metadata = _metadata(concept, _info(concept, body, about, path.stem, second.name if second else ""), about)
-            new, old = [second.name] if second else [], _second_files(path)
-            if alone:
-                note(places.words, [path.name, *new, *old])
-            useless = new
-            try:
-                if second is not None:
-                    texts = {
-                        "e4t.format": WEIGHTS_FORMAT,
-                        "e4t.version": VERSION,
-                        "e4t.fingerprint": concept.fingerprint,
-                        "modelspec.title": metadata["modelspec.title"],
-                    }
-                    write_tensors(second, weights, texts, WEIGHTS)
-                write_tensors(path, tensors, metadata, CONCEPT)
-                useless = old
-                saved = Saved(path, second, sum(file.stat().st_size for file in (path, second) if file))
-            finally:
-                stay = _tidy(places, useless)
-                if alone:
-                    note(places.words, stay)
-            return saved
-    except OSError as error:
-        raise CONCEPT.fault(
-            places.words / f"{name}{SUFFIX}",
-            f"could not be written ({error})",
-            "check that its folder may be written to",
-        ) from error
-
-
-def _without_ending(name: str) -> str:
-    while name.lower().endswith(SUFFIX):
-        name = name[: -len(SUFFIX)]
-    return name
-
-
-def _tidy(places: Places, names: Sequence[str]) -> list[str]:
-    return tidy(places.words, places.weights, names, WEIGHTS_FORMAT)
-
-
-def _second_files(path: Path) -> list[str]:
-    """The second file of a concept that is replaced, if there is one."""
-    try:
-        return [name for name in [read_concept_info(path).weights_file] if name]
-    except ConceptFileError:
-        return []
-
-
-def _check_readable(
-    path: Path, info: ConceptInfo, tensors: Mapping[str, Tensor], weights: Mapping[str, Tensor]
-) -> None:
-    """Check what is to be written as :func:`load_concept` checks it."""
-    header, second = (
-        Header({}, {name: TensorInfo(part.dtype, tuple(part.shape)) for name, part in parts.items()}, 0)
-        for parts in (tensors, weights)
-    )
-    _check_main(path, header, info, UNSAVED)
-    check_finite(path, UNSAVED, tensors)
-    if info.body == RECIPE:
-        recipe_of(path, UNSAVED, tensors, info)
-    if info.body == EXACT:
-        check_exact(path, UNSAVED, second, info)
-        check_values(path, UNSAVED, weights)
-
-
-def _main_tensors(concept: Concept, body: str) -> dict[str, Tensor]:
-    tensors = stock_state(concept.embedding)
-    if concept.start is not None:
-        tensors[START] = concept.start.detach().to("cpu", torch.float32).contiguous().clone()
-    if body == RECIPE and concept.recipe is not None:
-        tensors |= recipe_tensors(concept.recipe)
-    return tensors
-
-
-def _info(concept: Concept, body: str, about: About, name: str, weights_file: str) -> ConceptInfo:
-    plan = concept.recipe.plan if body == RECIPE and concept.recipe is not None else None
-    return ConceptInfo(
-        trigger=concept.trigger,
-        title=about.title or name,
-        method=concept.method,
-        body=body,
-        fingerprint=concept.fingerprint,
-        base_fingerprint=concept.base_fingerprint,
-        settings=as_table(concept.settings),
-        sampling=as_table(concept.sampling),
-        seed=str(concept.seed),
-        word=concept.word,
-        prediction=concept.prediction,
-        base_name=concept.base_name[:300],
-        domain_name=concept.domain_name,
-        domain_fingerprint=concept.domain_fingerprint,
-        losses=thinned(concept.losses),
-        notes=concept.notes,
-        created=about.created,
-        pack_version=about.pack_version,
-        author=about.author,
-        license=about.license,
-        weights_file=weights_file,
-        predictors=predictor_infos(concept.predictor) if body == EXACT else (),
-        plan="" if plan is None else plan.name,
-        micro_batch=0 if plan is None else plan.micro_batch,
-    )
-
-
-def _metadata(concept: Concept, info: ConceptInfo, about: About) -> dict[str, str]:
-    metadata = stock_metadata(
-        "textual-inversion",
-        info.title,
-        info.trigger,
-        concept.embedding,
-        prediction=info.prediction,
-        date=info.created,
-        author=info.author,
-        license=info.license,
-        thumbnail=about.thumbnail,
-    )
-    metadata |= {
-        "e4t.format": FORMAT,
-        "e4t.version": VERSION,
-        "e4t.info": json.dumps(dataclasses.asdict(info), sort_keys=True),
-    }
-    # As the header holds them: quotes and line breaks take two characters there.
-    if len(json.dumps(metadata, ensure_ascii=False).encode("utf-8")) > TEXTS_LIMIT:
-        raise ValueError("The concept's texts and preview are too long for a file's header: shorten them.")
-    return metadata
-
-
 def read_concept_info(path: str | os.PathLike[str]) -> ConceptInfo:
     """The description of a concept alone, without reading its tensors.
 
@@ -325,12 +80,19 @@ def read_concept_info(path: str | os.PathLike[str]) -> ConceptInfo:
     return _steady(path, lambda: _described(path, read_header(path, CONCEPT)))
 
 
-def load_concept(path: str | os.PathLike[str], weights: Sequence[Path]) -> tuple[Concept, ConceptInfo]:
+DomainOf = Callable[[Concept], Domain | None]
+
+
+def load_concept(
+    path: str | os.PathLike[str], weights: Sequence[Path], domain_of: DomainOf = lambda concept: None
+) -> tuple[Concept, ConceptInfo]:
     """Read and check a concept file, and its second one if it has one.
 
     Args:
         path: of the concept file.
         weights: folders of second files; it may lie beside the concept file as well.
+        domain_of: the domain of a compact concept, which it needs to refine its word; what it raises passes through. None:
+            it is not at hand, and the word stays fixed.
 
     Returns:
         The concept, in memory, and its description. Of a recipe or a word alone, ``weights`` and ``predictor`` are empty.
@@ -340,7 +102,14 @@ def load_concept(path: str | os.PathLike[str], weights: Sequence[Path]) -> tuple
             shapes or values are off; one sentence says which.
     """
     path = Path(path)
-    return _steady(path, lambda: _loaded(path, weights))
+    concept, info, parts = _steady(path, lambda: _loaded(path, weights))
+    domain = domain_of(concept) if parts is not None and parts.encoders else None
+    if parts is None or domain is None:
+        return concept, info
+    try:
+        return with_domain(concept, info, parts, domain), info
+    except ValueError as error:
+        raise CONCEPT.fault(path, f"does not fit its domain ({str(error).rstrip('.')})") from error
 
 
 def _steady(path: Path, read: Callable[[], Read]) -> Read:
@@ -358,13 +127,17 @@ def _steady(path: Path, read: Callable[[], Read]) -> Read:
     raise CONCEPT.fault(path, "is replaced all the time while it is read", "try again later")
 
 
-def _loaded(path: Path, weights: Sequence[Path]) -> tuple[Concept, ConceptInfo]:
+def _loaded(path: Path, weights: Sequence[Path]) -> tuple[Concept, ConceptInfo, CompactParts | None]:
     header = read_header(path, CONCEPT)
     info = _described(path, header)
-    key = _check_main(path, header, info, CONCEPT)
+    key = check_main(path, header, info, CONCEPT)
     tensors = read_tensors(path, header.tensors, CONCEPT)
     check_finite(path, CONCEPT, tensors)
     changes, predictor = _read_weights(path, weights, info) if info.weights_file else ((), None)
+    parts = None
+    if info.body == COMPACT:
+        parts = compact_parts(path, CONCEPT, tensors, info)
+        changes = parts.weights
     recipe = recipe_of(path, CONCEPT, tensors, info) if info.body == RECIPE else None
     concept = Concept(
         trigger=info.trigger,
@@ -388,7 +161,7 @@ def _loaded(path: Path, weights: Sequence[Path]) -> tuple[Concept, ConceptInfo]:
         losses=info.losses,
         notes=info.notes,
     )
-    return concept, info
+    return concept, info, parts
 
 
 def _described(path: Path, header: Header) -> ConceptInfo:
@@ -433,8 +206,12 @@ def _what_else(header: Header) -> tuple[str, str]:
     )
 
 
-def _check_main(path: Path, header: Header, info: ConceptInfo, kind: FileKind) -> str:
-    """Check the concept file's own tensors; the key of its word."""
+def check_main(path: Path, header: Header, info: ConceptInfo, kind: FileKind) -> str:
+    """Check the concept file's own tensors, before a number is read; the key of its word.
+
+    Raises:
+        FileError: of the kind; something is missing, unknown, or of another shape or type.
+    """
     found = header.tensors
     key = next((key for key in KEYS.values() if key in found), "")
     if not key:
@@ -443,13 +220,16 @@ def _check_main(path: Path, header: Header, info: ConceptInfo, kind: FileKind) -
     shape = found[key].shape
     if len(shape) != 2 or shape[1] != width or not 1 <= shape[0] <= TOKENS:
         raise kind.fault(path, f"holds a word of the shape {shown(shape, 40)}; 1 to {TOKENS} rows of {width} are read")
-    recipe = {name for name in found if info.body == RECIPE and name.startswith(RECIPE_PREFIX)}
-    expected = {key, *({START} & set(found)), *recipe}
-    check_keys(path, kind, found, expected)
+    words = {key, *({START} & set(found))}
+    if info.body == COMPACT:
+        check_compact(path, kind, {name: part for name, part in found.items() if name not in words}, info)
+    else:
+        recipe = {name for name in found if info.body == RECIPE and name.startswith(RECIPE_PREFIX)}
+        check_keys(path, kind, found, words | recipe)
+        check_dtypes(path, kind, {name: found[name] for name in recipe}, (torch.float16, torch.float32))
     if START in found:
         check_shapes(path, kind, found, {START: (width,)})
-    check_dtypes(path, kind, {name: found[name] for name in recipe}, (torch.float16, torch.float32))
-    check_dtypes(path, kind, {name: found[name] for name in expected - recipe}, (torch.float32,))
+    check_dtypes(path, kind, {name: found[name] for name in words}, (torch.float32,))
     if any(one.context_width != width for one in info.predictors):
         raise kind.fault(path, "predicts words of another width than its own")
     if info.predictors and shape[0] != 1:
@@ -475,17 +255,3 @@ def _read_weights(
         raise WEIGHTS.fault(second, f"belongs to another concept than {shown(path.name, 60)}")
     networks = check_exact(second, WEIGHTS, header, info)
     return exact_parts(second, WEIGHTS, read_tensors(second, header.tensors, WEIGHTS), info, networks)
-
-
-__all__ = [
-    "About",
-    "ConceptFileError",
-    "FileNameError",
-    "Places",
-    "Saved",
-    "body_for",
-    "load_concept",
-    "read_concept_info",
-    "save_concept",
-    "weights_path",
-]

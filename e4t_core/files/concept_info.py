@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from ..loop_settings import LoopSettings, SamplingSettings
@@ -18,8 +18,8 @@ from .description import check_fields, choice, from_json, number, table, text
 METHODS: dict[str, type[LoopSettings]] = {kind.name: kind.Settings for kind in (E4T, TextualInversion)}
 """Name of a method -> its settings."""
 
-EXACT, RECIPE, WORD = "exact", "recipe", "word"
-BODIES = (EXACT, RECIPE, WORD)
+EXACT, COMPACT, RECIPE, WORD = "exact", "compact", "recipe", "word"
+BODIES = (EXACT, COMPACT, RECIPE, WORD)
 """What of a concept a file keeps."""
 RECOVERABLE = "The photo can be recovered from this file: give it only to people who may see the photo."
 """What is said of a recipe."""
@@ -56,7 +56,8 @@ class ConceptInfo:
         trigger: what a person types; 2 to 100 characters.
         title: what people call it.
         method: that learned it.
-        body: what the file keeps: all of it ("exact"), what learns it again ("recipe"), or its fixed word alone ("word").
+        body: what the file keeps: all of it ("exact"), small changes ("compact"), what learns it again ("recipe"), or its
+            fixed word alone ("word").
         fingerprint, base_fingerprint, domain_fingerprint: content hashes of the concept, its base and its domain.
         settings: of its learning, as JSON says them.
         sampling: how it is drawn.
@@ -72,6 +73,7 @@ class ConceptInfo:
         weights_file: name of the second file, where there is one.
         predictors: of its word.
         plan, micro_batch: of the memory plan that it was learned under.
+        compact: the description of a compact body, see ``compact_body``.
 
     Raises:
         ValueError: a value is out of range.
@@ -101,6 +103,7 @@ class ConceptInfo:
     predictors: tuple[PredictorInfo, ...] = ()
     plan: str = choice(("", *PLANS), "")
     micro_batch: int = number(0, 256, default=0)
+    compact: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         check_fields(self, "Concept")
@@ -114,6 +117,8 @@ class ConceptInfo:
             raise ValueError("Concept predictors must have shares that sum to 1.")
         if int(self.seed) >= 2**64:
             raise ValueError(f"Concept seed = {self.seed} must be below 2**64.")
+        if (self.body == COMPACT) != bool(self.compact):
+            raise ValueError("Concept compact must describe the small changes of a compact concept, and of no other.")
         self.loop_settings()
         self.sampling_settings()
 

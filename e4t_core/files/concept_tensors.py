@@ -27,7 +27,7 @@ from ..photos import Photos, TuningError
 from ..recipe import Recipe
 from ..stored_difference import SMALLEST_SCALE, StoredDifference
 from ..weight_changes import Full, Scaled, WeightChange, full_differences, shared_factors
-from .checked_file import Header, TensorInfo, check_finite, check_keys, check_shapes
+from .checked_file import Header, TensorInfo, check_dtypes, check_finite, check_keys, check_shapes
 from .concept_info import ConceptInfo, PredictorInfo
 from .file_errors import FileKind, shown_name
 
@@ -129,24 +129,29 @@ def check_exact(path: Path, kind: FileKind, header: Header, info: ConceptInfo) -
         networks.append(network)
     check_keys(path, kind, predictors, expected)
     check_shapes(path, kind, predictors, expected)
-    _check_types(path, kind, predictors, (torch.float32,))
+    check_dtypes(path, kind, predictors, (torch.float32,))
     weights = {key: part for key, part in found.items() if key.startswith(WEIGHTS)}
-    _check_types(path, kind, weights, (torch.float16, torch.float32))
+    check_dtypes(path, kind, weights, (torch.float16, torch.float32))
     shared = {key: part for key, part in found.items() if key.startswith(SHARED)}
-    _check_types(path, kind, shared, (torch.float32,))
+    check_dtypes(path, kind, shared, (torch.float32,))
     for key in weights:
         if not _WEIGHT_NAME.fullmatch(key.removeprefix(WEIGHTS)):
             raise kind.fault(path, f"holds {shown_name(key)}, which no weight is called")
     scales = {SCALES: (len(weights),)} if weights else {}
-    _check_shared(path, kind, shared)
+    check_shared(path, kind, shared)
     known = [*predictors, *weights, *shared, *scales]
     check_keys(path, kind, found, known)
     check_shapes(path, kind, found, scales)
-    _check_types(path, kind, {key: found[key] for key in scales}, (torch.float32,))
+    check_dtypes(path, kind, {key: found[key] for key in scales}, (torch.float32,))
     return networks
 
 
-def _check_shared(path: Path, kind: FileKind, shared: Mapping[str, TensorInfo]) -> None:
+def check_shared(path: Path, kind: FileKind, shared: Mapping[str, TensorInfo]) -> None:
+    """Check that the factors of a domain's offsets come in pairs that fit.
+
+    Raises:
+        FileError: of the kind; the first that do not.
+    """
     names = {key.removeprefix(SHARED).removesuffix(".p").removesuffix(".q") for key in shared}
     check_keys(path, kind, shared, [f"{SHARED}{name}.{part}" for name in names for part in "pq"])
     for name in names:
@@ -159,12 +164,6 @@ def _check_shared(path: Path, kind: FileKind, shared: Mapping[str, TensorInfo]) 
             or not _WEIGHT_NAME.fullmatch(name)
         ):
             raise kind.fault(path, f"holds factors of the shapes {p} and {q} for {shown_name(name)}, which cannot be")
-
-
-def _check_types(path: Path, kind: FileKind, tensors: Mapping[str, TensorInfo], allowed: Sequence[torch.dtype]) -> None:
-    for name, part in tensors.items():
-        if part.dtype not in allowed:
-            raise kind.fault(path, f"holds {shown_name(name)} as {part.dtype}, which cannot be used")
 
 
 def check_values(path: Path, kind: FileKind, tensors: Mapping[str, Tensor]) -> dict[str, float]:

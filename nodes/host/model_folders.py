@@ -9,7 +9,7 @@ from pathlib import Path
 
 import folder_paths
 
-from ...e4t_core.files.concept_file import Places
+from ...e4t_core.files.concept_saving import Places
 from ...e4t_core.files.stock_export import Folders
 
 DOMAINS, WEIGHTS = "e4t_domains", "e4t_concepts"

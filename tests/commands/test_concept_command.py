@@ -22,8 +22,9 @@ from system_faults import as_a_plain_user
 
 from commands.concept.__main__ import main
 from e4t_core.concept import Concept
-from e4t_core.files.concept_file import About, Places, Saved, load_concept, read_concept_info, save_concept
+from e4t_core.files.concept_file import load_concept, read_concept_info
 from e4t_core.files.concept_info import RECOVERABLE
+from e4t_core.files.concept_saving import About, Places, Saved, save_concept
 from e4t_core.mix import mix
 from e4t_core.version import VERSION
 

@@ -16,7 +16,7 @@ from small_base import make_base
 
 from commands.concept.__main__ import main
 from e4t_core.concept import Concept
-from e4t_core.files.concept_file import Places, Saved, save_concept
+from e4t_core.files.concept_saving import Places, Saved, save_concept
 from e4t_core.files.stock_lora import exact_lora, low_rank_lora
 from e4t_core.weight_changes import TotalDifferences
 

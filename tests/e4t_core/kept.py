@@ -11,7 +11,7 @@ from tiny import TinyText, TinyUNet, tiny_domain, tiny_photos
 from torch import Tensor
 
 from e4t_core.concept import Concept
-from e4t_core.files.concept_file import Places
+from e4t_core.files.concept_saving import Places
 from e4t_core.files.concept_tensors import parts_of
 from e4t_core.loop_settings import SamplingSettings
 from e4t_core.memory_plan import BALANCED

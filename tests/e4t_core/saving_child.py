@@ -16,7 +16,7 @@ for place in (Path(__file__).parents[2], Path(__file__).parent):
 from kept import places, word_only
 
 from e4t_core.concept import Concept
-from e4t_core.files.concept_file import save_concept
+from e4t_core.files.concept_saving import save_concept
 from e4t_core.weight_changes import Full
 
 

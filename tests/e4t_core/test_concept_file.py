@@ -27,15 +27,9 @@ from safetensors import safe_open
 from tiny import tiny_photos
 
 from e4t_core.concept import Concept
-from e4t_core.files.concept_file import (
-    About,
-    ConceptFileError,
-    body_for,
-    load_concept,
-    read_concept_info,
-    save_concept,
-)
+from e4t_core.files.concept_file import ConceptFileError, load_concept, read_concept_info
 from e4t_core.files.concept_info import BODIES, LOSSES, thinned
+from e4t_core.files.concept_saving import About, body_for, save_concept
 from e4t_core.files.file_errors import MESSAGE_LIMIT
 from e4t_core.photos import Photos
 from e4t_core.weight_changes import Full

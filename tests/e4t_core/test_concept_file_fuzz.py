@@ -18,7 +18,8 @@ import pytest
 from kept import e4t, equal, inverted, mixed, places, tensors_of
 from tiny import tiny_photos
 
-from e4t_core.files.concept_file import ConceptFileError, Places, load_concept, save_concept
+from e4t_core.files.concept_file import ConceptFileError, load_concept
+from e4t_core.files.concept_saving import Places, save_concept
 from e4t_core.files.file_errors import MESSAGE_LIMIT
 
 LONGEST = 1.0  # seconds that one load computes; nearly all of them take some milliseconds

@@ -15,7 +15,8 @@ from kept import e4t, equal, places, tensors_of
 from safetensors.torch import save_file
 from tiny import TinyUNet, tiny_domain
 
-from e4t_core.files.concept_file import ConceptFileError, Places, Saved, load_concept, read_concept_info, save_concept
+from e4t_core.files.concept_file import ConceptFileError, load_concept, read_concept_info
+from e4t_core.files.concept_saving import Places, Saved, save_concept
 from e4t_core.files.domain_file import save_domain
 from e4t_core.files.file_errors import MESSAGE_LIMIT
 

@@ -18,13 +18,8 @@ from kept import places
 from saving_child import number_of, numbered
 from system_faults import as_a_plain_user, largest_file
 
-from e4t_core.files.concept_file import (
-    ConceptFileError,
-    Places,
-    load_concept,
-    read_concept_info,
-    save_concept,
-)
+from e4t_core.files.concept_file import ConceptFileError, load_concept, read_concept_info
+from e4t_core.files.concept_saving import Places, save_concept
 from e4t_core.files.file_errors import MESSAGE_LIMIT
 from e4t_core.files.file_lock import lock
 from e4t_core.files.unfinished import NOTE

@@ -11,7 +11,8 @@ import pytest
 from kept import e4t, equal, places, tensors_of, word_only
 
 from e4t_core.files import file_name
-from e4t_core.files.concept_file import ConceptFileError, Places, load_concept, read_concept_info, save_concept
+from e4t_core.files.concept_file import ConceptFileError, load_concept, read_concept_info
+from e4t_core.files.concept_saving import Places, save_concept
 from e4t_core.files.file_errors import MESSAGE_LIMIT
 from e4t_core.files.file_name import MOST_BYTES, FileNameError, checked_name
 

@@ -176,7 +176,7 @@ class E4TRun:
             self._mean_features().cpu(),
             self.words.domain_word_embedding.cpu(),
             info.scale,
-            self.domain.encoder.state_dict(),
+            self.domain.encoder,
         )
         return Concept(
             trigger=self.trigger,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -19,14 +18,14 @@ class E4TPredictor:
         clip_features: ``(1, L, C)``, the mean over the photos.
         domain_word_embedding: e_d, ``(D,)``.
         scale: s.
-        untuned: the domain's own encoder by state key, which a compact file leaves out; none if it is not at hand.
+        untuned: the domain's own encoder, which a compact file leaves out; none if it is not at hand.
     """
 
     encoder: OffsetEncoder
     clip_features: Tensor
     domain_word_embedding: Tensor
     scale: float
-    untuned: Mapping[str, Tensor] | None = None
+    untuned: OffsetEncoder | None = None
 
     @property
     def network(self) -> OffsetEncoder:

@@ -11,7 +11,6 @@ from comfy.model_patcher import ModelPatcher
 from ....e4t_core.concept import Concept
 from ....e4t_core.loop_settings import SamplingSettings
 from ....e4t_core.trigger import check_trigger
-from ....e4t_core.weight_changes import full_differences, shared_factors
 from ....e4t_core.word_strength import at_word_strength
 from ..networks.base_model import ComfyUNet, check_supported
 from ..networks.compute_type import compute_type, uses_autocast
@@ -129,13 +128,11 @@ def check_fits(concept: Concept, unet: ComfyUNet, text: ComfyTextEncoder) -> Non
             f" {unet.prediction}: load a base model of its kind."
         )
     shapes = unet.shapes
-    wanted = {weight: tuple(stored.values.shape) for weight, stored in full_differences(concept.weights).items()}
-    wanted |= {weight: (p.shape[0], q.shape[0]) for weight, (p, q) in shared_factors(concept.weights).items()}
-    for weight, shape in wanted.items():
-        if shapes.get(weight) != shape:
+    for change in concept.weights:
+        if shapes.get(change.name) != change.shape:
             raise OtherBaseError(
-                f"{name} changes {weight} of the shape {shape}, which is {shapes.get(weight) or 'missing'} in this MODEL: load"
-                " a base model of the family that it was learned on."
+                f"{name} changes {change.name} of the shape {change.shape}, which is {shapes.get(change.name, 'missing')} in this"
+                " MODEL: load a base model of the family that it was learned on."
             )
     features = unet.feature_width if concept.predictor is None else concept.predictor.feature_width
     if features != unet.feature_width:

@@ -32,6 +32,6 @@ def find_domain(concept: Concept) -> Domain | None:
             continue
     other = f" ({', '.join(named)} has this name, but other content)" if named else ""
     raise DomainMissingError(
-        f"{concept.trigger!r} needs the domain {concept.domain_name!r} with the hash {concept.domain_fingerprint[:12]} to be"
-        f" learned again, which is not in models/e4t_domains{other}: put that domain file there."
+        f"{concept.trigger!r} needs the domain {concept.domain_name!r} with the hash {concept.domain_fingerprint[:12]}, which is"
+        f" not in models/e4t_domains{other}: put that domain file there."
     )
