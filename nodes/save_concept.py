@@ -8,10 +8,12 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..e4t_core.concept import Concept
+from ..e4t_core.files.concept_compact import lacks_domain, with_untuned
 from ..e4t_core.files.concept_info import BODIES, COMPACT, EXACT, RECIPE, RECOVERABLE, WORD
 from ..e4t_core.files.concept_saving import About, save_concept
 from ..e4t_core.files.file_name import FileNameError, checked_name
 from ..e4t_core.version import VERSION
+from .host.learning.domain_at_hand import find_domain
 from .host.learning.pictures import thumbnail_uri
 from .host.model_folders import concept_places
 from .host.node_text import show_text
@@ -111,6 +113,8 @@ class SaveConcept(io.ComfyNode):
             pack_version=VERSION,
             thumbnail=thumbnail_uri(preview) if store_preview and preview is not None else "",
         )
+        if keeps == COMPACT and lacks_domain(concept) and (domain := find_domain(concept)) is not None:
+            concept = with_untuned(concept, domain)
         saved = save_concept(concept_places(), name, concept, keeps, about, overwrite, advance)
         said = [f"Saved as {saved.path.name} ({size(saved.bytes)}). In stock prompts: embedding:e4t/{saved.path.stem}"]
         if saved.weights is not None:

@@ -16,6 +16,7 @@ Works on concept files, the .safetensors files that Save E4T Concept writes to C
   python -m commands.concept info COMFYUI/models/embeddings/e4t/anna.safetensors
   python -m commands.concept mix anna.safetensors ben.safetensors --weights 2 1 --name anna_ben --out .
   python -m commands.concept export anna.safetensors --base v1-5.safetensors --out COMFYUI/models
+  python -m commands.concept compact anna.safetensors --domain faces.safetensors --name anna_small --out .
 
 An exact concept has a second file. It is looked for beside the first, in --weights-folder, and where ComfyUI has it: in
 models/e4t_concepts, for files in models/embeddings/e4t.
@@ -29,13 +30,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with importing(NOTHING_HALF):
         from e4t_core.files.file_errors import shortened
 
-        from . import export, info, mix
+        from . import compact, export, info, mix
 
     parser = argparse.ArgumentParser(
         prog="python -m commands.concept", description=HELP, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for part in (info, mix, export):
+    for part in (info, mix, export, compact):
         part.add_to(commands)
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)

@@ -16,9 +16,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..concept import Concept
+from ..concept import Concept, WordPredictor
 from ..methods.e4t.domain import Domain
 from ..methods.e4t.word_predictor import E4TPredictor
+from ..mix import MixedPredictor
 from ..weight_changes import Full, LowRank, Scaled, WeightChange, shared_factors
 from .checked_file import TensorInfo, check_dtypes, check_keys, check_shapes
 from .compact_body import CompactSettings, description_from_json, expected_tensors, pack, unpack
@@ -142,6 +143,20 @@ def compact_parts(path: Path, kind: FileKind, tensors: Mapping[str, Tensor], inf
         encoders[int(number)][rest] = value
     features = tuple(tensors[f"{PREDICTOR}{number}.clip_features"].float() for number in range(len(info.predictors)))
     return CompactParts((*changes, *body.weights), tuple(encoders), features)
+
+
+def lacks_domain(concept: Concept) -> bool:
+    """Whether a compact file of it would need its domain, which is not at hand."""
+    return any(part.untuned is None for part, _ in parts_of(concept.predictor))
+
+
+def with_untuned(concept: Concept, domain: Domain) -> Concept:
+    """A concept whose predictors know their domain's own encoder, from which a compact file keeps differences."""
+    parts = [dataclasses.replace(part, untuned=domain.encoder) for part, _ in parts_of(concept.predictor)]
+    predictor: WordPredictor | None = parts[0] if parts else None
+    if isinstance(concept.predictor, MixedPredictor):
+        predictor = dataclasses.replace(concept.predictor, parts=tuple(parts))
+    return dataclasses.replace(concept, predictor=predictor)
 
 
 def with_domain(concept: Concept, info: ConceptInfo, parts: CompactParts, domain: Domain) -> Concept:
