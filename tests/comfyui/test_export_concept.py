@@ -149,10 +149,10 @@ def test_a_bundle_is_one_file_with_two_names_that_two_stock_nodes_read(base, con
 
 
 def test_a_model_that_holds_the_concept_is_exported_as_its_base_is(base, concept, folders):
-    export(base, concept, rank=2, name="plain")
+    export(base, concept, EXACT, name="plain")
     model, _ = hold(base, concept)
     patches = {name: len(found) for name, found in model.patches.items()}
-    export(base, concept, rank=2, name="held", model=model)
+    export(base, concept, EXACT, name="held", model=model)
     found, wanted = (metadata(folders[0] / f"{name}.safetensors") for name in ("held", "plain"))
     assert {k: v for k, v in found.items() if k.startswith("e4t.")} == {
         k: v for k, v in wanted.items() if k.startswith("e4t.")
