@@ -82,11 +82,16 @@ def learn(case: Case, threads: int) -> Learned:
     torch.set_num_threads(threads)
     base = host.load_base(host.mini_checkpoint())
     output, seconds = personalize(base, case)
-    held = output.args[2]
+    held = drawn_by(output.args[0])
     tensors = {f"difference {name}": stored.value() for name, stored in held.differences.items()}
     tensors |= {f"encoder {name}": value for name, value in held.concept.predictor.encoder.state_dict().items()}
     content = fingerprint(tensors | {"static": held.concept.embedding})
     return Learned(content, predictions(base, held, photo_latent(base)).numpy(), seconds)
+
+
+def drawn_by(model: Any) -> Any:
+    """The concept that a MODEL draws, as it holds it on its base."""
+    return host.pack("nodes.host.sampling.patched_model").held_concepts(model)[-1]
 
 
 def personalize(base: host.Base, case: Case) -> tuple[Any, float]:

@@ -46,7 +46,7 @@ from e4t_core.training import train
 
 from . import host
 from .arms import WORD, load_subjects
-from .determinism import PROBES, Case, personalize, photo_latent, predictions
+from .determinism import PROBES, Case, drawn_by, personalize, photo_latent, predictions
 from .full_size import CLIP_LAYERS, CLIP_WIDTH, make_domain, random_state
 from .plain_unet import PlainUNet
 from .report import table
@@ -305,7 +305,7 @@ def in_float32(changes: Mapping[str, Any], probes: int) -> tuple[np.ndarray, np.
     base = host.load_base(host.mini_checkpoint())
     latent, found = photo_latent(base), []
     for case in (Case("tuned", dict(changes)), Case("untuned", {**changes, "steps": 0})):
-        found.append(predictions(base, personalize(base, case)[0].args[2], latent, probes).numpy())
+        found.append(predictions(base, drawn_by(personalize(base, case)[0].args[0]), latent, probes).numpy())
     return latent.numpy(), found[0], found[1]
 
 
@@ -317,7 +317,7 @@ def mini_world(sizes: Sizes, reference: tuple[np.ndarray, np.ndarray, np.ndarray
     rows: list[tuple[str, ...]] = []
     for seed in (1, 0):
         output, seconds = personalize(base, Case("", dict(sizes.changes), seed))
-        made = predictions(base, output.args[2], torch.from_numpy(latent), sizes.probes).numpy()
+        made = predictions(base, drawn_by(output.args[0]), torch.from_numpy(latent), sizes.probes).numpy()
         share = np.sqrt(np.square(made - tuned).mean() / np.square(tuned - untuned).mean())
         what = "the same seed, learned second" if seed == 0 else "another seed, learned first"
         rows.append((what, f"{seconds:.2f}", f"{share:.4f}"))

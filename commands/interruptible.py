@@ -12,29 +12,35 @@ from typing import ParamSpec
 
 STOPPED = 130
 """Exit status after Ctrl-C, as shells have it."""
+GOES_ON = "Stopped; what is done so far is kept: the same command goes on from there."
+NOTHING_HALF = "Stopped: no file is left half written."
 Arguments = ParamSpec("Arguments")
 
 
-def interruptible(main: Callable[Arguments, int]) -> Callable[Arguments, int]:
-    """A command's ``main`` that returns 130 after Ctrl-C; import what takes long inside of it, with :func:`importing`."""
+def interruptible(said: str) -> Callable[[Callable[Arguments, int]], Callable[Arguments, int]]:
+    """Makes of a command's ``main`` one that returns 130 after Ctrl-C and says so; import what takes long inside of it, with
+    :func:`importing`."""
 
-    @functools.wraps(main)
-    def answering(*arguments: Arguments.args, **options: Arguments.kwargs) -> int:
-        try:
-            return main(*arguments, **options)
-        except KeyboardInterrupt:
-            _say()
-            return STOPPED
+    def decorated(main: Callable[Arguments, int]) -> Callable[Arguments, int]:
+        @functools.wraps(main)
+        def answering(*arguments: Arguments.args, **options: Arguments.kwargs) -> int:
+            try:
+                return main(*arguments, **options)
+            except KeyboardInterrupt:
+                _say(said)
+                return STOPPED
 
-    return answering
+        return answering
+
+    return decorated
 
 
 @contextmanager
-def importing() -> Iterator[None]:
+def importing(said: str) -> Iterator[None]:
     """Ctrl-C ends the process at once: interrupted imports of torch or numpy raise whatever their state leads to."""
 
     def leave(number: int, frame: object) -> None:
-        _say()
+        _say(said)
         os._exit(STOPPED)
 
     try:
@@ -48,6 +54,6 @@ def importing() -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
 
 
-def _say() -> None:
-    sys.stderr.write("Stopped; what is done so far is kept: the same command goes on from there.\n")
+def _say(said: str) -> None:
+    sys.stderr.write(f"{said}\n")
     sys.stderr.flush()

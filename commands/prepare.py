@@ -14,16 +14,16 @@ import argparse
 import logging
 from pathlib import Path
 
-from .interruptible import importing, interruptible
+from .interruptible import GOES_ON, importing, interruptible
 
 log = logging.getLogger(__name__)
 WORST_SHARE = 0.01
 
 
-@interruptible
+@interruptible(GOES_ON)
 def main(arguments: list[str] | None = None) -> int:
     """The command; returns its exit status: 0, 1 after a fault, 130 after Ctrl-C."""
-    with importing():
+    with importing(GOES_ON):
         from tqdm.contrib.logging import logging_redirect_tqdm
 
         from .pretrain.data.dataset_layouts import LAYOUTS

@@ -99,6 +99,7 @@ def mix(concepts: Sequence[Concept], weights: Sequence[float], trigger: str) -> 
         word=first.word,
         start=first.start,
         prediction=first.prediction,
+        base_name=first.base_name,
         domain_name=first.domain_name,
         domain_fingerprint=first.domain_fingerprint,
         sampling=first.sampling,

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
+from ..e4t_core.trigger import TriggerError, check_trigger
 from .host.learning.apply import applied
 from .host.learning.learn import learn
 from .host.learning.masks import AUTO, LEARN_HERE, LEAVE_OUT, MASK_MEANINGS
 from .host.learning.progress import Progress
 from .host.learning.request import Request
 from .host.learning.result_store import STORE
-from .host.prompt.triggers import TriggerError, check_trigger
 from .sockets import ConceptIO
 
 LEARNED_OUTPUTS = [

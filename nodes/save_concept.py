@@ -9,15 +9,13 @@ from comfy_api.latest import io
 
 from ..e4t_core.concept import Concept
 from ..e4t_core.files.concept_file import About, save_concept
-from ..e4t_core.files.concept_info import BODIES, EXACT, RECIPE, WORD
+from ..e4t_core.files.concept_info import BODIES, EXACT, RECIPE, RECOVERABLE, WORD
 from ..e4t_core.files.file_name import FileNameError, checked_name
 from ..e4t_core.version import VERSION
 from .host.learning.pictures import thumbnail_uri
 from .host.model_folders import concept_places
 from .host.node_text import show_text
 from .sockets import ConceptIO
-
-RECOVERABLE = "The photo can be recovered from this file: give it only to people who may see the photo."
 
 
 class SaveConcept(io.ComfyNode):

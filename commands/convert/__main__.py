@@ -3,27 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import io
 import logging
 import sys
 from pathlib import Path
 
-import torch
-from torch import Tensor
-
-from e4t_core.files.checked_file import write_tensors
-from e4t_core.files.domain_file import save_domain
-from e4t_core.files.file_errors import FileError, FileKind, shortened
-from e4t_core.methods.e4t.settings import PRESETS
-
-from .mkshing_directory import MkshingDirectory, read_directory
-from .mkshing_tensors import MkshingFileError
-from .to_domain import BACKBONES, Options, to_domain
-
-EXTENSION = ".safetensors"
-OUTPUT = FileKind("Output", error=MkshingFileError)
-# Rows of the stock CLIP vocabulary; mkshing's tuned text encoders append their placeholder's.
-VOCABULARY = 49408
+from commands.console import show_any_name, size
+from commands.interruptible import NOTHING_HALF, importing, interruptible
 
 HELP = """\
 Converts a checkpoint directory of mkshing/e4t-diffusion into a domain file for models/e4t_domains.
@@ -45,28 +30,41 @@ that the backbone was trained (unfreeze_clip_vision) the weights go into the dom
 in ComfyUI "Load CLIP Vision" with CLIP-ViT-H-14-laion2B-s32B-b79K.safetensors takes their place. --backbone inside
 always puts them in: exact whatever the config says, but it then needs open_clip_torch in ComfyUI's Python.
 
-A tuned directory becomes a domain of its tuned encoder and offsets. Its tuned UNet has no place in a domain file: from
-Python, commands.convert.to_concept makes a concept of it in memory. A tuned text encoder is written beside the domain,
-for "Load CLIP".
+A tuned directory becomes a domain of its tuned encoder and offsets. A tuned text encoder is written beside the domain, for
+"Load CLIP". With --concept and --base all of it becomes a concept file as well, as if it had been learned in ComfyUI:
+
+  python -m commands.convert my_face -o COMFYUI/models/e4t_domains --concept my_face --base v1-4.safetensors
+
+The base is the model that was tuned. The photo is the directory's domain.png, or --photo. The concept goes to
+COMFYUI/models/embeddings/e4t and COMFYUI/models/e4t_concepts; beside the domain, if that is not ComfyUI's folder.
 """
 
 
+@interruptible(NOTHING_HALF)
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; the exit status: 0 done, 1 it could not be converted, 2 wrong arguments, 130 stopped by Ctrl-C."""
-    try:
-        return _run(arguments)
-    except KeyboardInterrupt:
-        print("Stopped: no file is left half written.", file=sys.stderr)
-        return 130
+    show_any_name()
+    with importing(NOTHING_HALF):
+        from e4t_core.files.file_errors import FileError, shortened
 
+        from .conversion import ConceptOrder, convert
+        from .to_domain import Options
+        from .tuned_concept import Given
 
-def _run(arguments: list[str] | None) -> int:
-    for stream in (sys.stdout, sys.stderr):
-        # Names may hold what a console's encoding cannot show.
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
-    options = _parser().parse_args(arguments)
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    if bool(options.concept) != bool(options.base):
+        parser.error("a concept file needs both --concept NAME and --base MODEL")
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    order = None
+    if options.concept:
+        order = ConceptOrder(
+            Given(options.base, options.photo, options.trigger, options.backbone_file),
+            options.concept,
+            options.concept_folder,
+            options.weights_folder,
+            options.license,
+        )
     try:
         written = convert(
             options.directory,
@@ -83,82 +81,21 @@ def _run(arguments: list[str] | None) -> int:
                 options.license,
             ),
             options.overwrite,
+            order,
         )
         for path in written:
-            print(f"Written: {shortened(str(path))} ({path.stat().st_size / 2**20:.1f} MB)")
+            print(f"Written: {shortened(str(path))} ({size(path.stat().st_size)})")
     except (FileError, OSError, ValueError) as error:
         print(f"Not converted: {shortened(str(error))}", file=sys.stderr)
         return 1
     return 0
 
 
-def convert(directory: Path, output: Path | None, options: Options, overwrite: bool = False) -> list[Path]:
-    """Convert one directory; the files that were written. What is assumed on the way is printed.
-
-    Raises:
-        FileError: something in the directory cannot be converted, its image backbone cannot be built, or the output is
-            there already or could not be written.
-        OSError, ValueError: a path cannot be looked at, or an option has a value that does not exist.
-    """
-    target = output or Path(f"{directory.resolve().name}{EXTENSION}")
-    target = target / f"{directory.resolve().name}{EXTENSION}" if target.is_dir() else target
-    if output is not None and not target.suffix and not target.exists():
-        raise OUTPUT.fault(target, "does not exist", f"make it, or name a file that ends in {EXTENSION}")
-    if target.suffix != EXTENSION:
-        raise OUTPUT.fault(target, f"must end in {EXTENSION}", "only such files are found as domains")
-    _check_free(target, overwrite)
-    source = read_directory(directory)
-    text_target = target.with_name(f"{target.stem}_text_encoder{EXTENSION}")
-    if source.text_encoder is not None:
-        _check_free(text_target, overwrite)
-    domain, notes = to_domain(source, options)
-    for note in notes:
-        print(f"Note: {note}")
-    for line in _describe(source):
-        print(line)
-    save_domain(target, domain, torch.float16 if options.half else torch.float32)
-    written = [target]
-    if source.text_encoder is not None:
-        _save_text_encoder(text_target, source.text_encoder, options.half)
-        written.append(text_target)
-        print(
-            f"Its text encoder was tuned too: put {text_target.name} into models/text_encoders and wire Load CLIP in place of"
-            " the checkpoint's CLIP."
-        )
-    if source.config.tuned and source.unet:
-        print(
-            "Its tuned UNet is not part of a domain file: commands.convert.to_concept makes a concept of it in memory."
-        )
-    return written
-
-
-def _describe(source: MkshingDirectory) -> list[str]:
-    network, tower = source.encoder.network, source.encoder.tower
-    kind = "tuned" if source.config.tuned else "pre-trained"
-    return [
-        f"Directory {source.path}: {kind}, domain word {source.config.word!r}, s = {source.config.scale:g}.",
-        f"Offsets: {len(source.offsets.names)} matrices, {9 * len(source.offsets.names)} tensors.",
-        f"Encoder: {len(network.state_dict())} tensors, {network.layers} tokens of width {network.clip_width}.",
-        f"Image backbone: {len(tower.state) if tower else 0} tensors. UNet: {len(source.unet)} tensors.",
-    ]
-
-
-def _check_free(path: Path, overwrite: bool) -> None:
-    if path.exists() and not overwrite:
-        raise OUTPUT.fault(path, "is there already", "give --overwrite to replace it, or another -o")
-    if not path.parent.is_dir():
-        raise OUTPUT.fault(path.parent, "was not found", "make this folder, or give another -o")
-
-
-def _save_text_encoder(path: Path, tensors: dict[str, Tensor], half: bool) -> None:
-    """Write a tuned text encoder as stock loaders read it, without the placeholder's row; atomically."""
-    rows = "text_model.embeddings.token_embedding.weight"
-    kept = {**tensors, rows: tensors[rows][:VOCABULARY]}
-    dtype = torch.float16 if half else torch.float32
-    write_tensors(path, {key: value.to(dtype) for key, value in kept.items()}, {}, OUTPUT)
-
-
 def _parser() -> argparse.ArgumentParser:
+    from e4t_core.methods.e4t.settings import PRESETS
+
+    from .to_domain import BACKBONES
+
     parser = argparse.ArgumentParser(
         prog="python -m commands.convert", description=HELP, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -187,6 +124,20 @@ def _parser() -> argparse.ArgumentParser:
         "--prediction", default="", choices=["", "epsilon", "v"], help="the base model's; else by its family"
     )
     parser.add_argument("--license", default="", help="of the weights, to be shown by model libraries")
+    concept = parser.add_argument_group("concept", "what else is needed to make a concept file of a tuned directory")
+    concept.add_argument("--concept", default="", metavar="NAME", help="of the concept file, without .safetensors")
+    concept.add_argument(
+        "--base", type=Path, help="the base model that was tuned: .safetensors file or diffusers folder"
+    )
+    concept.add_argument("--photo", type=Path, help="that was learned; else DIRECTORY/domain.png")
+    concept.add_argument(
+        "--trigger", default="", help="what stands for it in prompts; else the directory's placeholder"
+    )
+    concept.add_argument(
+        "--backbone-file", type=Path, metavar="FILE", help="the image backbone, where encoder.pt brings none"
+    )
+    concept.add_argument("--concept-folder", type=Path, metavar="FOLDER", help="of the concept file; see above")
+    concept.add_argument("--weights-folder", type=Path, metavar="FOLDER", help="of its second file; see above")
     return parser
 
 

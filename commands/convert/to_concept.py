@@ -1,4 +1,4 @@
-"""From a tuned directory of mkshing's files to a concept in memory, on a base model at hand."""
+"""From a tuned directory of mkshing's files to a concept, on a base model at hand."""
 
 from __future__ import annotations
 
@@ -12,12 +12,15 @@ from e4t_core.files.file_errors import shown
 from e4t_core.methods.e4t.domain import Domain
 from e4t_core.methods.e4t.method import E4T
 from e4t_core.photos import Photos
-from e4t_core.run import BaseModel
+from e4t_core.run import BaseModel, OnStep
 from e4t_core.training import train
 from e4t_core.unet import TextEncoder, UNet
 
 from .mkshing_directory import DIRECTORY, MkshingDirectory
 from .mkshing_tensors import FILE
+
+CONVERTED = "It was tuned by mkshing/e4t-diffusion and converted; nothing was trained here."
+WITH_TEXT = "Its text encoder was tuned too: wire Load CLIP with that one in place of the checkpoint's CLIP."
 
 
 def to_concept(
@@ -29,11 +32,13 @@ def to_concept(
     *,
     trigger: str = "",
     seed: int = 0,
+    on_step: OnStep | None = None,
 ) -> Concept:
     """The concept of a tuned directory: its weights are ``W * (1 + Δ)`` with the W of ``unet.pt``.
 
     Nothing is trained: the static word embedding alone is computed, as for every concept, over noise levels of the
-    photo(s). ``settings.steps`` is therefore 0; how it was tuned is in ``domain.info.training``.
+    photo(s). ``settings.steps`` is therefore 0; how it was tuned is in ``domain.info.training``. It has no recipe where nothing
+    here could learn it again: with a tuned UNet or text encoder.
 
     Args:
         source: a tuned directory.
@@ -43,10 +48,30 @@ def to_concept(
         photos: of the concept (the directory's ``domain.png``), their CLIP vectors read as ``domain`` says.
         trigger: what the concept is called; else the directory's placeholder ("*s").
         seed: of the noise levels.
+        on_step: told of progress, see ``training.train``.
 
     Raises:
         MkshingFileError: the directory is not a tuned one, or its UNet is not the base's.
         DomainMismatchError, WordError, TuningError: as ``E4T.start`` and ``E4TRun.concept``.
+    """
+    check_tuned(source)
+    _check_same_unet(source, unet.parameters())
+    settings = dataclasses.replace(
+        domain.info.preset, steps=0, train_encoder=False, train_offsets=False, train_unet=False
+    )
+    # Early directories hold tuned offsets only: their W is the base's.
+    method, called = E4T(domain, source.unet), trigger or source.config.placeholder
+    concept = train(method, BaseModel(unet, text), photos, settings, seed, called, on_step)
+    retuned = source.text_encoder is not None
+    notes = (*concept.notes, CONVERTED, *([WITH_TEXT] if retuned else []))
+    return dataclasses.replace(concept, notes=notes, recipe=None if source.unet or retuned else concept.recipe)
+
+
+def check_tuned(source: MkshingDirectory) -> None:
+    """Check that a directory holds a concept.
+
+    Raises:
+        MkshingFileError: it is pre-trained, not tuned.
     """
     if not source.config.tuned:
         raise DIRECTORY.fault(
@@ -54,13 +79,6 @@ def to_concept(
             "is pre-trained, not tuned (config.json has no pretrained_args), so it holds no concept",
             "convert it to a domain and personalize that",
         )
-    _check_same_unet(source, unet.parameters())
-    settings = dataclasses.replace(
-        domain.info.preset, steps=0, train_encoder=False, train_offsets=False, train_unet=False
-    )
-    # Early directories hold tuned offsets only: their W is the base's.
-    method, called = E4T(domain, source.unet), trigger or source.config.placeholder
-    return train(method, BaseModel(unet, text), photos, settings, seed, called)
 
 
 def _check_same_unet(source: MkshingDirectory, base: Mapping[str, Tensor]) -> None:

@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
+from torch import nn
 
 from e4t_core.files.file_errors import FileError, shown, shown_name
 from e4t_core.methods.e4t.clip_backbone import build_vision_tower
+from e4t_core.methods.e4t.concept_encoder import OffsetEncoder
 from e4t_core.methods.e4t.domain import Domain
 from e4t_core.methods.e4t.domain_info import PATCH_TOKENS, BackboneInfo, DomainInfo
 from e4t_core.methods.e4t.settings import PRESETS
+from e4t_core.methods.e4t.weight_offsets import Offsets
 from e4t_core.templates import NEUTRAL, STYLE, templates_of
 
 from .mkshing_config import MkshingConfig
 from .mkshing_directory import DIRECTORY, MkshingDirectory, context_width
 from .mkshing_tensors import FILE
 
+Module = TypeVar("Module", bound=nn.Module)
 BACKBONES = ("auto", "stock", "inside")
 SD2_WIDTH = 1024
 # The one architecture whose shapes are known where encoder.pt brings no backbone: (blocks, image size, width, tokens).
@@ -118,11 +123,22 @@ def to_domain(source: MkshingDirectory, options: Options = Options()) -> tuple[D
             f"cannot become a domain: {str(error).rstrip('.')}",
             "correct config.json, or give another value (see --help)",
         ) from error
+    encoder: OffsetEncoder = source.encoder.network
+    offsets: Offsets = source.offsets
     state = None
+    if options.half:
+        encoder, offsets = _rounded(encoder, encoder.blank()), _rounded(offsets, offsets.blank())
     if backbone.weights_inside and source.encoder.tower is not None:
         dtype = torch.float16 if options.half else torch.float32
         state = {key: value.to(dtype) for key, value in source.encoder.tower.state.items()}
-    return Domain(source.encoder.network, source.offsets, info, state), tuple(notes)
+    return Domain(encoder, offsets, info, state), tuple(notes)
+
+
+def _rounded(network: nn.Module, blank: Module) -> Module:
+    """A network's numbers as a file of half precision gives them back, so that a concept is of the domain in that file."""
+    state = {key: value.half().float() for key, value in network.state_dict().items()}
+    blank.load_state_dict(state, assign=True)
+    return blank.eval().requires_grad_(False)
 
 
 def _templates(config: MkshingConfig, notes: list[str]) -> tuple[str, ...]:

@@ -11,10 +11,10 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from commands.interruptible import importing, interruptible
+from commands.interruptible import GOES_ON, importing, interruptible
 
 
-@interruptible
+@interruptible(GOES_ON)
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns its exit status: 0, 1 after a fault, 130 after Ctrl-C."""
     parser = argparse.ArgumentParser(
@@ -28,7 +28,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_intermixed_args(arguments)
     if options.export and options.dry_run:
         parser.error("--export writes a file and --dry-run writes nothing: give one of them")
-    with importing():
+    with importing(GOES_ON):
         from .start import start
 
     return start(

@@ -13,12 +13,12 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from commands.interruptible import importing, interruptible
+from commands.interruptible import GOES_ON, importing, interruptible
 
 log = logging.getLogger(__name__)
 
 
-@interruptible
+@interruptible(GOES_ON)
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns its exit status."""
     parser = argparse.ArgumentParser(
@@ -30,7 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("overrides", nargs="*", help="section.key=value")
     options = parser.parse_intermixed_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
-    with importing():
+    with importing(GOES_ON):
         from commands.base.settings import ConfigError
 
         from .checks import report, validate

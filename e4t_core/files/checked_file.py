@@ -6,6 +6,7 @@ only then :func:`read_tensors` reads numbers, and :func:`check_finite` looks at 
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
@@ -14,7 +15,6 @@ from typing import Protocol
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from .file_errors import FileError, FileKind, shown, shown_name
@@ -44,6 +44,7 @@ DTYPES: dict[str, torch.dtype] = {
     "F64": torch.float64,
 }
 """What safetensors calls a type -> torch's."""
+_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 """Types that all of torch computes with; 8-bit floats are only stored."""
 
@@ -107,7 +108,7 @@ def read_header(path: str | os.PathLike[str], kind: FileKind) -> Header:
                 raise kind.fault(path, f"holds {len(names)} tensors; at most {TENSOR_LIMIT} are read")
             tensors = {name: _info(path, kind, name, opened.get_slice(name)) for name in names}
             return Header(opened.metadata() or {}, tensors, size)
-    except (SafetensorError, OSError, UnicodeError) as error:
+    except (SafetensorError, OSError, UnicodeError, RuntimeError) as error:
         raise _unreadable(path, kind, error) from error
 
 
@@ -124,11 +125,14 @@ def _info(path: Path, kind: FileKind, name: str, part: object) -> TensorInfo:
 
 def _unreadable(path: Path, kind: FileKind, error: Exception) -> FileError:
     text = str(error)
+    if "DefaultCPUAllocator" in text:
+        return kind.fault(path, "is too large for the memory that is free", "close other programs")
     if "Incomplete" in text or "not fully covered" in text or "too small" in text.lower():
         return kind.fault(path, "is truncated (its header says more bytes than are there)", "download or copy it again")
     if isinstance(error, PermissionError):
         return kind.fault(path, "may not be read", "check its permissions")
-    if isinstance(error, OSError):
+    # torch opens the file once more, and has no type of its own for what goes wrong then.
+    if isinstance(error, OSError | RuntimeError):
         return kind.fault(path, f"could not be read ({text})", "check the disk, or copy it again")
     return kind.fault(path, f"is not a safetensors file ({text})", "choose one, or download it again")
 
@@ -157,7 +161,7 @@ def read_tensors(path: str | os.PathLike[str], wanted: Mapping[str, TensorInfo],
                     raise kind.fault(path, "changed while it was read", "try again")
                 tensors[name] = tensor
             return tensors
-    except (SafetensorError, OSError, UnicodeError) as error:
+    except (SafetensorError, OSError, UnicodeError, RuntimeError) as error:
         raise _unreadable(path, kind, error) from error
 
 
@@ -169,22 +173,40 @@ def write_tensors(
     Raises:
         FileError: of the kind; it could not be written.
     """
-    state: dict[str, Tensor] = {}
-    storages: set[int] = set()
-    for name, value in tensors.items():
-        tensor = value.detach().cpu().contiguous()
-        # The library refuses tensors that share memory; weights that are tied do.
-        state[name] = tensor.clone() if tensor.untyped_storage().data_ptr() in storages else tensor
-        storages.add(tensor.untyped_storage().data_ptr())
     try:
         with replacing(path) as temporary:
-            save_file(state, temporary, metadata=dict(metadata))
-    except (OSError, SafetensorError, UnicodeError, ValueError) as error:
+            _write(temporary, tensors, metadata)
+    except (OSError, ValueError) as error:
         raise kind.fault(
             path,
             f"could not be written ({error})",
             "check that its folder exists, may be written to, and that the disk has room",
         ) from error
+
+
+def _write(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    """Write the format: the header's length in 8 bytes, the header as JSON, all numbers.
+
+    The library would write to a temporary file of its own, which nobody could tell from others if the program is killed.
+    """
+    # The widest numbers first, so that all of them are aligned.
+    names = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
+    header: dict[str, object] = {"__metadata__": dict(metadata)} if metadata else {}
+    end = 0
+    for name in names:
+        tensor = tensors[name]
+        start, end = end, end + tensor.numel() * tensor.element_size()
+        if tensor.dtype not in _NAMES:
+            raise ValueError(f"{shown_name(name)} is {tensor.dtype}")
+        header[name] = {"dtype": _NAMES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [start, end]}
+    text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode("utf-8")
+    text += b" " * (-len(text) % 8)
+    with open(path, "wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for name in names:
+            # Viewed as bytes, because numpy knows no bfloat16.
+            flat = tensors[name].detach().cpu().contiguous().reshape(-1)
+            file.write(flat.view(torch.uint8).numpy().data)
 
 
 def check_keys(path: str | os.PathLike[str], kind: FileKind, found: Collection[str], expected: Collection[str]) -> None:

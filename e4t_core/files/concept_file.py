@@ -7,15 +7,15 @@ a second file in another folder, because the stock loader reads the whole embedd
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
 import logging
 import os
 import secrets
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -24,6 +24,7 @@ from ..concept import Concept, WordPredictor
 from ..weight_changes import WeightChange
 from .checked_file import (
     Header,
+    TensorInfo,
     check_dtypes,
     check_finite,
     check_keys,
@@ -38,6 +39,7 @@ from .concept_tensors import (
 )
 from .concept_tensors import (
     check_exact,
+    check_values,
     exact_parts,
     exact_tensors,
     predictor_infos,
@@ -50,6 +52,8 @@ from .file_lock import lock
 from .file_name import FileNameError, check_inside, checked_name, free_path
 from .stock_embedding import KEYS, stock_state
 from .stock_metadata import stock_metadata
+from .unfinished import note, noted, tidy
+from .whole_file import file_state
 
 logger = logging.getLogger(__name__)
 
@@ -62,6 +66,10 @@ TOKENS = 64
 """Tokens that a word is at most."""
 # The header of an embedding file that ComfyUI still reads the metadata of (1 MiB), with room for the tensors' names.
 TEXTS_LIMIT = 900_000
+READINGS = 100
+"""How often a file is read that is replaced while it is read."""
+
+Read = TypeVar("Read")
 
 
 class ConceptFileError(FileError):
@@ -69,6 +77,7 @@ class ConceptFileError(FileError):
 
 
 CONCEPT = FileKind("Concept file", "save it again", ConceptFileError, "put it there, or save the concept again")
+UNSAVED = FileKind("Concept file", "it was not written, so learn the concept again", ConceptFileError)
 WEIGHTS = FileKind(
     "Concept weights file",
     "copy it again, or save the concept again",
@@ -151,10 +160,11 @@ def save_concept(
     """Write a concept; both files whole or not at all.
 
     A file that is there stays, and the new one gets a number, unless ``overwrite``. Writers of one folder wait for each other.
+    What a save left that was killed is removed first.
 
     Args:
         places: folders that exist.
-        name: of the file, see ``file_name.checked_name``.
+        name: of the file, see ``file_name.checked_name``; with or without its ending.
         concept: to keep.
         body: one of ``concept_info.BODIES``.
         about: what the person says of it.
@@ -162,52 +172,85 @@ def save_concept(
 
     Raises:
         FileNameError: no file can have this name.
-        ConceptFileError: it could not be written.
+        ConceptFileError: it could not be written, or holds what could not be read again, such as NaN.
         ValueError: the concept cannot be kept so.
     """
-    name, about, body = checked_name(name), about or About(), body_for(concept, body)
+    name, about, body = checked_name(_without_ending(name)), about or About(), body_for(concept, body)
     tensors = _main_tensors(concept, body)
     weights = exact_tensors(concept) if body == EXACT else {}
+    info = _info(concept, body, about, name, "")
+    _check_readable(places.words / f"{name}{SUFFIX}", info, tensors, weights)
     try:
-        with lock(places.words / LOCK):
+        with lock(places.words / LOCK) as alone:
+            if alone:
+                note(places.words, _tidy(places, noted(places.words)))
             path = places.words / f"{name}{SUFFIX}"
-            path = path if overwrite else free_path(path)
-            check_inside(path)
+            path = check_inside(path if overwrite else free_path(path))
             # A name of its own for every save: whoever reads the old concept meanwhile finds both of its files.
             second = places.weights / f"{path.stem}.{secrets.token_hex(4)}{SUFFIX}" if weights else None
-            metadata = _metadata(concept, body, about, path.stem, second)
-            if second is not None:
-                texts = {
-                    "e4t.format": WEIGHTS_FORMAT,
-                    "e4t.version": VERSION,
-                    "e4t.fingerprint": concept.fingerprint,
-                    "modelspec.title": metadata["modelspec.title"],
-                }
-                write_tensors(second, weights, texts, WEIGHTS)
+            metadata = _metadata(concept, _info(concept, body, about, path.stem, second.name if second else ""), about)
+            new, old = [second.name] if second else [], _second_files(path)
+            if alone:
+                note(places.words, [path.name, *new, *old])
+            useless = new
             try:
-                write_tensors(path, tensors, metadata, CONCEPT)
-            except BaseException:
                 if second is not None:
-                    second.unlink(missing_ok=True)
-                raise
-            _remove_old_weights(places, path.stem, second)
+                    texts = {
+                        "e4t.format": WEIGHTS_FORMAT,
+                        "e4t.version": VERSION,
+                        "e4t.fingerprint": concept.fingerprint,
+                        "modelspec.title": metadata["modelspec.title"],
+                    }
+                    write_tensors(second, weights, texts, WEIGHTS)
+                write_tensors(path, tensors, metadata, CONCEPT)
+                useless = old
+                saved = Saved(path, second, sum(file.stat().st_size for file in (path, second) if file))
+            finally:
+                stay = _tidy(places, useless)
+                if alone:
+                    note(places.words, stay)
+            return saved
     except OSError as error:
         raise CONCEPT.fault(
             places.words / f"{name}{SUFFIX}",
             f"could not be written ({error})",
             "check that its folder may be written to",
         ) from error
-    written = [path, *([second] if second is not None else [])]
-    return Saved(path, second, sum(file.stat().st_size for file in written))
 
 
-def _remove_old_weights(places: Places, name: str, current: Path | None) -> None:
-    """Remove the second files that a concept file no longer names; nobody else writes meanwhile."""
-    for old in places.weights.glob(f"*{SUFFIX}"):
-        stem = old.name.removesuffix(SUFFIX)
-        if stem[:-9] == name and stem[-9:-8] == "." and old != current:
-            with contextlib.suppress(OSError):
-                old.unlink()
+def _without_ending(name: str) -> str:
+    while name.lower().endswith(SUFFIX):
+        name = name[: -len(SUFFIX)]
+    return name
+
+
+def _tidy(places: Places, names: Sequence[str]) -> list[str]:
+    return tidy(places.words, places.weights, names, WEIGHTS_FORMAT)
+
+
+def _second_files(path: Path) -> list[str]:
+    """The second file of a concept that is replaced, if there is one."""
+    try:
+        return [name for name in [read_concept_info(path).weights_file] if name]
+    except ConceptFileError:
+        return []
+
+
+def _check_readable(
+    path: Path, info: ConceptInfo, tensors: Mapping[str, Tensor], weights: Mapping[str, Tensor]
+) -> None:
+    """Check what is to be written as :func:`load_concept` checks it."""
+    header, second = (
+        Header({}, {name: TensorInfo(part.dtype, tuple(part.shape)) for name, part in parts.items()}, 0)
+        for parts in (tensors, weights)
+    )
+    _check_main(path, header, info, UNSAVED)
+    check_finite(path, UNSAVED, tensors)
+    if info.body == RECIPE:
+        recipe_of(path, UNSAVED, tensors, info)
+    if info.body == EXACT:
+        check_exact(path, UNSAVED, second, info)
+        check_values(path, UNSAVED, weights)
 
 
 def _main_tensors(concept: Concept, body: str) -> dict[str, Tensor]:
@@ -219,9 +262,9 @@ def _main_tensors(concept: Concept, body: str) -> dict[str, Tensor]:
     return tensors
 
 
-def _metadata(concept: Concept, body: str, about: About, name: str, second: Path | None) -> dict[str, str]:
+def _info(concept: Concept, body: str, about: About, name: str, weights_file: str) -> ConceptInfo:
     plan = concept.recipe.plan if body == RECIPE and concept.recipe is not None else None
-    info = ConceptInfo(
+    return ConceptInfo(
         trigger=concept.trigger,
         title=about.title or name,
         method=concept.method,
@@ -242,11 +285,14 @@ def _metadata(concept: Concept, body: str, about: About, name: str, second: Path
         pack_version=about.pack_version,
         author=about.author,
         license=about.license,
-        weights_file="" if second is None else second.name,
+        weights_file=weights_file,
         predictors=predictor_infos(concept.predictor) if body == EXACT else (),
         plan="" if plan is None else plan.name,
         micro_batch=0 if plan is None else plan.micro_batch,
     )
+
+
+def _metadata(concept: Concept, info: ConceptInfo, about: About) -> dict[str, str]:
     metadata = stock_metadata(
         "textual-inversion",
         info.title,
@@ -263,7 +309,8 @@ def _metadata(concept: Concept, body: str, about: About, name: str, second: Path
         "e4t.version": VERSION,
         "e4t.info": json.dumps(dataclasses.asdict(info), sort_keys=True),
     }
-    if sum(len(text.encode("utf-8")) for text in metadata.values()) > TEXTS_LIMIT:
+    # As the header holds them: quotes and line breaks take two characters there.
+    if len(json.dumps(metadata, ensure_ascii=False).encode("utf-8")) > TEXTS_LIMIT:
         raise ValueError("The concept's texts and preview are too long for a file's header: shorten them.")
     return metadata
 
@@ -274,7 +321,8 @@ def read_concept_info(path: str | os.PathLike[str]) -> ConceptInfo:
     Raises:
         ConceptFileError: as :func:`load_concept`, as far as it can be seen without them.
     """
-    return _described(Path(path), read_header(path, CONCEPT))
+    path = Path(path)
+    return _steady(path, lambda: _described(path, read_header(path, CONCEPT)))
 
 
 def load_concept(path: str | os.PathLike[str], weights: Sequence[Path]) -> tuple[Concept, ConceptInfo]:
@@ -292,9 +340,28 @@ def load_concept(path: str | os.PathLike[str], weights: Sequence[Path]) -> tuple
             shapes or values are off; one sentence says which.
     """
     path = Path(path)
+    return _steady(path, lambda: _loaded(path, weights))
+
+
+def _steady(path: Path, read: Callable[[], Read]) -> Read:
+    """What ``read`` reads of a file, all of it of one state: if the file is replaced meanwhile, it is read again."""
+    for _ in range(READINGS):
+        before = file_state(path)
+        try:
+            found = read()
+        except ConceptFileError:
+            if file_state(path) == before:
+                raise
+        else:
+            if file_state(path) == before:
+                return found
+    raise CONCEPT.fault(path, "is replaced all the time while it is read", "try again later")
+
+
+def _loaded(path: Path, weights: Sequence[Path]) -> tuple[Concept, ConceptInfo]:
     header = read_header(path, CONCEPT)
     info = _described(path, header)
-    key = _check_main(path, header, info)
+    key = _check_main(path, header, info, CONCEPT)
     tensors = read_tensors(path, header.tensors, CONCEPT)
     check_finite(path, CONCEPT, tensors)
     changes, predictor = _read_weights(path, weights, info) if info.weights_file else ((), None)
@@ -351,7 +418,7 @@ def _what_else(header: Header) -> tuple[str, str]:
         return "is an E4T domain", "put it into models/e4t_domains and use Load E4T Domain"
     if known == WEIGHTS_FORMAT:
         return "holds the weights of an exact concept", "choose the concept file it belongs to, in embeddings/e4t"
-    if any("lora_" in name or name.endswith((".diff", ".diff_b")) for name in names):
+    if any("lora" in name or "lycoris" in name or name.endswith((".diff", ".diff_b")) for name in names):
         return "is a LoRA, not an E4T concept", "put it into models/loras and use Load LoRA"
     if any(name.startswith("model.diffusion_model.") for name in names):
         return "is a checkpoint, not an E4T concept", "put it into models/checkpoints and use Load Checkpoint"
@@ -366,34 +433,35 @@ def _what_else(header: Header) -> tuple[str, str]:
     )
 
 
-def _check_main(path: Path, header: Header, info: ConceptInfo) -> str:
+def _check_main(path: Path, header: Header, info: ConceptInfo, kind: FileKind) -> str:
     """Check the concept file's own tensors; the key of its word."""
     found = header.tensors
     key = next((key for key in KEYS.values() if key in found), "")
     if not key:
-        raise CONCEPT.fault(path, f"lacks its word: it has none of {', '.join(KEYS.values())}")
+        raise kind.fault(path, f"lacks its word: it has none of {', '.join(KEYS.values())}")
     width = next(width for width, name in KEYS.items() if name == key)
     shape = found[key].shape
     if len(shape) != 2 or shape[1] != width or not 1 <= shape[0] <= TOKENS:
-        raise CONCEPT.fault(
-            path, f"holds a word of the shape {shown(shape, 40)}; 1 to {TOKENS} rows of {width} are read"
-        )
+        raise kind.fault(path, f"holds a word of the shape {shown(shape, 40)}; 1 to {TOKENS} rows of {width} are read")
     recipe = {name for name in found if info.body == RECIPE and name.startswith(RECIPE_PREFIX)}
     expected = {key, *({START} & set(found)), *recipe}
-    check_keys(path, CONCEPT, found, expected)
+    check_keys(path, kind, found, expected)
     if START in found:
-        check_shapes(path, CONCEPT, found, {START: (width,)})
-    check_dtypes(path, CONCEPT, {name: found[name] for name in recipe}, (torch.float16, torch.float32))
-    check_dtypes(path, CONCEPT, {name: found[name] for name in expected - recipe}, (torch.float32,))
+        check_shapes(path, kind, found, {START: (width,)})
+    check_dtypes(path, kind, {name: found[name] for name in recipe}, (torch.float16, torch.float32))
+    check_dtypes(path, kind, {name: found[name] for name in expected - recipe}, (torch.float32,))
     if any(one.context_width != width for one in info.predictors):
-        raise CONCEPT.fault(path, "predicts words of another width than its own")
+        raise kind.fault(path, "predicts words of another width than its own")
+    if info.predictors and shape[0] != 1:
+        raise kind.fault(path, f"predicts one word, but holds {shape[0]} rows of it")
     return key
 
 
 def weights_path(path: Path, info: ConceptInfo, folders: Sequence[Path]) -> Path:
     """Where the second file of an exact concept is, or belongs."""
     places = [path.with_name(info.weights_file), *(folder / info.weights_file for folder in folders)]
-    return next((place for place in places if place.is_file()), places[-1])
+    # Unlike Path.is_file, it takes a name that is too long for the system as one that is not there.
+    return next((place for place in places if os.path.isfile(place)), places[-1])
 
 
 def _read_weights(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +21,8 @@ METHODS: dict[str, type[LoopSettings]] = {kind.name: kind.Settings for kind in (
 EXACT, RECIPE, WORD = "exact", "recipe", "word"
 BODIES = (EXACT, RECIPE, WORD)
 """What of a concept a file keeps."""
+RECOVERABLE = "The photo can be recovered from this file: give it only to people who may see the photo."
+"""What is said of a recipe."""
 
 PREDICTORS = 16
 LOSSES = 1000
@@ -103,6 +106,12 @@ class ConceptInfo:
         check_fields(self, "Concept")
         if len(self.predictors) > PREDICTORS or not all(isinstance(one, PredictorInfo) for one in self.predictors):
             raise ValueError(f"Concept predictors must be at most {PREDICTORS}.")
+        if sum(one.vectors for one in self.predictors) > TOKENS:
+            raise ValueError(f"Concept predictors must read at most {TOKENS} vectors together.")
+        if len({one.feature_width for one in self.predictors}) > 1:
+            raise ValueError("Concept predictors must read UNet features of one width.")
+        if self.predictors and not math.isclose(sum(one.share for one in self.predictors), 1, abs_tol=1e-6):
+            raise ValueError("Concept predictors must have shares that sum to 1.")
         if int(self.seed) >= 2**64:
             raise ValueError(f"Concept seed = {self.seed} must be below 2**64.")
         self.loop_settings()

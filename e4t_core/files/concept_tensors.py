@@ -32,9 +32,13 @@ from .concept_info import ConceptInfo, PredictorInfo
 from .file_errors import FileKind, shown_name
 
 WEIGHTS, SHARED, PREDICTOR, RECIPE, SCALES = "weights.", "shared.", "predictor.", "recipe.", "scales"
+CHANNELS = 4
+"""Of a latent."""
 _WEIGHT_NAME = re.compile(r"[a-z0-9_]+(\.[a-z0-9_]+)*")
-# P and Q of the paper's offsets have 3 columns.
-COLUMNS = 64
+# P and Q of the paper's offsets have 3 columns, those of offsets learned directly as many as the weight.
+COLUMNS = 3
+# The largest number of float16 times it is still one of float32.
+_LARGEST_SCALE = 2.0**112
 
 
 def parts_of(predictor: WordPredictor | None) -> list[tuple[E4TPredictor, float]]:
@@ -109,7 +113,8 @@ def check_exact(path: Path, kind: FileKind, header: Header, info: ConceptInfo) -
     found = header.tensors
     predictors = {key: part for key, part in found.items() if key.startswith(PREDICTOR)}
     layers = sum(one.vectors for one in info.predictors)
-    if layers > len(predictors):
+    # A weight and a bias each.
+    if 2 * layers > len(predictors):
         raise kind.fault(path, f"describes {layers} layers of its word, but holds {len(predictors)} tensors of it")
     networks: list[OffsetEncoder] = []
     expected: dict[str, tuple[int, ...]] = {}
@@ -146,7 +151,13 @@ def _check_shared(path: Path, kind: FileKind, shared: Mapping[str, TensorInfo]) 
     check_keys(path, kind, shared, [f"{SHARED}{name}.{part}" for name in names for part in "pq"])
     for name in names:
         p, q = (shared[f"{SHARED}{name}.{part}"].shape for part in "pq")
-        if len(p) != 2 or len(q) != 2 or p[1] != q[1] or p[1] > COLUMNS or not _WEIGHT_NAME.fullmatch(name):
+        if (
+            len(p) != 2
+            or len(q) != 2
+            or p[1] != q[1]
+            or p[1] > max(COLUMNS, p[0], q[0])
+            or not _WEIGHT_NAME.fullmatch(name)
+        ):
             raise kind.fault(path, f"holds factors of the shapes {p} and {q} for {shown_name(name)}, which cannot be")
 
 
@@ -154,6 +165,23 @@ def _check_types(path: Path, kind: FileKind, tensors: Mapping[str, TensorInfo], 
     for name, part in tensors.items():
         if part.dtype not in allowed:
             raise kind.fault(path, f"holds {shown_name(name)} as {part.dtype}, which cannot be used")
+
+
+def check_values(path: Path, kind: FileKind, tensors: Mapping[str, Tensor]) -> dict[str, float]:
+    """Check the numbers of an exact body; the scales of its weight differences by name.
+
+    Raises:
+        FileError: of the kind; they hold NaN or infinity, or scales that no difference has.
+    """
+    check_finite(path, kind, tensors)
+    names = sorted(key.removeprefix(WEIGHTS) for key in tensors if key.startswith(WEIGHTS))
+    scales = dict(zip(names, tensors[SCALES].tolist() if names else [], strict=True))
+    for name, scale in scales.items():
+        if not (SMALLEST_SCALE <= scale <= _LARGEST_SCALE and math.frexp(scale)[0] == 0.5):
+            raise kind.fault(path, "holds scales of weight differences that are no powers of two, or too large")
+        if scale != 1 and tensors[f"{WEIGHTS}{name}"].dtype == torch.float32:
+            raise kind.fault(path, f"holds a scale for {shown_name(name)}, which is stored in float32 and has none")
+    return scales
 
 
 def exact_parts(
@@ -164,17 +192,13 @@ def exact_parts(
     Raises:
         FileError: of the kind; they hold NaN or infinity, or scales that no difference has.
     """
-    check_finite(path, kind, tensors)
-    names = sorted(key.removeprefix(WEIGHTS) for key in tensors if key.startswith(WEIGHTS))
-    scales = tensors[SCALES].tolist() if names else []
-    if not all(SMALLEST_SCALE <= scale <= 2.0**128 and math.frexp(scale)[0] == 0.5 for scale in scales):
-        raise kind.fault(path, "holds scales of weight differences that are no powers of two")
+    scales = check_values(path, kind, tensors)
     changes: list[WeightChange] = []
     for key, p in tensors.items():
         if key.startswith(SHARED) and key.endswith(".p"):
             name = key.removeprefix(SHARED).removesuffix(".p")
             changes.append(Scaled(name, p, tensors[f"{SHARED}{name}.q"], info.domain_fingerprint))
-    for name, scale in zip(names, scales, strict=True):
+    for name, scale in scales.items():
         changes.append(Full(name, StoredDifference(tensors[f"{WEIGHTS}{name}"], scale)))
     predictors = []
     for number, (one, network) in enumerate(zip(info.predictors, networks, strict=True)):
@@ -221,6 +245,10 @@ def recipe_of(path: Path, kind: FileKind, tensors: Mapping[str, Tensor], info: C
         )
     except TuningError as error:
         raise kind.fault(path, f"has a damaged recipe ({str(error).rstrip('.')})") from error
+    if photos.latents.shape[1] != CHANNELS:
+        raise kind.fault(path, f"has a recipe with latents of {photos.latents.shape[1]} channels, not {CHANNELS}")
+    if photos.masks is not None and not 0 <= photos.masks.min() <= photos.masks.max() <= 1:
+        raise kind.fault(path, "has a recipe with masks that are not between 0 and 1")
     if info.plan not in PLANS or info.micro_batch < 1:
         raise kind.fault(path, "has a recipe without the memory plan it was learned under")
     return Recipe(photos, PLANS[info.plan].within(info.micro_batch))

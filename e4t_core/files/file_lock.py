@@ -29,8 +29,11 @@ else:
 
 
 @contextlib.contextmanager
-def lock(path: str | os.PathLike[str]) -> Iterator[None]:
+def lock(path: str | os.PathLike[str]) -> Iterator[bool]:
     """Hold a file, which is made if need be and stays, for one process at a time.
+
+    Yields:
+        Whether it is held: nobody else does meanwhile what is done under it.
 
     Raises:
         OSError: it could not be made.
@@ -38,16 +41,17 @@ def lock(path: str | os.PathLike[str]) -> Iterator[None]:
     file = os.open(Path(path), os.O_RDWR | os.O_CREAT, 0o666)
     try:
         ends = time.monotonic() + PATIENCE
-        while True:
+        held = False
+        while not held:
             try:
                 _hold(file)
-                break
+                held = True
             except OSError:
                 if time.monotonic() > ends:
                     logger.warning("%s could not be locked: going on without.", path)
                     break
                 time.sleep(LOOK_SECONDS)
-        yield
+        yield held
     finally:
         # Closing gives it back.
         os.close(file)

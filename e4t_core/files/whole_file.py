@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import secrets
 import stat
 from collections.abc import Iterator
@@ -10,6 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from .file_errors import FileKind, shortened
+
+_OWN = re.compile(r"[0-9]+-[0-9a-f]{8}\.tmp")
 
 
 @contextmanager
@@ -24,8 +27,7 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
         OSError: the folder is missing or may not be written to, or the disk is full.
     """
     target = Path(os.path.realpath(path)) if os.path.islink(path) else Path(path)
-    # Its own name may be as long as the system allows; 40 characters leave room in any encoding.
-    temporary = target.with_name(f".{target.name[:40]}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
+    temporary = target.with_name(f"{_beginning(target)}{os.getpid()}-{secrets.token_hex(4)}.tmp")
     # Made here, because some writers make their files readable for one user only.
     os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
     try:
@@ -37,6 +39,34 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
         os.replace(temporary, target)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _beginning(target: Path) -> str:
+    """Of the names of its temporary files."""
+    # Its own name may be as long as the system allows; 40 characters leave room in any encoding.
+    return f".{target.name[:40]}."
+
+
+def temporary_files(path: Path) -> list[Path]:
+    """What :func:`replacing` left beside a path, which is no link, where the program was killed meanwhile.
+
+    Others that write to it are not told apart: ask only where nobody does.
+    """
+    beginning = _beginning(path)
+    return [
+        beside
+        for beside in path.parent.glob("*.tmp")
+        if beside.name.startswith(beginning) and _OWN.fullmatch(beside.name[len(beginning) :])
+    ]
+
+
+def file_state(path: Path) -> tuple[int, ...] | None:
+    """What becomes another when a file is replaced or written to; none where there is no file."""
+    try:
+        found = path.stat()
+    except (OSError, ValueError):
+        return None
+    return found.st_dev, found.st_ino, found.st_mtime_ns, found.st_size
 
 
 def check_is_file(path: str | os.PathLike[str], kind: FileKind) -> int:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gc
 import os
+import shutil
 import sys
 from pathlib import Path
 
@@ -88,6 +89,30 @@ def folder(tmp_path, monkeypatch):
     # ComfyUI remembers listings by folder and fails on one that is gone, as this one is after the test.
     monkeypatch.setattr(folder_paths, "filename_list_cache", {})
     return folder
+
+
+@pytest.fixture
+def stock_folder(embeddings, monkeypatch):
+    """Folder of concept files among ComfyUI's embeddings, which the tests' stock CLIP reads; empty."""
+    import folder_paths
+
+    monkeypatch.setitem(
+        folder_paths.folder_names_and_paths, "embeddings", ([str(embeddings)], folder_paths.supported_pt_extensions)
+    )
+    shutil.rmtree(embeddings / "e4t", ignore_errors=True)
+    return embeddings / "e4t"
+
+
+@pytest.fixture
+def places(folder, stock_folder, tmp_path, monkeypatch):
+    """The only folders of concept files, of their second files (both empty) and of domain files (it holds the domain)."""
+    import folder_paths
+    from e4t_pack.nodes.host import model_folders
+    from kept import Places
+
+    weights = tmp_path / "e4t_concepts"
+    monkeypatch.setitem(folder_paths.folder_names_and_paths, model_folders.WEIGHTS, ([str(weights)], {".safetensors"}))
+    return Places(stock_folder, weights, folder)
 
 
 @pytest.fixture

@@ -53,8 +53,12 @@ def main() -> None:
     _free()
     before, sizes = process.memory_info().rss, []
     for number in range(MADE):
-        store.put(str(number), HeldConcept.of(concept(number), torch.zeros(1, 77, 768), {}))
+        made = concept(number)
+        # As a node does it: put away, and held by a MODEL that goes.
+        store.remember_held(str(number), HeldConcept.of(made, torch.zeros(1, 77, 768), {}))
+        store.put(str(number), made)
         sizes.append(store.size())
+    del made
     _free()
     grown = process.memory_info().rss - before
     print(

@@ -30,10 +30,12 @@ def main() -> None:
     from personalized import draw
     from world import QUICK, chosen, make_base, make_domain, photo
 
+    from e4t_core.weight_changes import full_differences
+
     with torch.inference_mode():
         base = make_base()
         domain = make_domain(ComfyUNet(base[0]))
-        model, clip, held, _ = Personalize.execute(
+        model, clip, concept, _ = Personalize.execute(
             *base, LoadedDomain(domain, None), photo(), "S*", 1, None, chosen(QUICK)
         ).args
         with_word, without = draw(model, clip), draw(model, clip, "a photo of a cat")
@@ -41,8 +43,8 @@ def main() -> None:
         json.dumps({
             "type": str(base[0].model_dtype()),
             "attention": attention.optimized_attention.__name__,
-            "losses": held.concept.losses,
-            "learned": len(held.differences),
+            "losses": concept.losses,
+            "learned": len(full_differences(concept.weights)),
             "finite": bool(torch.isfinite(with_word).all() and torch.isfinite(without).all()),
             "differs": not torch.equal(with_word, without),
         })

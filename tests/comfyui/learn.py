@@ -17,9 +17,8 @@ from e4t_core.fingerprint import fingerprint
 from e4t_core.weight_changes import full_differences
 
 
-def learned(parts) -> str:
+def learned(concept) -> str:
     """Of a concept: its own fingerprint tells what went in, this one what came out."""
-    concept = parts.concept
     tensors = {f"difference {name}": stored.value() for name, stored in full_differences(concept.weights).items()}
     tensors |= {f"encoder {name}": value for name, value in concept.predictor.encoder.state_dict().items()}
     return fingerprint(tensors | {"static": concept.embedding[0]}, concept.fingerprint)
@@ -28,8 +27,10 @@ def learned(parts) -> str:
 def main() -> None:
     model, clip, vae = make_base()
     domain = make_domain(ComfyUNet(model))
-    parts = Personalize.execute(model, clip, vae, LoadedDomain(domain), photo(), "S*", 1, None, chosen(LOOKING)).args[2]
-    print(learned(parts))
+    concept = Personalize.execute(model, clip, vae, LoadedDomain(domain), photo(), "S*", 1, None, chosen(LOOKING)).args[
+        2
+    ]
+    print(learned(concept))
 
 
 if __name__ == "__main__":

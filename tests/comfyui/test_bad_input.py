@@ -16,7 +16,6 @@ from e4t_pack.nodes.host.learning.request import LoadedDomain, UnsupportedVAEErr
 from e4t_pack.nodes.host.learning.result_store import STORE
 from e4t_pack.nodes.host.model_folders import ModelFileError
 from e4t_pack.nodes.host.networks.base_model import ComfyUNet, UnsupportedModelError
-from e4t_pack.nodes.host.prompt.triggers import TriggerError
 from e4t_pack.nodes.load_domain import LoadDomain
 from e4t_pack.nodes.personalize import Personalize
 from e4t_pack.nodes.settings import Settings
@@ -26,6 +25,7 @@ from world import QUICK, chosen, make_base, make_domain, make_state, photo, text
 from e4t_core.files.domain_file import DomainFileError, save_domain
 from e4t_core.methods.e4t.clip_backbone import BackboneError
 from e4t_core.methods.e4t.domain_info import DomainMismatchError
+from e4t_core.trigger import TriggerError
 from e4t_core.unet import WordError
 
 INSTANT = dataclasses.replace(QUICK, steps=0)
@@ -84,7 +84,7 @@ def test_another_number_of_masks_than_photos_is_refused(base, domain):
 )
 def test_odd_photos_simply_work(base, domain, image, mask):
     _, _, parts, _ = personalize(base, domain, image, mask)
-    assert torch.isfinite(parts.concept.embedding[0]).all()
+    assert torch.isfinite(parts.embedding[0]).all()
 
 
 def test_a_ten_thousand_pixel_photo_is_scaled_down():
@@ -94,7 +94,7 @@ def test_a_ten_thousand_pixel_photo_is_scaled_down():
 
 def test_the_node_takes_a_ten_thousand_pixel_photo(base, domain):
     _, _, parts, _ = personalize(base, domain, torch.rand((1, 500, 1, 3)).expand(1, 500, 10000, 3))
-    assert torch.isfinite(parts.concept.embedding[0]).all()
+    assert torch.isfinite(parts.embedding[0]).all()
 
 
 def test_the_crop_follows_the_mask_with_the_margin_and_stays_inside():

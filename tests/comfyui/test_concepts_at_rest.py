@@ -17,7 +17,8 @@ from comfy_extras.nodes_model_merging import ModelMergeSimple
 from e4t_pack.nodes.host.networks.base_model import PREFIX
 from e4t_pack.nodes.host.networks.effective_weights import ConceptPatch
 from e4t_pack.nodes.host.prompt.prompt_memory import PromptMemory
-from e4t_pack.nodes.host.sampling.patched_model import _native_names, with_concept
+from e4t_pack.nodes.host.sampling.held_concept import bytes_held, tensors_of
+from e4t_pack.nodes.host.sampling.patched_model import _native_names, held_concepts, with_concept
 from oracle import ksample
 from personalized import draw, encode
 from test_base_model import unet_lora
@@ -73,7 +74,7 @@ def test_patches_are_the_stored_tensors_and_each_scale_is_added_at_once(base, do
         "add_patches",
         lambda self, patches, *strengths: calls.append(strengths) or original(self, patches, *strengths),
     )
-    model = with_concept(base[0], added, PromptMemory(), strength=0.5)
+    model = with_concept(base[0], dataclasses.replace(added, strength=0.5), PromptMemory())
     assert len({stored.scale for stored in added.differences.values()}) == 2
     assert len(calls) == 3, "one for the domain's offset, two for the concept's own"
     names, found = _native_names(base[0]), ours(model)
@@ -86,14 +87,15 @@ def test_patches_are_the_stored_tensors_and_each_scale_is_added_at_once(base, do
 def arrangements():
     def two(base, concepts):
         model = with_concept(base[0], held(base, concepts[0]), PromptMemory())
-        return with_concept(model, held(base, concepts[1]), PromptMemory(), 0.7)
+        return with_concept(model, at(0.7, held(base, concepts[1])), PromptMemory())
 
     def merged(base, concepts):
         model = with_concept(base[0], held(base, concepts[0]), PromptMemory())
         return ModelMergeSimple().merge(unet_lora(base[0]), model, 0.3)[0]
 
-    one = lambda model, base, concepts, *strength: with_concept(
-        model, held(base, concepts[0]), PromptMemory(), *strength
+    at = lambda strength, held: dataclasses.replace(held, strength=strength)
+    one = lambda model, base, concepts, strength=1.0: with_concept(
+        model, at(strength, held(base, concepts[0])), PromptMemory()
     )
     return {
         "alone": lambda base, concepts: one(base[0], base, concepts),
@@ -200,13 +202,14 @@ def test_concepts_of_one_domain_share_its_offset_which_is_computed_once(run, mon
     from e4t_pack.nodes.host.learning.result_store import STORE
 
     settings = dataclasses.replace(QUICK, train_offsets=False)
-    first, second = (run(settings=settings, seed=seed)[2] for seed in (1, 2))
+    made = [run(settings=settings, seed=seed) for seed in (1, 2)]
+    first, second = (held_concepts(model)[0] for model, _, _, _ in made)
     assert run.tunings == 2 and first.shared and first.shared is second.shared
-    shared = sum(stored.values.nbytes for stored in first.shared.values())
     sheets = sum(kept.sheet_size() for kept in STORE._results.values())
-    assert STORE.size() == first.size() + second.size() - shared + sheets
-    lora = run(model=unet_lora(run()[0]), word="T*", settings=settings, image=photo(seed=3))[2]
-    assert lora.shared is not first.shared, "another base has another offset"
+    sizes = [bytes_held(tensors_of(concept)) for _, _, concept, _ in made]
+    assert STORE.size() == sum(sizes) + sheets
+    lora = run(model=unet_lora(run()[0]), word="T*", settings=settings, image=photo(seed=3))[0]
+    assert held_concepts(lora)[-1].shared is not first.shared, "another base has another offset"
 
 
 def test_held_concepts_take_half_of_float32s_memory_and_the_store_its_bound():

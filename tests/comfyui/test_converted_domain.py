@@ -86,9 +86,9 @@ def naive_word(files, features, image, word):
 def test_a_converted_domain_is_loaded_tuned_and_refined_like_any_other(base, files, folder):
     loaded = convert(files, folder, "--backbone", "inside")
     model, clip, parts, losses = Personalize.execute(*base, loaded, photo(), "*s", 1, None, chosen(QUICK)).args
-    assert isinstance(parts.concept, Concept) and len(losses["loss"]) == 1
-    assert parts.concept.predictor.clip_features.shape == (1, TOKENS, WIDTH)
-    trained = parts.concept.predictor.encoder.state_dict()
+    assert isinstance(parts, Concept) and len(losses["loss"]) == 1
+    assert parts.predictor.clip_features.shape == (1, TOKENS, WIDTH)
+    trained = parts.predictor.encoder.state_dict()
     assert any(not torch.equal(trained[key], value) for key, value in loaded.domain.encoder.state_dict().items())
     with_word = draw(model, clip, "a photo of *s")
     assert torch.isfinite(with_word).all()
@@ -104,7 +104,7 @@ def test_without_tuning_word_and_denoise_in_the_node_are_mkshings(base, files, f
     loaded = convert(files, folder, "--backbone", "inside")
     settings = dataclasses.replace(QUICK, steps=0)
     _, _, parts, _ = Personalize.execute(*base, loaded, photo(), "*s", 1, None, chosen(settings)).args
-    check_is_mkshings(base, files, parts.concept, parts.shared, ComfyUNet(base[0]).parameters(), square(photo()))
+    check_is_mkshings(base, files, parts, held(base, parts).shared, ComfyUNet(base[0]).parameters(), square(photo()))
 
 
 def test_the_concept_of_a_tuned_directory_is_held_by_a_model_and_is_mkshings(base, files, folder):

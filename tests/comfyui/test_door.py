@@ -32,7 +32,10 @@ def test_the_nodes_are_listed_by_their_names(listed):
         "E4TPersonalize": "E4T Personalize",
         "E4TSettings": "E4T Settings",
         "E4TTextualInversion": "Learn Photo (Textual Inversion)",
-        "E4TSaveEmbedding": "Save E4T Embedding",
+        "E4TSaveConcept": "Save E4T Concept",
+        "E4TLoadConcept": "Load E4T Concept",
+        "E4TApplyConcept": "Apply E4T Concept",
+        "E4TMixConcepts": "Mix E4T Concepts",
         "E4TExportConcept": "Export E4T Concept",
     }
 
@@ -156,3 +159,11 @@ def test_there_is_a_folder_to_put_domain_files_into(tmp_path, monkeypatch):
     (tmp_path / "file").touch()
     monkeypatch.setattr(folder_paths, "models_dir", str(tmp_path / "file"))
     make_folder()
+
+
+def test_files_carry_the_version_that_is_published():
+    import tomllib
+
+    from e4t_core.version import VERSION
+
+    assert VERSION == tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["version"]

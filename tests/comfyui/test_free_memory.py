@@ -38,9 +38,9 @@ def test_nothing_of_a_concept_its_photo_its_prompts_and_its_encoders_stays(run, 
     model, clip, parts, _ = run(*base, image=image)
     draw(model, clip)
     references = {
-        "concept": weakref.ref(parts.concept),
-        "encoder": weakref.ref(parts.concept.predictor.encoder),
-        "static embedding": weakref.ref(parts.concept.embedding[0]),
+        "concept": weakref.ref(parts),
+        "encoder": weakref.ref(parts.predictor.encoder),
+        "static embedding": weakref.ref(parts.embedding[0]),
         "text encoder": weakref.ref(base[1].cond_stage_model),
         "UNet": weakref.ref(base[0].model.diffusion_model),
         "photo": weakref.ref(image),

@@ -15,6 +15,8 @@ from e4t_pack.nodes.personalize import Personalize
 from personalized import draw
 from world import QUICK, chosen, make_base, photo
 
+from e4t_core.weight_changes import full_differences
+
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 def test_a_photo_is_learned_and_drawn(base, domain, dtype):
@@ -24,7 +26,7 @@ def test_a_photo_is_learned_and_drawn(base, domain, dtype):
     model, clip, parts, _ = Personalize.execute(
         half, *base[1:], loaded_domain, photo(), "S*", 1, None, chosen(QUICK)
     ).args
-    assert parts.differences and torch.isfinite(torch.tensor(parts.concept.losses)).all()
+    assert full_differences(parts.weights) and torch.isfinite(torch.tensor(parts.losses)).all()
     with_word, without = draw(model, clip), draw(model, clip, "a photo of a cat")
     assert torch.isfinite(with_word).all() and not torch.equal(with_word, without)
 

@@ -152,7 +152,7 @@ def test_a_card_that_refuses_is_given_smaller_plans_until_one_fits(run, monkeypa
     held, peak = learned(limit)
     # The block that was refused is counted, too.
     assert peak <= 1.05 * limit and "out of memory with the fast plan: micro-batch 16" in caplog.text
-    assert held.concept.losses == pytest.approx(roomy.concept.losses, rel=1e-3)
+    assert held.losses == pytest.approx(roomy.losses, rel=1e-3)
     with pytest.raises(torch.OutOfMemoryError) as error:
         learned(int(0.8 * least))
     assert "also with the leanest plan: micro-batch 1" in error.value.__notes__[0]

@@ -18,21 +18,23 @@ from comfy.patcher_extension import WrappersMP
 from e4t_pack.nodes.host.learning.result_store import STORE, ResultStore
 from e4t_pack.nodes.host.networks.base_model import ComfyUNet
 from e4t_pack.nodes.host.sampling import patched_model
+from e4t_pack.nodes.host.sampling.held_concept import bytes_held, tensors_of
 from oracle import clip_lora, clip_skip, ksample
 from personalized import draw, encode
 from test_base_model import unet_lora
-from world import LOOKING, QUICK, make_base, make_domain, photo
+from world import LOOKING, QUICK, held, make_base, make_domain, photo
 
 from e4t_core.loop_settings import SamplingSettings
 from e4t_core.methods.e4t.settings import TuningSettings
 from e4t_core.stored_difference import StoredDifference
+from e4t_core.weight_changes import Full, Scaled, full_differences
 
 OFFSETS_ONLY = dataclasses.replace(QUICK, train_encoder=False)
 
 
 def test_a_photo_goes_in_and_a_word_comes_out(run, base, untouched):
     model, clip, parts, losses = run(settings=LOOKING)
-    assert losses == {"loss": list(parts.concept.losses)} and len(losses["loss"]) == QUICK.steps
+    assert losses == {"loss": list(parts.losses)} and len(losses["loss"]) == QUICK.steps
     with_word, without = draw(model, clip), draw(model, clip, "a photo of a cat")
     assert torch.isfinite(with_word).all() and not torch.equal(with_word, without)
     assert not torch.equal(without, draw(base[0], base[1], "a photo of a cat")), "the tuned weights made no difference"
@@ -41,13 +43,13 @@ def test_a_photo_goes_in_and_a_word_comes_out(run, base, untouched):
 
 def test_several_photos_are_one_concept(run):
     _, _, parts, _ = run(image=photo(3))
-    assert parts.concept.predictor.clip_features.shape[0] == 1
+    assert parts.predictor.clip_features.shape[0] == 1
 
 
 def test_zero_steps_are_the_encoder_s_first_answer(run, base, domain):
     model, clip, parts, losses = run(settings=dataclasses.replace(QUICK, steps=0))
     assert losses == {"loss": []}
-    assert parts.differences == {}
+    assert full_differences(parts.weights) == {}
     assert torch.isfinite(draw(model, clip)).all()
 
 
@@ -152,7 +154,7 @@ def test_another_word_for_the_same_photo_needs_no_tuning(run):
     _, _, first, _ = run()
     model, clip, second, _ = run(word="T*")
     assert run.tunings == 1
-    assert (first.concept.trigger, second.concept.trigger) == ("S*", "T*")
+    assert (first.trigger, second.trigger) == ("S*", "T*")
     assert not torch.equal(draw(model, clip, "a photo of T*"), draw(model, clip, "a photo of S*"))
 
 
@@ -167,24 +169,35 @@ def test_how_it_is_sampled_needs_no_tuning_and_gives_what_a_tuning_with_it_gives
     first = run()
     found = run(**change)
     assert run.tunings == 2
-    assert (first[2].concept.sampling, found[2].concept.sampling) == (SamplingSettings(), SamplingSettings(**change))
-    assert found[2].concept.fingerprint == tuned_with[2].concept.fingerprint
+    assert (first[2].sampling, found[2].sampling) == (SamplingSettings(), SamplingSettings(**change))
+    assert found[2].fingerprint == tuned_with[2].fingerprint
     expected = draw(tuned_with[0], tuned_with[1], steps=4)
     assert torch.equal(draw(found[0], found[1], steps=4), expected)
     assert not torch.equal(draw(first[0], first[1], steps=4), expected)
 
 
+def size_of(concept):
+    """Bytes of RAM of a concept."""
+    return bytes_held(tensors_of(concept))
+
+
+def scaled(concept):
+    """The domain's part of a concept's weight changes."""
+    return tuple(change for change in concept.weights if isinstance(change, Scaled))
+
+
 def test_the_store_stays_within_its_bound_over_twenty_results(run, base, domain):
     _, _, parts, _ = run(settings=OFFSETS_ONLY)
-    own = sum(stored.values.nbytes for stored in parts.differences.values())
-    # All share the domain's offset and the encoder, which count once.
-    store = ResultStore(limit=parts.size() + 2 * own + 1)
+    differences, size = full_differences(parts.weights), size_of(parts)
+    own = sum(stored.values.nbytes for stored in differences.values())
+    # All share the domain's factors and the encoder, which count once.
+    store = ResultStore(limit=size + 2 * own + 1)
     for seed in range(20):
-        differences = {
-            name: StoredDifference(stored.values.clone(), stored.scale) for name, stored in parts.differences.items()
-        }
-        store.put(str(seed), dataclasses.replace(parts, differences=differences))
-        assert store.size() == parts.size() + min(seed, 2) * own <= store.limit
+        copies = (
+            Full(name, StoredDifference(stored.values.clone(), stored.scale)) for name, stored in differences.items()
+        )
+        store.put(str(seed), dataclasses.replace(parts, weights=(*scaled(parts), *copies)))
+        assert store.size() == size + min(seed, 2) * own <= store.limit
     assert len(store) == 3
     assert store.get("19") is not None and store.get("0") is None
 
@@ -192,22 +205,23 @@ def test_the_store_stays_within_its_bound_over_twenty_results(run, base, domain)
 def test_twenty_tunings_with_twenty_seeds_keep_memory_flat(run, monkeypatch):
     settings = dataclasses.replace(QUICK, steps=1, batch=1, micro_batch=1)
     _, _, parts, _ = run(settings=settings)
-    monkeypatch.setattr(STORE, "limit", 2 * parts.size() + 1)
-    alive, held = [], []
+    size = size_of(parts)
+    monkeypatch.setattr(STORE, "limit", 2 * size + 1)
+    alive, total = [], []
     for seed in range(20):
         model, clip, made, _ = run(settings=settings, seed=100 + seed)
-        assert made.differences
-        alive.append(weakref.ref(made.concept))
+        assert full_differences(made.weights)
+        alive.append(weakref.ref(next(made.predictor.encoder.parameters())))
         conds = {"positive": encode(clip, f"a photo of S* {seed}"), "negative": encode(clip, "blurry")}
         ksample(model, conds, steps=1)
         del model, clip, made, conds
         gc.collect()
         tensors = (value for value in gc.get_objects() if type(value) in (torch.Tensor, torch.nn.Parameter))
-        held.append(sum(value.nbytes for value in tensors if value.layout == torch.strided))
+        total.append(sum(value.nbytes for value in tensors if value.layout == torch.strided))
     assert len(STORE) <= 2
     assert sum(ref() is not None for ref in alive) <= 2, "dropped results are still held somewhere"
     # Fourteen tunings later not even one more result's worth is held (encoded prompts add a little, up to a bound).
-    assert held[-1] - held[5] < parts.size(), f"tensors add up: {held}, a result has {parts.size()}"
+    assert total[-1] - total[5] < size, f"tensors add up: {total}, a result has {size}"
 
 
 def test_conditioning_cached_while_the_model_is_made_again_still_refines(run):
@@ -224,7 +238,7 @@ def test_conditioning_cached_while_the_model_is_made_again_still_refines(run):
 @pytest.mark.parametrize("form", ["direct", "hypernetwork"])
 def test_domains_with_other_forms_of_offsets_work(form, run, base):
     domain = make_domain(ComfyUNet(base[0]), form, offset_form=form)
-    first_model, first_clip, first, _ = run(of=domain)
+    first_model, first_clip, _, _ = run(of=domain)
     stock = ksample(base[0], {"positive": encode(base[1], "a photo"), "negative": encode(base[1], "blurry")})
     drawn = ksample(
         first_model, {"positive": encode(first_clip, "a photo of S*"), "negative": encode(first_clip, "blurry")}
@@ -233,8 +247,8 @@ def test_domains_with_other_forms_of_offsets_work(form, run, base):
     # What all concepts of the domain share is in MODEL once, however many there are.
     _, _, alone, _ = run(of=domain, word="T*", seed=2)
     _, _, behind, _ = run(model=first_model, clip=first_clip, of=domain, word="T*", seed=2)
-    assert alone.concept.fingerprint == behind.concept.fingerprint
-    assert bool(first.shared) == (form == "direct")
+    assert alone.fingerprint == behind.fingerprint
+    assert bool(patched_model.held_concepts(first_model)[0].shared) == (form == "direct")
 
 
 # Determinism ------------------------------------------------------------------------------------------------------
@@ -246,11 +260,11 @@ def test_equal_inputs_give_an_equal_concept_bit_for_bit(run, embeddings, domain)
     fresh = make_base(embeddings=embeddings)
     _, _, second, _ = run(*fresh, settings=LOOKING)
     assert run.tunings == 2
-    assert first.concept.fingerprint == second.concept.fingerprint
-    differences = first.differences
-    assert differences and differences.keys() == second.differences.keys()
-    assert all(torch.equal(stored.value(), second.differences[key].value()) for key, stored in differences.items())
-    assert torch.equal(first.concept.embedding[0], second.concept.embedding[0])
+    assert first.fingerprint == second.fingerprint
+    differences, again = full_differences(first.weights), full_differences(second.weights)
+    assert differences and differences.keys() == again.keys()
+    assert all(torch.equal(stored.value(), again[key].value()) for key, stored in differences.items())
+    assert torch.equal(first.embedding[0], second.embedding[0])
 
 
 def test_a_new_process_learns_the_same_bit_for_bit(run):
@@ -268,7 +282,7 @@ def probe(base, parts):
     generator = torch.Generator().manual_seed(77)
     unet = ComfyUNet(base[0])
     tuned = dict(unet.parameters())
-    for extra in (parts.shared, parts.differences):
+    for extra in (held(base, parts).shared, full_differences(parts.weights)):
         tuned |= {name: tuned[name] + stored.value() for name, stored in extra.items()}
     outputs = []
     with unet.using(tuned):
@@ -287,7 +301,7 @@ def test_the_micro_batch_changes_predictions_by_rounding_only(run, base):
     )
     made = {micro: run(settings=dataclasses.replace(settings, micro_batch=micro))[2] for micro in (4, 2, 1)}
     predictions = {micro: probe(base, parts) for micro, parts in made.items()}
-    untuned = probe(base, dataclasses.replace(made[4], differences={}))
+    untuned = probe(base, dataclasses.replace(made[4], weights=scaled(made[4])))
     moved = (predictions[4] - untuned).square().mean().sqrt()
     assert moved > 0
     for micro in (2, 1):
@@ -300,9 +314,11 @@ def test_b_alone_equals_b_behind_a_bit_for_bit(run):
     both, both_clip, behind, _ = run(model=model, clip=clip, word="B*", image=photo(seed=4))
     STORE.clear()
     _, _, alone, _ = run(word="B*", image=photo(seed=4))
-    assert behind.concept.fingerprint == alone.concept.fingerprint
+    assert behind.fingerprint == alone.fingerprint
+    differences = full_differences(behind.weights)
     assert all(
-        torch.equal(stored.value(), behind.differences[name].value()) for name, stored in alone.differences.items()
+        torch.equal(stored.value(), differences[name].value())
+        for name, stored in full_differences(alone.weights).items()
     )
     assert len(patched_model.held_concepts(both)) == 2
     assert not torch.equal(draw(both, both_clip, "A*"), draw(both, both_clip, "B*"))
@@ -312,7 +328,7 @@ def test_a_lora_on_the_base_is_tuned_on_and_one_behind_is_drawn_with(run, base):
     _, _, plain, _ = run()
     model, clip, with_lora, _ = run(model=unet_lora(base[0]))
     assert run.tunings == 2
-    assert plain.concept.fingerprint != with_lora.concept.fingerprint
+    assert plain.fingerprint != with_lora.fingerprint
     assert not torch.equal(draw(model, clip), draw(unet_lora(model), clip))
 
 
@@ -344,17 +360,18 @@ def test_the_same_photo_again_behind_itself_is_sampled_as_the_last_node_says(run
 
 def test_b_behind_a_and_a_lora_holds_the_weights_it_was_tuned_with(run, base):
     """The domain's offset is ``W0 * P Qᵀ`` of A's base; behind a LoRA, B's lacks ``L * P Qᵀ`` without a patch for it."""
-    a_model, _, a, _ = run(word="A*", settings=OFFSETS_ONLY)
+    a_model, _, _, _ = run(word="A*", settings=OFFSETS_ONLY)
     lora_behind = unet_lora(a_model)
     alone, _, parts, _ = run(model=unet_lora(base[0]), word="B*", image=photo(seed=4), settings=OFFSETS_ONLY)
     behind, _, again, _ = run(model=lora_behind, word="B*", image=photo(seed=4), settings=OFFSETS_ONLY)
-    assert parts.concept.fingerprint == again.concept.fingerprint
+    assert parts.fingerprint == again.fingerprint
+    a, b = patched_model.held_concepts(behind)
     name = "diffusion_model.input_blocks.1.1.transformer_blocks.0.attn1.to_q.weight"
     canonical = {native: own for own, native in patched_model._native_names(base[0]).items()}
     own = canonical[name.removeprefix("diffusion_model.")]
     expected = weight_of(alone, name) + a.differences[own].value()
     # What is missing is stored in half precision, which rounds a number by at most 2**-11 of it.
-    missing = (parts.shared[own].value() - a.shared[own].value()).abs()
+    missing = (b.shared[own].value() - a.shared[own].value()).abs()
     assert missing.max() > 1e-3
     assert ((weight_of(behind, name) - expected).abs() <= 1e-6 + 2.0**-11 * missing).all()
     assert (weight_of(alone, name) - weight_of(base[0], name)).abs().max() > 1e-3

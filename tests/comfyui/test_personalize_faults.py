@@ -122,7 +122,7 @@ def test_out_of_memory_goes_on_to_smaller_micro_batches(run, untouched, monkeypa
     with caplog.at_level(logging.WARNING):
         _, _, held, _ = run(settings=dataclasses.replace(LOOKING, batch=4, micro_batch=4))
     assert tried[0] == LEVELS and tried[1] == 1, "the subject is looked for one by one"
-    assert tried[-1] == limit and 4 in tried and held.concept.settings.batch == 4
+    assert tried[-1] == limit and 4 in tried and held.settings.batch == 4
     again = [line.split("trying again")[1] for line in caplog.text.splitlines() if "trying again" in line]
     found = [any(f"micro-batch {size}" in line for line in again) for size in (2, 1)]
     assert found == [2 in tried_sizes, 1 in tried_sizes]

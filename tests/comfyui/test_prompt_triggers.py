@@ -9,8 +9,10 @@ import pytest
 import torch
 from e4t_pack.nodes.host.prompt.concept_clip import TriggerTakenError, with_concept
 from e4t_pack.nodes.host.prompt.prompt_memory import PromptMemory
-from e4t_pack.nodes.host.prompt.triggers import TriggerError, check_trigger, near_misses, rewrite_triggers
+from e4t_pack.nodes.host.prompt.triggers import near_misses, rewrite_triggers
 from safetensors.torch import save_file
+
+from e4t_core.trigger import TriggerError, check_trigger
 
 VECTOR = torch.linspace(-0.02, 0.02, 768)
 

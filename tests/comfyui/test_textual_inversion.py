@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from e4t_pack.nodes.host.learning.result_store import STORE
-from e4t_pack.nodes.save_embedding import SaveEmbedding
+from e4t_pack.nodes.save_concept import SaveConcept
 from e4t_pack.nodes.textual_inversion import LearnTextualInversion
 from oracle import ksample
 from personalized import encode
@@ -25,21 +25,10 @@ def draw(model, clip, text):
     return ksample(model, {"positive": encode(clip, text), "negative": encode(clip, "blurry")})
 
 
-@pytest.fixture
-def stock_folder(embeddings, monkeypatch):
-    """ComfyUI's folder of embeddings, which the tests' stock CLIP reads."""
-    import folder_paths
-
-    monkeypatch.setitem(
-        folder_paths.folder_names_and_paths, "embeddings", ([str(embeddings)], folder_paths.supported_pt_extensions)
-    )
-    return embeddings / "e4t"
-
-
 def test_only_the_word_is_learned(base, untouched):
     model, clip, held, losses = learn(base)
-    assert len(losses["loss"]) == 3 and held.concept.method == "textual_inversion"
-    assert held.concept.weights == () and held.concept.predictor is None and not model.patches
+    assert len(losses["loss"]) == 3 and held.method == "textual_inversion"
+    assert held.weights == () and held.predictor is None and not model.patches
     assert not torch.equal(draw(model, clip, "a photo of S*"), draw(model, clip, "a photo of face"))
     assert torch.equal(draw(model, clip, "a photo of face"), draw(base[0], base[1], "a photo of face"))
     untouched()
@@ -48,7 +37,7 @@ def test_only_the_word_is_learned(base, untouched):
 @pytest.mark.parametrize("vectors", [1, 3])
 def test_its_file_is_read_by_the_stock_prompt_as_the_same_word(base, stock_folder, vectors):
     model, clip, held, _ = learn(base, vectors=vectors)
-    name = SaveEmbedding.execute(held, f"word_{vectors}").args[0]
+    name = SaveConcept.execute(held, f"word_{vectors}").args[0]
     assert name == f"embedding:e4t/word_{vectors}"
     with safe_open(stock_folder / f"word_{vectors}.safetensors", framework="pt") as file:
         assert file.get_tensor("clip_l").shape == (vectors, 768)
@@ -61,24 +50,31 @@ def test_its_file_is_read_by_the_stock_prompt_as_the_same_word(base, stock_folde
 
 def test_a_file_that_is_there_stays_unless_it_is_to_be_overwritten(base, stock_folder):
     first, second = learn(base)[2], learn(base, seed=2)[2]
-    assert SaveEmbedding.execute(first, "kept").args[0] == "embedding:e4t/kept"
+    assert SaveConcept.execute(first, "kept").args[0] == "embedding:e4t/kept"
     before = (stock_folder / "kept.safetensors").read_bytes()
-    assert SaveEmbedding.execute(second, "kept").args[0] == "embedding:e4t/kept_00002"
+    assert SaveConcept.execute(second, "kept").args[0] == "embedding:e4t/kept_00002"
     assert (stock_folder / "kept.safetensors").read_bytes() == before
-    assert SaveEmbedding.execute(second, "kept", overwrite=True).args[0] == "embedding:e4t/kept"
+    assert SaveConcept.execute(second, "kept", overwrite=True).args[0] == "embedding:e4t/kept"
     assert (stock_folder / "kept.safetensors").read_bytes() != before
 
 
-@pytest.mark.parametrize("name", ["", "../out", "a/b", "a b", "con:", ".hidden", "end.", "x" * 101, "\ud800"])
-def test_a_name_that_is_no_file_s_is_refused_before_and_while_it_runs(base, stock_folder, name):
-    assert "cannot be a file's" in SaveEmbedding.validate_inputs(name=name)
-    with pytest.raises(ValueError, match="cannot be a file's"):
-        SaveEmbedding.execute(learn(base)[2], name)
+@pytest.mark.parametrize(
+    ("name", "fault"),
+    [
+        *((name, "cannot be a file's") for name in ("", "../out", "a/b", "a b", "con:", ".hidden", "end.", "\ud800")),
+        ("x" * 181, "is too long for a file"),
+        ("con", "is a device on Windows"),
+    ],
+)
+def test_a_name_that_is_no_file_s_is_refused_before_and_while_it_runs(base, stock_folder, name, fault):
+    assert fault in str(SaveConcept.validate_inputs(name=name))
+    with pytest.raises(ValueError, match=fault):
+        SaveConcept.execute(learn(base)[2], name)
 
 
 def test_equal_inputs_are_learned_once_and_every_input_counts(base):
     first = learn(base)[2]
-    assert learn(base)[2].concept.fingerprint == first.concept.fingerprint and len(STORE) == 1
+    assert learn(base)[2].fingerprint == first.fingerprint and len(STORE) == 1
     for change in (
         {"seed": 2},
         {"class_word": "cat"},
@@ -86,7 +82,7 @@ def test_equal_inputs_are_learned_once_and_every_input_counts(base):
         {"learning_rate": 1e-2},
         {"image": photo(seed=5)},
     ):
-        assert learn(base, **change)[2].concept.fingerprint != first.concept.fingerprint, change
+        assert learn(base, **change)[2].fingerprint != first.fingerprint, change
 
 
 def test_learning_lowers_the_loss_on_the_photo(base):

@@ -107,7 +107,7 @@ def test_a_photo_that_the_domain_does_not_know_is_learned_with_a_warning(run, do
 def test_a_domain_without_a_threshold_spends_no_pass_on_the_question(run, monkeypatch):
     asked = []
     monkeypatch.setattr(photo_fit, "photo_gains", lambda *arguments: asked.append(arguments) or ())
-    assert run()[2].concept.notes == () and not asked
+    assert run()[2].notes == () and not asked
 
 
 def test_the_node_says_when_the_domain_that_finds_the_subject_was_trained_without_masks(run, domain, monkeypatch):

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
+    from concept_world import ConceptWorld
     from mkshing_world import Directory
 
 for folder in (Path(__file__).parents[2], Path(__file__).parent):
@@ -23,6 +24,14 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from small_base import make_place
 
     return make_place(tmp_path_factory.mktemp("pretraining"))
+
+
+@pytest.fixture(scope="session")
+def concept_world(tmp_path_factory: pytest.TempPathFactory) -> ConceptWorld:
+    """A small Stable Diffusion, and a directory of mkshing's that was tuned on it."""
+    from concept_world import ConceptWorld
+
+    return ConceptWorld(tmp_path_factory.mktemp("concepts"))
 
 
 @pytest.fixture

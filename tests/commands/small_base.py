@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -31,10 +32,10 @@ TOWER = {
 }
 
 
-def make_base(path: Path, downsamplings: int = 0) -> Path:
+def make_base(path: Path, downsamplings: int = 0, unet: Mapping[str, Any] | None = None) -> Path:
     """A diffusers folder of random weights; without a tokenizer, as the vocabulary is known.
 
-    Its autoencoder halves a picture's side ``downsamplings`` times.
+    Its autoencoder halves a picture's side ``downsamplings`` times; ``unet`` changes fields of ``UNET``.
     """
     text = CLIPTextConfig(
         hidden_size=768,
@@ -53,7 +54,7 @@ def make_base(path: Path, downsamplings: int = 0) -> Path:
     }
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        UNet2DConditionModel(**UNET).save_pretrained(path / "unet")
+        UNet2DConditionModel(**UNET | dict(unet or {})).save_pretrained(path / "unet")
         CLIPTextModel(text).half().save_pretrained(path / "text_encoder")
         AutoencoderKL(**coder, latent_channels=4).save_pretrained(path / "vae")
     DDPMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear").save_pretrained(path / "scheduler")

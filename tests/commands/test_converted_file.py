@@ -12,7 +12,8 @@ from safetensors.torch import load_file
 from system_faults import largest_file
 from tiny import CONTEXT, TinyUNet
 
-from commands.convert.__main__ import VOCABULARY, main
+from commands.convert.__main__ import main
+from commands.convert.conversion import VOCABULARY
 from commands.convert.mkshing_directory import read_directory
 from commands.convert.to_domain import Options, to_domain
 from e4t_core.files.domain_file import load_domain, save_domain

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from commands.interruptible import STOPPED
+from commands.interruptible import GOES_ON, NOTHING_HALF, STOPPED
 
 ROOT = Path(__file__).parents[2]
 COMMANDS = {
@@ -39,4 +39,19 @@ def test_ctrl_c_while_a_command_starts_is_answered(name: str, wait: float, tmp_p
     text, errors = process.communicate(timeout=60)
     assert process.returncode == STOPPED
     assert "Traceback" not in text + errors
-    assert "the same command goes on from there" in errors
+    assert GOES_ON in errors
+
+
+@pytest.mark.parametrize("name", ["commands.concept", "commands.convert"])
+def test_ctrl_c_while_a_command_imports_torch_is_answered(name: str) -> None:
+    command = [sys.executable, "-X", "importtime", "-m", name, "--help"]
+    process = subprocess.Popen(command, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert process.stderr is not None
+    for line in process.stderr:
+        if "torch." in line:
+            break
+    process.send_signal(signal.SIGINT)
+    text, errors = process.communicate(timeout=60)
+    assert process.returncode == STOPPED
+    assert "Traceback" not in text + errors
+    assert NOTHING_HALF in errors

@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from system_faults import as_a_plain_user, largest_file, umask
 
 from e4t_core.files.checked_file import (
+    DTYPES,
     HEADER_LIMIT,
     TENSOR_LIMIT,
     check_dtypes,
@@ -24,7 +25,7 @@ from e4t_core.files.checked_file import (
     write_tensors,
 )
 from e4t_core.files.file_errors import MESSAGE_LIMIT, FileError, FileKind, shortened, shown
-from e4t_core.files.whole_file import check_is_file, check_is_folder, replacing
+from e4t_core.files.whole_file import check_is_file, check_is_folder, replacing, temporary_files
 
 
 class TinyError(FileError):
@@ -86,6 +87,21 @@ def test_a_full_disk_leaves_the_old_file_and_is_told(path: Path) -> None:
     with pytest.raises(TinyError, match="could not be written .*the disk has room"), largest_file(4096):
         write_tensors(path, {"a": torch.ones(100_000)}, {}, TINY)
     assert path.read_bytes() == before and list(path.parent.iterdir()) == [path]
+
+
+@POSIX
+def test_a_file_that_the_system_does_not_open_a_second_time_is_told(path: Path) -> None:
+    resource = pytest.importorskip("resource")
+    header, before = read_header(path, TINY), resource.getrlimit(resource.RLIMIT_NOFILE)
+    free = os.open(path, os.O_RDONLY)
+    os.close(free)
+    # One more file may be open, but torch opens what the library has open already.
+    resource.setrlimit(resource.RLIMIT_NOFILE, (free + 1, before[1]))
+    try:
+        with pytest.raises(TinyError, match="could not be read .*Too many open files"):
+            read_tensors(path, header.tensors, TINY)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
 
 
 def test_a_name_as_long_as_the_system_allows_can_be_written(tmp_path: Path) -> None:
@@ -252,3 +268,48 @@ def test_messages_stay_short_and_printable_whatever_a_file_says() -> None:
     )
     for value in (list(range(900_000)), "x" * 900_000, 10**5000, {"a": ["\ud800"]}):
         assert len(shown(value)) <= 80 and shown(value).isprintable()
+
+
+def test_every_type_is_written_so_that_the_library_reads_it(tmp_path: Path) -> None:
+    numbers = torch.arange(24).view(2, 3, 4)
+    tensors = {f"a.{dtype}": numbers.to(dtype) for dtype in DTYPES.values()}
+    tensors |= {
+        "one": torch.tensor(3.5),
+        "empty": torch.zeros(0, 4),
+        "turned": torch.arange(6.0).view(2, 3).T,
+        "part": torch.arange(6.0)[2:4],
+        "learned": torch.nn.Parameter(torch.ones(3)),
+        "\u4e2d \"'\n": torch.ones(1),
+    }
+    texts = {"k": 'a "quoted"\n\u4e2d\U0001f600 text', "": ""}
+    path = tmp_path / "a.safetensors"
+    write_tensors(path, tensors, texts, TINY)
+    found = load_file(path)
+    assert found.keys() == tensors.keys()
+    for name, tensor in tensors.items():
+        assert found[name].dtype == tensor.dtype and found[name].shape == tensor.shape
+        assert found[name].reshape(-1).view(torch.uint8).equal(tensor.detach().reshape(-1).view(torch.uint8)), name
+    assert read_header(path, TINY).metadata == texts
+
+
+@POSIX
+def test_nothing_but_the_named_temporary_file_is_there_while_a_file_is_written(tmp_path: Path) -> None:
+    path, seen = tmp_path / "a.safetensors", set()
+
+    class Watching(torch.Tensor):
+        def detach(self) -> torch.Tensor:
+            seen.update(file.name for file in tmp_path.iterdir())
+            return torch.ones(2)
+
+    write_tensors(path, {"a": torch.ones(2).as_subclass(Watching)}, {}, TINY)
+    assert len(seen) == 1 and seen.pop().startswith(".a.safetensors.") and load_file(path)["a"].sum() == 2
+
+
+def test_leftovers_of_a_path_are_told_from_all_else(tmp_path: Path) -> None:
+    path = tmp_path / "a.safetensors"
+    with replacing(path), replacing(tmp_path / "ab.safetensors"), replacing(tmp_path / "a.b.safetensors"):
+        for name in (".a.safetensors.tmp", ".a.safetensors.x-12345678.tmp", "a.safetensors.1-12345678.tmp"):
+            (tmp_path / name).touch()
+        found = temporary_files(path)
+        assert len(found) == 1 and found[0].name.startswith(f".a.safetensors.{os.getpid()}-")
+    assert not temporary_files(path)

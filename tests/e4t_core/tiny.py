@@ -38,10 +38,10 @@ class Attention(nn.Module):
 
 
 class TransformerBlock(nn.Module):
-    def __init__(self) -> None:
+    def __init__(self, context: int) -> None:
         super().__init__()
         self.attn1 = Attention(WIDTH, WIDTH)
-        self.attn2 = Attention(WIDTH, CONTEXT)
+        self.attn2 = Attention(WIDTH, context)
 
     def forward(self, x: Tensor, context: Tensor) -> Tensor:
         x = x + self.attn1(x, x)
@@ -49,9 +49,9 @@ class TransformerBlock(nn.Module):
 
 
 class Transformer(nn.Module):
-    def __init__(self) -> None:
+    def __init__(self, context: int) -> None:
         super().__init__()
-        self.transformer_blocks = nn.ModuleList([TransformerBlock()])
+        self.transformer_blocks = nn.ModuleList([TransformerBlock(context)])
 
     def forward(self, x: Tensor, context: Tensor) -> Tensor:
         flat = self.transformer_blocks[0](x.flatten(2).transpose(1, 2), context)
@@ -59,10 +59,10 @@ class Transformer(nn.Module):
 
 
 class DownBlock(nn.Module):
-    def __init__(self) -> None:
+    def __init__(self, context: int) -> None:
         super().__init__()
         self.conv = nn.Conv2d(8, WIDTH, 3, stride=2, padding=1)
-        self.attentions = nn.ModuleList([Transformer()])
+        self.attentions = nn.ModuleList([Transformer(context)])
 
     def forward(self, x: Tensor, context: Tensor) -> Tensor:
         return self.attentions[0](F.silu(self.conv(x)), context)
@@ -71,11 +71,11 @@ class DownBlock(nn.Module):
 class Network(nn.Module):
     """Its parameter names are canonical already."""
 
-    def __init__(self) -> None:
+    def __init__(self, context: int) -> None:
         super().__init__()
         self.time_embedding = nn.Linear(2, 8)
         self.conv_in = nn.Conv2d(4, 8, 3, padding=1)
-        self.down_blocks = nn.ModuleList([DownBlock()])
+        self.down_blocks = nn.ModuleList([DownBlock(context)])
         self.mid_block = nn.Conv2d(WIDTH, WIDTH, 3, padding=1)
         self.conv_out = nn.Conv2d(WIDTH, 16, 1)
 
@@ -94,10 +94,11 @@ class Network(nn.Module):
 class TinyUNet:
     """Implements ``e4t_core.unet.UNet``; ``depth`` counts the contexts that are open, ``calls`` lists the passes."""
 
-    def __init__(self, seed: int = 0, prediction: Prediction = "epsilon") -> None:
+    def __init__(self, seed: int = 0, prediction: Prediction = "epsilon", context: int = CONTEXT) -> None:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            self.network = Network().requires_grad_(False)
+            self.network = Network(context).requires_grad_(False)
+        self.context = context
         self.prediction: Prediction = prediction
         self.schedule = NoiseSchedule.scaled_linear()
         self.feature_width = 8 + WIDTH + WIDTH
@@ -144,11 +145,11 @@ class TinyUNet:
 
 
 class TinyText:
-    """Implements ``e4t_core.unet.TextEncoder``: three context rows from template, word and both."""
+    """Implements ``e4t_core.unet.TextEncoder``: context rows from template, word and both."""
 
-    def __init__(self) -> None:
-        self.width = CONTEXT
-        self._mix = torch.randn(CONTEXT, CONTEXT, generator=torch.Generator().manual_seed(5)) / CONTEXT**0.5
+    def __init__(self, width: int = CONTEXT) -> None:
+        self.width = width
+        self._mix = torch.randn(width, width, generator=torch.Generator().manual_seed(5)) / width**0.5
         self.templates: list[str] = []
 
     def word(self, word: str) -> Tensor:
@@ -158,16 +159,18 @@ class TinyText:
 
     def encode(self, templates: Sequence[str], words: Tensor) -> Tensor:
         self.templates.extend(templates)
-        rows = torch.stack([self._row(template) for template in templates])
+        rows = torch.stack([self._row(template) for template in templates])[:, None]
+        # E4T gives words (B, D), Textual Inversion (B, V, D).
+        words = words if words.ndim == 3 else words[:, None]
         # The clone is what a host whose weights are inference tensors has to do as well.
-        return torch.tanh(torch.stack([rows, words, rows + words], dim=1) @ self._mix.clone())
+        return torch.tanh(torch.cat([rows, words, rows + words], dim=1) @ self._mix.clone())
 
     def empty(self) -> Tensor:
         return torch.tanh(self._row("")[None, None].repeat(1, 3, 1) @ self._mix)
 
     def _row(self, text: str) -> Tensor:
         seed = int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "little")
-        return 0.5 * torch.randn(CONTEXT, generator=torch.Generator().manual_seed(seed))
+        return 0.5 * torch.randn(self.width, generator=torch.Generator().manual_seed(seed))
 
 
 def tiny_info(unet: TinyUNet, **changes: object) -> DomainInfo:
@@ -176,7 +179,7 @@ def tiny_info(unet: TinyUNet, **changes: object) -> DomainInfo:
         "word": "face",
         "base_family": "sd1",
         "prediction": unet.prediction,
-        "context_width": CONTEXT,
+        "context_width": unet.context,
         "feature_width": unet.feature_width,
         "projections": unet.attention_projections(),
         "backbone": BackboneInfo("open_clip", "ViT-tiny", tuple(range(1, LAYERS + 1)), CLIP_WIDTH, 32),

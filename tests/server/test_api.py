@@ -176,7 +176,7 @@ def test_a_word_is_learned_without_a_domain_file_drawn_and_read_by_the_stock_pro
         node["inputs"] |= few.get(node["class_type"], {})
     learned = succeeded(client.run(shipped))
     said = " ".join(learned.outputs["12"]["text"])
-    assert "In prompts: embedding:e4t/my_word" in said
+    assert "In stock prompts: embedding:e4t/my_word" in said
     assert any("S* learned in" in line for line in learned.outputs["4"]["text"])
     with_word = client.view(next(iter(learned.outputs["10"]["images"])))
     # A workflow of stock nodes alone, which any ComfyUI draws.

@@ -10,13 +10,13 @@ from comfy.model_patcher import ModelPatcher
 
 from ....e4t_core.concept import Concept
 from ....e4t_core.loop_settings import SamplingSettings
+from ....e4t_core.trigger import check_trigger
 from ....e4t_core.weight_changes import full_differences, shared_factors
 from ....e4t_core.word_strength import at_word_strength
 from ..networks.base_model import ComfyUNet, check_supported
 from ..networks.compute_type import compute_type, uses_autocast
 from ..networks.text_encoder import ComfyTextEncoder
 from ..prompt import concept_clip
-from ..prompt.triggers import check_trigger
 from ..sampling import patched_model
 from ..sampling.held_concept import HeldConcept
 from .content_key import content_key

@@ -18,6 +18,7 @@ from PIL import Image
 
 from ....e4t_core.concept import Concept
 from ....e4t_core.stored_difference import StoredDifference
+from ....e4t_core.weight_changes import shared_factors
 from ..prompt.prompt_memory import PromptMemory
 from ..sampling.held_concept import HeldConcept, bytes_held, tensors_of
 from .content_key import WeightHashes
@@ -89,8 +90,11 @@ class ResultStore:
             base: content hash of the base weights.
         """
         owner = concept.domain_fingerprint
+        if not owner or not shared_factors(concept.weights):
+            # Of some concepts the word alone was kept.
+            return None
         for held in list(self._held.values()):
-            if owner and (held.concept.domain_fingerprint, held.base) == (owner, base):
+            if held.shared and (held.concept.domain_fingerprint, held.base) == (owner, base):
                 return held.shared
         return None
 

@@ -17,11 +17,12 @@ import torch
 from comfy.patcher_extension import CallbacksMP
 from torch import Tensor
 
+from ....e4t_core.trigger import check_trigger
 from .drawn_elsewhere import tell_if_drawn_elsewhere
 from .encoded_prompt import MARK, EncodedPrompt, SharedModels
 from .prompt_memory import PromptMemory
 from .reencoding import Keyframes, Place, Reencoding, encoder_methods
-from .triggers import check_trigger, embedding_file, near_misses, rewrite_triggers, tokenizer_with_concepts
+from .triggers import embedding_file, near_misses, rewrite_triggers, tokenizer_with_concepts
 
 KEY = "e4t"
 # A token vector that another node has scaled points in the same direction up to rounding: the cosine's distance from 1.
@@ -242,7 +243,7 @@ def with_concept(
 
     Args:
         clip: stock or with concepts; not changed.
-        trigger: see :func:`~.triggers.check_trigger`.
+        trigger: see :func:`~e4t_core.trigger.check_trigger`.
         fingerprint: content hash of the concept.
         embedding: static, ``(D,)`` or ``(V, D)`` for V tokens.
         memory: where its encoded prompts are remembered.

@@ -15,40 +15,13 @@ from collections.abc import Callable, Iterable, Mapping
 
 from torch import Tensor
 
-FOLDER = "e4t/"
-IDENTIFIER = "embedding:"
+from ....e4t_core.trigger import FOLDER, IDENTIFIER
+
 # A character that a word goes on with. Scripts that are written without spaces do not count: a word may stand in them.
 GOES_ON = r"[^\W\u2e80-\uffef]"
 # What ends an embedding's name for the stock tokenizer, or a weight behind it.
 NAME_ENDS = re.compile(r"[\s()<\[:]")
 EXTENSIONS = ("", ".safetensors", ".pt", ".bin")
-
-
-class TriggerError(ValueError):
-    """A trigger that cannot stand for a concept; the message says what is wrong with it."""
-
-
-def check_trigger(trigger: str) -> None:
-    """Check a concept's trigger.
-
-    Raises:
-        TriggerError: it is too short, has no letter, is a word of the prompt grammar, or holds a character of it.
-    """
-    advice = "choose a word such as S*, ohwx or my-cat"
-    if not isinstance(trigger, str) or len(trigger) < 2:
-        raise TriggerError(f"The trigger {trigger!r} is too short to stand for a concept: {advice}.")
-    bad = re.search(r"[\s()\[\]{}|:<>\\]", trigger)
-    if bad:
-        raise TriggerError(
-            f"The trigger {trigger!r} holds {bad.group()!r}, which prompts give another meaning: {advice}."
-        )
-    if trigger.startswith((",", "'")) or trigger.endswith((",", "'")):
-        raise TriggerError(f"The trigger {trigger!r} begins or ends with punctuation of a sentence: {advice}.")
-    if not any(letter.isalpha() for letter in trigger):
-        # "1.2" would take the place of weights, ".." of punctuation.
-        raise TriggerError(f"The trigger {trigger!r} has no letter: {advice}.")
-    if trigger in (IDENTIFIER.rstrip(":"), FOLDER.rstrip("/")):
-        raise TriggerError(f"The trigger {trigger!r} is how prompts name an embedding: {advice}.")
 
 
 def rewrite_triggers(

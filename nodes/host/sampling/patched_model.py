@@ -49,16 +49,16 @@ def with_concept(model: ModelPatcher, added: HeldConcept, memory: PromptMemory) 
         memory: of encoded prompts.
 
     Raises:
-        WordTakenError: it holds this concept already, at another strength.
+        WordTakenError: it holds this concept already, at another strength or as its word alone.
     """
     new = model.clone()
     concept, held = added.concept, held_concepts(model)
     same = next((h for h in held if h.concept.fingerprint == concept.fingerprint), None)
     if same is not None:
-        if same.strength != added.strength:
+        if not _changes_alike(same, added):
             raise WordTakenError(
-                f"This MODEL holds the concept of {concept.trigger!r} already, at strength {same.strength:g}: wire in the MODEL"
-                " from before to give it another."
+                f"This MODEL holds the concept of {concept.trigger!r} already, as {same.concept.trigger!r}, and at another"
+                " strength or as its word alone: wire in the MODEL from before to draw it as here."
             )
         # Its weights are there; how it is called and sampled is what was said last.
         held = tuple(added if h is same else h for h in held)
@@ -80,6 +80,17 @@ def with_concept(model: ModelPatcher, added: HeldConcept, memory: PromptMemory) 
     new.remove_callbacks_with_key(CallbacksMP.ON_CLEANUP, KEY)
     new.add_callback_with_key(CallbacksMP.ON_CLEANUP, KEY, refinement.forget_run)
     return new
+
+
+def _changes_alike(held: HeldConcept, added: HeldConcept) -> bool:
+    """Whether two of one fingerprint change weights and word alike: in a MODEL, both are one under all of its triggers."""
+    return (
+        held.strength == added.strength
+        and held.shared.keys() == added.shared.keys()
+        and held.differences.keys() == added.differences.keys()
+        and (held.concept.predictor is None) == (added.concept.predictor is None)
+        and torch.equal(held.concept.embedding, added.concept.embedding)
+    )
 
 
 def check_free(model: ModelPatcher, trigger: str) -> None:
@@ -104,7 +115,10 @@ def _missing_offset(
     second one's base is another: what it lacks then is the difference of the two offsets, ``L * P Q^T``.
     """
     owner = added.concept.domain_fingerprint
-    before = [h for h in held if owner and h.concept.domain_fingerprint == owner]
+    # A concept of which the word alone was kept brings no offset, and needs none.
+    before = [h for h in held if owner and h.concept.domain_fingerprint == owner and h.shared]
+    if not added.shared:
+        return
     if not before:
         yield added.shared, added.strength
         return
