@@ -17,7 +17,7 @@ from e4t_core.files.concept_info import EXACT, RECIPE
 from e4t_core.files.file_errors import FileError, shortened
 from e4t_core.files.file_name import checked_name
 from e4t_core.files.stock_export import Exported, Folders, export_bundle, export_pair
-from e4t_core.files.stock_lora import LEAST_ERROR, StockLora, exact_lora, low_rank_lora
+from e4t_core.files.stock_lora import ERROR, LEAST_ERROR, StockLora, exact_lora, low_rank_lora
 from e4t_core.fingerprint import fingerprint
 from e4t_core.weight_changes import Full, TotalDifferences
 
@@ -27,11 +27,10 @@ log = logging.getLogger(__name__)
 
 PAIR, BUNDLE, EXACT_PAIR = "pair", "bundle", "exact"
 FORMS = (PAIR, BUNDLE, EXACT_PAIR)
-ERROR = 0.1
 
 HELP = """\
 Writes a concept for programs that do not know it: a LoRA with its weights, in FOLDER/loras, and an embedding with its word, in
-FOLDER/embeddings/e4t. FOLDER is ComfyUI's models, or any folder of yours. It is the node Export E4T Concept; the node also measures
+FOLDER/embeddings. FOLDER is ComfyUI's models, or any folder of yours. It is the node Export E4T Concept; the node also measures
 how much of the likeness the files lose.
 
   pair     two small files, which diffusers reads as well
@@ -118,7 +117,7 @@ def _check_kept(path: Path) -> None:
 
 
 def _folders(out: Path) -> Folders:
-    return Folders(made(made(out) / "loras"), made(made(out / "embeddings") / "e4t"), "embedding:e4t/")
+    return Folders(made(made(out) / "loras"), made(out / "embeddings"), "embedding:")
 
 
 def read_unet(path: Path) -> dict[str, Tensor]:

@@ -54,21 +54,21 @@ def test_a_pair_is_the_core_s_lora_on_that_base_and_the_fixed_word(
     export: Run, concept_world: ConceptWorld, anna: Concept, tmp_path: Path
 ) -> None:
     status, out, _ = export("--error", "0.2")
-    assert status == 0 and "In prompts: embedding:e4t/anna" in out and "Note:" not in out
+    assert status == 0 and "In prompts: embedding:anna" in out and "Note:" not in out
     differences = TotalDifferences(anna.weights, concept_world.base.unet.parameters())
     wanted = low_rank_lora(differences, 0.2, vectors=False)
     found = load_file(tmp_path / "models" / "loras" / "anna.safetensors")
     assert found.keys() == wanted.tensors.keys()
     assert all(torch.equal(found[name], wanted.tensors[name]) for name in found)
     assert f"rank {wanted.rank}, weights off by {100 * wanted.error:.1f} %" in out
-    word = load_file(tmp_path / "models" / "embeddings" / "e4t" / "anna.safetensors")["clip_l"]
+    word = load_file(tmp_path / "models" / "embeddings" / "anna.safetensors")["clip_l"]
     assert torch.equal(word, anna.embedding)
 
 
 def test_the_exact_form_and_the_bundle_hold_what_they_should(
     export: Run, concept_world: ConceptWorld, anna: Concept, tmp_path: Path
 ) -> None:
-    loras, words = tmp_path / "models" / "loras", tmp_path / "models" / "embeddings" / "e4t"
+    loras, words = tmp_path / "models" / "loras", tmp_path / "models" / "embeddings"
     assert export("--form", "exact", "--name", "whole")[0] == 0
     wanted = exact_lora(TotalDifferences(anna.weights, concept_world.base.unet.parameters())).tensors
     found = load_file(loras / "whole.safetensors")
@@ -86,7 +86,7 @@ def test_files_that_are_there_stay_unless_they_may_be_replaced(export: Run, tmp_
     loras.mkdir()
     (loras / "anna.safetensors").write_bytes(b"mine")
     status, out, _ = export("--rank", 1)
-    assert status == 0 and "embedding:e4t/anna_00002" in out
+    assert status == 0 and "embedding:anna_00002" in out
     assert (loras / "anna.safetensors").read_bytes() == b"mine" and (loras / "anna_00002.safetensors").exists()
     assert export("--rank", 1, "--overwrite")[0] == 0
     assert (loras / "anna.safetensors").read_bytes() != b"mine"
