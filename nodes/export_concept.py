@@ -7,7 +7,7 @@ from comfy_api.latest import io
 from ..e4t_core.concept import Concept
 from ..e4t_core.files.file_name import FileNameError, checked_name
 from ..e4t_core.files.stock_export import Exported, export_bundle, export_pair
-from ..e4t_core.files.stock_lora import LEAST_ERROR, StockLora
+from ..e4t_core.files.stock_lora import ERROR, LEAST_ERROR, StockLora
 from .host.exporting.lora import is_another_base, make_lora
 from .host.exporting.lost_effect import LostEffect, lost_effect
 from .host.model_folders import stock_folders
@@ -15,8 +15,6 @@ from .host.node_text import show_text
 from .sockets import ConceptIO
 
 PAIR, BUNDLE, EXACT = "LoRA and embedding", "bundle (one file)", "exact LoRA and embedding"
-ERROR = 0.2
-"""By default: of the mini world's concepts it loses 4 % of what they do to noise predictions, at a quarter of the exact size."""
 MB = 2**20
 
 

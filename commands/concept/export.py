@@ -17,7 +17,7 @@ from e4t_core.files.concept_info import EXACT, RECIPE
 from e4t_core.files.file_errors import FileError, shortened
 from e4t_core.files.file_name import checked_name
 from e4t_core.files.stock_export import Exported, Folders, export_bundle, export_pair
-from e4t_core.files.stock_lora import LEAST_ERROR, StockLora, exact_lora, low_rank_lora
+from e4t_core.files.stock_lora import ERROR, LEAST_ERROR, StockLora, exact_lora, low_rank_lora
 from e4t_core.fingerprint import fingerprint
 from e4t_core.weight_changes import TotalDifferences
 
@@ -27,7 +27,6 @@ log = logging.getLogger(__name__)
 
 PAIR, BUNDLE, EXACT_PAIR = "pair", "bundle", "exact"
 FORMS = (PAIR, BUNDLE, EXACT_PAIR)
-ERROR = 0.1
 
 HELP = """\
 Writes a concept for programs that do not know it: a LoRA with its weights, in FOLDER/loras, and an embedding with its word, in

@@ -137,7 +137,7 @@ def test_low_ranks_draw_it_within_the_error_that_is_said(base, concept, folders,
 
 
 def test_a_bundle_is_one_file_with_two_names_that_two_stock_nodes_read(base, concept, folders, caplog):
-    prompt, said = export(base, concept, BUNDLE)
+    prompt, said = export(base, concept, BUNDLE, error=0.05)
     lora, embedding = (folder / "anna.safetensors" for folder in folders)
     assert os.path.samefile(lora, embedding) and "two names of one file" in said
     with safe_open(lora, framework="pt") as file:
@@ -149,10 +149,10 @@ def test_a_bundle_is_one_file_with_two_names_that_two_stock_nodes_read(base, con
 
 
 def test_a_model_that_holds_the_concept_is_exported_as_its_base_is(base, concept, folders):
-    export(base, concept, rank=2, name="plain")
+    export(base, concept, EXACT, name="plain")
     model, _ = hold(base, concept)
     patches = {name: len(found) for name, found in model.patches.items()}
-    export(base, concept, rank=2, name="held", model=model)
+    export(base, concept, EXACT, name="held", model=model)
     found, wanted = (metadata(folders[0] / f"{name}.safetensors") for name in ("held", "plain"))
     assert {k: v for k, v in found.items() if k.startswith("e4t.")} == {
         k: v for k, v in wanted.items() if k.startswith("e4t.")
@@ -177,7 +177,7 @@ def test_a_concept_of_another_base_is_refused_or_said(base, concept, folders):
     ):
         with pytest.raises(ValueError, match="learned on a base of another kind"):
             export(base, wrong)
-    assert not folders[0].exists() or len(list(folders[0].iterdir())) == 2
+    assert len(list(folders[0].glob("*.safetensors"))) == 2
 
 
 def test_a_word_without_weights_is_sent_to_the_node_for_words(base, concept, folders):

@@ -153,11 +153,14 @@ def test_the_exported_pair_predicts_what_the_concept_does_within_the_stated_erro
 
     # What a LoRA can hold of the concept: its matrices.
     with_differences(pipe, wanted)
-    assert share(found, predict(pipe.unet, context), plain) < 0.05
-    # And what diffusers does not read: norms and biases.
+    matrices = predict(pipe.unet, context)
+    assert share(found, matrices, plain) < 0.05
+    # And what diffusers does not read: norms and biases. All that is lost beyond the stated error is theirs.
     with_differences(pipe, {name: d.value() for name, d in total.items() if d.values.ndim < 2})
     whole = predict(pipe.unet, context)
-    assert share(found, whole, plain) < 0.2
+    vectors = share(matrices, whole, plain)
+    assert 0 < vectors < 0.5
+    assert share(found, whole, plain) == pytest.approx(vectors, abs=0.05)
 
 
 def test_of_full_rank_it_is_the_concept_s_matrices(
