@@ -108,7 +108,7 @@ def places(folder, stock_folder, tmp_path, monkeypatch):
     """The only folders of concept files, of their second files (both empty) and of domain files (it holds the domain)."""
     import folder_paths
     from e4t_pack.nodes.host import model_folders
-    from kept import Places
+    from kept_by_nodes import Places
 
     weights = tmp_path / "e4t_concepts"
     monkeypatch.setitem(folder_paths.folder_names_and_paths, model_folders.WEIGHTS, ([str(weights)], {".safetensors"}))

@@ -13,7 +13,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-import kept
+import kept_by_nodes as kept
 import psutil
 import torch
 from e4t_pack.nodes.host.learning.result_store import STORE

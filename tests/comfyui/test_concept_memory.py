@@ -7,7 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-import kept
+import kept_by_nodes as kept
 
 ROUNDS = 14
 # What is filled once (code, arenas, encoded prompts up to their bound) is not a concept's.

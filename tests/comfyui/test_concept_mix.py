@@ -7,7 +7,7 @@ import dataclasses
 import pytest
 import torch
 from e4t_pack.nodes.mix_concepts import MixConcepts
-from kept import content, drawn, known_concept, load, said, save
+from kept_by_nodes import content, drawn, known_concept, load, said, save
 from test_textual_inversion import learn as learn_word
 from world import make_domain, photo
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 
-import kept
+import kept_by_nodes as kept
 import pytest
 import torch
 from e4t_pack.nodes.apply_concept import ApplyConcept
 from e4t_pack.nodes.load_concept import LoadConcept
 from e4t_pack.nodes.mix_concepts import MixConcepts
 from e4t_pack.nodes.save_concept import RECOVERABLE, SaveConcept
-from kept import apply, content, drawn, hash_of, known_concept, load, said, save
+from kept_by_nodes import apply, content, drawn, hash_of, known_concept, load, said, save
 from personalized import draw, encode
 from test_textual_inversion import learn as learn_word
 from world import LOOKING, QUICK, photo
@@ -142,3 +142,11 @@ def test_a_file_that_was_replaced_is_read_again(domain, places):
     weights.write_bytes(weights.read_bytes() + b" ")
     assert LoadConcept.fingerprint_inputs(concept_name="anna") not in (first, second)
     assert LoadConcept.fingerprint_inputs(concept_name="nobody") == "nobody"
+
+
+def test_comfyui_s_asset_scanner_reads_trigger_and_base(domain, places):
+    from app.assets.services.metadata_extract import extract_file_metadata
+
+    save(known_concept(domain, 4), "seen")
+    found = extract_file_metadata(str(places.words / "seen.safetensors"))
+    assert (found.trained_words, found.base_model) == (["S*"], "sd_v1")

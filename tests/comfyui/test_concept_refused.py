@@ -16,7 +16,7 @@ from e4t_pack.nodes.host.learning.result_store import STORE
 from e4t_pack.nodes.host.networks.base_model import ComfyUNet
 from e4t_pack.nodes.host.sampling.patched_model import held_concepts
 from e4t_pack.nodes.load_concept import LoadConcept
-from kept import apply, content, draw, drawn, known_concept, load, said, save
+from kept_by_nodes import apply, content, draw, drawn, known_concept, load, said, save
 from safetensors.torch import save_file
 from test_base_model import unet_lora
 from world import make_base, make_domain, make_state

@@ -10,7 +10,7 @@ from e4t_pack.nodes.apply_concept import ApplyConcept
 from e4t_pack.nodes.host.networks.base_model import PREFIX, ComfyUNet
 from e4t_pack.nodes.host.prompt.concept_clip import ConceptCLIP
 from e4t_pack.nodes.host.sampling.patched_model import WordTakenError, _native_names, held_concepts
-from kept import apply, drawn, known_concept
+from kept_by_nodes import apply, drawn, known_concept
 from personalized import draw, encode
 from safetensors.torch import save_file
 from test_base_model import unet_lora

@@ -1,4 +1,4 @@
-"""Concepts that are kept and applied by the nodes, in this process and (``python kept.py FOLDER ... NAME ...``) in a new one.
+"""Concepts that are kept and applied by the nodes, in this process and (``python kept_by_nodes.py FOLDER ... NAME ...``) in a new one.
 
 As a program it loads and applies concepts on the small world's base and prints, as JSON, what they are and what they draw.
 """
