@@ -37,6 +37,7 @@ class Form:
         vectors: whether biases and norms are kept.
         static: the fixed word, without refinement and without the encoder.
         unet_rank: it was TUNED as factors of this rank; 0: as whole matrices.
+        minor_rank: of self-attention and feed-forward layers; 0: as of all.
         stock: as a stock LoRA in float16, which holds the domain's offset, too.
     """
 
@@ -49,10 +50,11 @@ class Form:
     static: bool = False
     unet_rank: int = 0
     stock: bool = False
+    minor_rank: int = 0
 
     def settings(self) -> CompactSettings:
         """The product's settings, where this form is one of the product's."""
-        return CompactSettings(rank=self.rank, bits=self.bits, gain=self.gain)
+        return CompactSettings(rank=self.rank, minor_rank=self.minor_rank or self.rank, bits=self.bits, gain=self.gain)
 
     def chosen(self, name: str, shape: tuple[int, ...]) -> bool:
         """Whether a difference is kept."""
@@ -68,6 +70,7 @@ FORMS = (
     Form("rank 32 in 8 bits", bits=8, rank=32),
     Form("rank 16 in 4 bits", bits=4, rank=16),
     Form("rank 16 in 4 bits without gain", bits=4, rank=16, gain=0.0),
+    Form("rank 26 and 6 in 3 bits", bits=3, rank=26, minor_rank=6),
     Form("rank 21 in 3 bits", bits=3, rank=21),
     Form("rank 8 in 4 bits", bits=4, rank=8),
     Form("rank 28 in 3 bits without self-attention and feed-forward", bits=3, rank=28, kept=OTHERS, vectors=False),

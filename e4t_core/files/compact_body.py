@@ -25,6 +25,9 @@ from .checked_file import NAME_LIMIT, is_finite
 from .description import check_fields, from_json, is_plain, number, table
 from .file_errors import shown
 
+MINOR = (".attn1.", ".ff.")
+"""What canonical names of self-attention and feed-forward layers hold: they have a quarter of the UNet's numbers, and left out
+change a face's predictions by a tenth of what convolutions do (``python -m benchmarks.compact --probes 1``)."""
 CODES, STEPS = "compact.codes", "compact.steps"
 """The names of the body's two tensors."""
 
@@ -40,6 +43,7 @@ class CompactSettings:
 
     Attributes:
         rank: of the UNet's differences.
+        minor_rank: of those of :data:`MINOR` layers.
         bits: of a number of a factor.
         vector_bits: of a number of a vector.
         gain: see ``quantized_factors``; of the UNet's differences.
@@ -47,8 +51,9 @@ class CompactSettings:
         encoder_bits: of a number of their factors.
     """
 
-    rank: int = number(1, RANK, default=16)
-    bits: int = number(1, BITS, default=4)
+    rank: int = number(1, RANK, default=26)
+    minor_rank: int = number(1, RANK, default=6)
+    bits: int = number(1, BITS, default=3)
     vector_bits: int = number(1, BITS, default=4)
     gain: float = number(0, 1, default=GAIN)
     encoder_rank: int = number(1, RANK, default=8)
@@ -174,14 +179,24 @@ def part_of(shape: tuple[int, ...], rank: int, bits: int, vector_bits: int) -> P
     return factors if factors.bytes() < whole.bytes() else whole
 
 
+def weight_part(name: str, shape: tuple[int, ...], settings: CompactSettings) -> Part:
+    """How the UNet's difference of this canonical name is kept."""
+    rank = settings.minor_rank if any(text in name for text in MINOR) else settings.rank
+    return part_of(shape, rank, settings.bits, settings.vector_bits)
+
+
+def encoder_part(name: str, shape: tuple[int, ...], settings: CompactSettings) -> Part:
+    """How a difference of the encoder is kept, whatever its name."""
+    return part_of(shape, settings.encoder_rank, settings.encoder_bits, settings.vector_bits)
+
+
 def describe(
     weights: Mapping[str, tuple[int, ...]], encoder: Mapping[str, tuple[int, ...]], settings: CompactSettings
 ) -> CompactDescription:
     """The description of differences of these shapes."""
-    s = settings
     return CompactDescription(
-        {name: part_of(tuple(shape), s.rank, s.bits, s.vector_bits) for name, shape in weights.items()},
-        {name: part_of(tuple(shape), s.encoder_rank, s.encoder_bits, s.vector_bits) for name, shape in encoder.items()},
+        {name: weight_part(name, tuple(shape), settings) for name, shape in weights.items()},
+        {name: encoder_part(name, tuple(shape), settings) for name, shape in encoder.items()},
     )
 
 
@@ -205,14 +220,14 @@ def pack(
     """
     settings = settings or CompactSettings()
     found: tuple[dict[str, Part], dict[str, Part]] = {}, {}
-    ranks = (settings.rank, settings.bits, settings.gain), (settings.encoder_rank, settings.encoder_bits, 0.0)
+    kinds = (differences, weight_part, settings.gain), (encoder, encoder_part, 0.0)
     codes, steps, total = [], [], len(differences) + len(encoder)
-    for tensors, parts, (rank, bits, gain) in zip((differences, encoder), found, ranks, strict=True):
+    for parts, (tensors, part_for, gain) in zip(found, kinds, strict=True):
         for name in sorted(tensors):
             difference = tensors[name]
             if not is_finite(difference):
                 raise ValueError(f"The difference of {name} holds NaN or infinity: learn the concept again.")
-            parts[name] = part_of(tuple(difference.shape), rank, bits, settings.vector_bits)
+            parts[name] = part_for(name, tuple(difference.shape), settings)
             for rows in _rows_of(difference, parts[name], gain):
                 codes.append(pack_codes(rows.codes.cpu(), rows.bits))
                 steps.append(rows.steps.cpu())

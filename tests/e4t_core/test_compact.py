@@ -177,6 +177,16 @@ def test_a_matrix_that_would_not_get_smaller_is_kept_whole() -> None:
     assert (parts["small"].rank, parts["large"].rank) == (0, 8)
 
 
+def test_layers_that_matter_least_have_the_lower_rank() -> None:
+    names = ("down.conv1.weight", "down.attn2.to_k.weight", "down.attn1.to_k.weight", "down.ff.net.2.weight")
+    settings = CompactSettings(rank=9, minor_rank=2)
+    parts = describe(dict.fromkeys(names, (320, 320)), {"x.attn1.y": (320, 320)}, settings)
+    assert [parts.weights[name].rank for name in names] == [9, 9, 2, 2]
+    assert parts.encoder["x.attn1.y"].rank == settings.encoder_rank
+    tensors = {name: numbers(320, 320) for name in names}
+    assert pack(tensors, {}, settings)[1].weights == parts.weights
+
+
 def test_a_difference_that_is_not_finite_is_refused() -> None:
     spoiled = concept() | {"norm.bias": torch.full((33,), torch.nan)}
     with pytest.raises(ValueError, match=r"norm.bias holds NaN"):
