@@ -124,7 +124,8 @@ def _info(path: Path, kind: FileKind, name: str, part: object) -> TensorInfo:
 
 
 def _unreadable(path: Path, kind: FileKind, error: Exception) -> FileError:
-    text = str(error)
+    # The path is said already, and a long one would push out what is wrong.
+    text = str(error).replace(str(path), path.name)
     if "DefaultCPUAllocator" in text:
         return kind.fault(path, "is too large for the memory that is free", "close other programs")
     if "Incomplete" in text or "not fully covered" in text or "too small" in text.lower():

@@ -309,8 +309,8 @@ def test_files_that_cannot_be_mixed_are_named(
 
     recipe = save_concept(models, "recipe", anna, "recipe").path
     word = save_concept(models, "word", anna, "word").path
-    assert f"{recipe} is a recipe" in refused(pair[0].path, recipe)
-    assert f"{word} keeps its fixed word alone" in refused(pair[0].path, word)
+    assert f"{recipe.name} is a recipe" in refused(pair[0].path, recipe)
+    assert f"{word.name} keeps its fixed word alone" in refused(pair[0].path, word)
     assert "2 to 4 concepts, not of 1" in refused(pair[0].path)
     assert "2 to 4 concepts, not of 5" in refused(*[pair[0].path] * 5)
     assert pair[0].weights is not None

@@ -78,7 +78,7 @@ def inner(value: Any) -> Iterator[tuple[Any, Any]]:
 def change_description(draw: random.Random, header: dict[str, Any], data: bytearray) -> None:
     try:
         info = json.loads(header["__metadata__"]["e4t.info"])
-    except (KeyError, ValueError):  # a second file, or it was damaged already
+    except (KeyError, ValueError, RecursionError):  # a second file, or it was damaged already
         change_metadata(draw, header, data)
         return
     for _ in range(draw.randint(1, 3)):

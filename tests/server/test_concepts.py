@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from test_api import _pixels, succeeded
+from PIL import Image
 
-from devtools.comfyui_client import Client, Workflow
+from devtools.comfyui_client import Client, Rejected, Run, Workflow
 from devtools.comfyui_server import Server
 
 DRAWN = "10"  # the SaveImage of the shipped workflow
@@ -32,9 +33,14 @@ def from_file(workflow: Workflow, name: str, **strengths: float) -> Workflow:
     }
 
 
+def succeeded(run: Run) -> Run:
+    assert run.status == "success", run.error.get("exception_message", run.status)
+    return run
+
+
 def picture(client: Client, workflow: Workflow) -> bytes:
     drawn = succeeded(client.run(workflow))
-    return _pixels(client.view(drawn.outputs[DRAWN]["images"][0]))
+    return Image.open(io.BytesIO(client.view(drawn.outputs[DRAWN]["images"][0]))).convert("RGB").tobytes()
 
 
 @pytest.fixture(scope="module")
@@ -95,8 +101,6 @@ def test_comfyui_s_own_listings_read_title_trigger_and_base(
 def test_a_file_that_is_none_is_refused_before_anything_runs(
     client: Client, server: Server, workflow: Callable[..., Workflow], tmp_path: Path
 ) -> None:
-    from devtools.comfyui_client import Rejected
-
     with pytest.raises(Rejected, match="was not found in .*e4t"):
         client.run(from_file(workflow(), "nobody"))
     with pytest.raises(Rejected, match="cannot be a file's"):
