@@ -150,3 +150,21 @@ def test_comfyui_s_asset_scanner_reads_trigger_and_base(domain, places):
     save(known_concept(domain, 4), "seen")
     found = extract_file_metadata(str(places.words / "seen.safetensors"))
     assert (found.trained_words, found.base_model) == (["S*"], "sd_v1")
+
+
+def test_a_compact_concept_is_one_file_whose_word_is_refined_where_its_domain_is(base, domain, places):
+    concept = known_concept(domain, 5)
+    save_domain(places.domains / "faces.safetensors", domain)
+    said_when_saved = said(SaveConcept.execute(concept, "small", "compact"))
+    assert "Saved as small.safetensors" in said_when_saved and not list(places.weights.iterdir())
+    found = load("small")
+    assert found.predictor is not None and torch.equal(found.embedding, concept.embedding)
+    exact, small, stock = (
+        drawn(base, one, *strengths) for one, strengths in ((concept, ()), (found, ()), (concept, (0, 0)))
+    )
+    assert (small - exact).norm() < (stock - exact).norm()
+    assert not torch.equal(small, exact)
+    (places.domains / "faces.safetensors").unlink()
+    alone = LoadConcept.execute("small")
+    assert alone.args[0].predictor is None and "Until then its word is fixed" in said(alone)
+    assert torch.isfinite(drawn(base, alone.args[0])).all()
