@@ -46,10 +46,20 @@ def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
     parser.add_argument(
         "--rank", type=int, default=CompactSettings().rank, help="of the factors (default: %(default)s)"
     )
+    parser.add_argument(
+        "--minor-rank",
+        type=int,
+        default=CompactSettings().minor_rank,
+        help="of self-attention and feed-forward, which matter least (default: %(default)s)",
+    )
     parser.add_argument("--bits", type=int, default=CompactSettings().bits, help="of a number (default: %(default)s)")
     parser.add_argument("--weights-folder", type=absolute, metavar="FOLDER", help="of the second file")
     parser.add_argument("--overwrite", action="store_true", help="replace a file of that name; else it gets a number")
     parser.set_defaults(run=run)
+
+
+def _settings(options: argparse.Namespace) -> CompactSettings:
+    return CompactSettings(rank=options.rank, minor_rank=options.minor_rank, bits=options.bits)
 
 
 def run(options: argparse.Namespace) -> int:
@@ -58,7 +68,7 @@ def run(options: argparse.Namespace) -> int:
     Raises:
         ValueError: a file, a name, a folder or a number cannot be used.
     """
-    name, settings = checked_name(options.name), CompactSettings(rank=options.rank, bits=options.bits)
+    name, settings = checked_name(options.name), _settings(options)
     places = output_places(options.out, options.weights_folder)
     info = read_concept_info(options.file)
     if info.body != EXACT:

@@ -32,7 +32,7 @@ def test_it_is_the_concept_with_a_small_loss_and_needs_its_domain_to_refine(
 ) -> None:
     file, domain = files
     arguments = [str(file), "--domain", str(domain), "--name", "small", "--out", str(tmp_path)]
-    assert main(["compact", *arguments, "--rank", "1024", "--bits", "8"]) == 0
+    assert main(["compact", *arguments, "--rank", "1024", "--minor-rank", "1024", "--bits", "8"]) == 0
     assert "Written: " in (said := capsys.readouterr().out) and "embedding:e4t/small" in said
     found, info = load_concept(tmp_path / "small.safetensors", [], lambda _: concept_world.domain())
     assert info.body == "compact" and found.predictor is not None and found.trigger == "Anna*"
