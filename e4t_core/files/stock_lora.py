@@ -12,8 +12,7 @@
 
 The error of a matrix is ``|written - wanted| / |wanted|``, measured on the tensors that are written, and a LoRA's error is the root
 mean square of its matrices' errors: each layer counts as much as any other. Absolute sizes would not do: a domain's offset is
-some large matrices that move predictions little. Of the mini world's concepts, an error of 10 % in absolute sizes loses
-three quarters of what they do to noise predictions, one of 20 % in relative sizes 4 %.
+some large matrices that move predictions little.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ from ..stored_difference import StoredDifference
 
 PREFIX = "lora_unet_"
 ERROR = 0.2
-"""What is asked for by default: of the mini world's concepts it keeps 96 % of their effect, at a quarter of the exact size."""
+"""What is asked for by default."""
 LEAST_ERROR = 0.01
 """The smallest error that can be asked of low ranks; below it, the exact form is smaller."""
 # Rounding to half precision may add this much of a matrix's size to the error; where it would add more, float32 is kept.

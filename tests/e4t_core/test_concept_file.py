@@ -251,3 +251,15 @@ def test_a_recipe_is_kept_as_a_recipe_or_a_word_only(tmp_path: Path) -> None:
     assert body_for(inverted(), "exact") == "word" and body_for(e4t(), "exact") == "exact"
     with pytest.raises(ConceptFileError, match="b.safetensors was not found"):
         load_concept(folders.words / "b.safetensors", [])
+
+
+def test_a_recipe_at_stable_diffusion_s_shapes_takes_at_most_200_kilobytes(tmp_path: Path) -> None:
+    draw = torch.Generator().manual_seed(3)
+    masks = torch.rand(1, 1, 64, 64, generator=draw)
+    photos = Photos(
+        torch.randn(1, 4, 64, 64, generator=draw), torch.randn(1, 16, 1280, generator=draw), masks, masks_by_cell=True
+    )
+    concept = e4t()
+    assert concept.recipe is not None
+    full = dataclasses.replace(concept, recipe=dataclasses.replace(concept.recipe, photos=photos))
+    assert save_concept(places(tmp_path), "recipe", full, "recipe").bytes <= 200_000
