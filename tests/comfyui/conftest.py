@@ -99,8 +99,8 @@ def stock_folder(embeddings, monkeypatch):
     monkeypatch.setitem(
         folder_paths.folder_names_and_paths, "embeddings", ([str(embeddings)], folder_paths.supported_pt_extensions)
     )
+    yield embeddings / "e4t"
     shutil.rmtree(embeddings / "e4t", ignore_errors=True)
-    return embeddings / "e4t"
 
 
 @pytest.fixture

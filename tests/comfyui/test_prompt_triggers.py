@@ -109,10 +109,10 @@ def test_accents_may_be_composed_or_decomposed(base):
         assert "W" in [token for token, _ in flat(clip, unicodedata.normalize(form, "a photo of José, smiling"))]
 
 
-def test_a_file_whose_name_goes_on_behind_a_word_is_the_file(base, embeddings):
+def test_a_file_whose_name_goes_on_behind_a_word_is_the_file(base, stock_folder):
     clip = with_concept(base[1], "my", "one", VECTOR, PromptMemory())
-    (embeddings / "e4t").mkdir()
-    save_file({"clip_l": VECTOR[None] + 1}, embeddings / "e4t" / "my-cat.safetensors")
+    stock_folder.mkdir()
+    save_file({"clip_l": VECTOR[None] + 1}, stock_folder / "my-cat.safetensors")
     (row,) = clip.tokenize("embedding:e4t/my-cat")["l"]
     assert torch.equal(row[1][0].cpu(), VECTOR + 1)
     (row,) = clip.tokenize("embedding:e4t/my-dog")["l"]

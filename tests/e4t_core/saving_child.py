@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -44,15 +45,30 @@ def save(folder: str, name: str, numbers: range, overwrite: bool, size: int) -> 
         save_concept(places(Path(folder)), name, numbered(number, size), "exact", overwrite=overwrite)
 
 
-def main(folder: str, name: str, overwrite: str, size: str) -> None:
-    """Do what the lines say that come in, two numbers each.
+def die_at(event: int) -> None:
+    """Kill this process at so many file events (openings, renamings, removals) from now on, however fast the machine is."""
+    left = event
 
-    "save 3 5" saves numbers 3 and 4, then says "saved". "fork 3 5" does so in a process of its own, says which, and
+    def watch(what: str, _: object) -> None:
+        nonlocal left
+        if what == "open" or what.startswith("os."):
+            left -= 1
+            if left == 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    sys.addaudithook(watch)
+
+
+def main(folder: str, name: str, overwrite: str, size: str) -> None:
+    """Do what the lines say that come in, three numbers each.
+
+    "save 3 5 0" saves numbers 3 and 4, then says "saved". "fork 3 5 0" does so in a process of its own, says which, and
     "ended" when that has ended, whatever ended it: torch takes seconds to import, so one program starts all that are killed.
+    With another last number the process kills itself, see :func:`die_at`.
     """
     print("ready", flush=True)
     for line in sys.stdin:
-        what, first, last = line.split()
+        what, first, last, event = line.split()
         given = folder, name, range(int(first), int(last)), overwrite == "overwrite", int(size)
         if what == "save":
             save(*given)
@@ -60,6 +76,8 @@ def main(folder: str, name: str, overwrite: str, size: str) -> None:
             continue
         process = os.fork()
         if process == 0:
+            if event != "0":
+                die_at(int(event))
             save(*given)
             os._exit(0)
         print(process, flush=True)

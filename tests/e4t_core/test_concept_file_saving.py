@@ -29,6 +29,7 @@ ROUNDS = 50
 KILLS = 40
 LOADS = 200
 NUMBERS = 1000
+EVENTS = 60  # more than one save has
 
 
 class Child:
@@ -38,8 +39,8 @@ class Child:
         assert process.stdin is not None and process.stdout is not None
         self.process, self.stdin, self.stdout = process, process.stdin, process.stdout
 
-    def ask(self, what: str, first: int, last: int) -> None:
-        self.stdin.write(f"{what} {first} {last}\n")
+    def ask(self, what: str, first: int, last: int, event: int = 0) -> None:
+        self.stdin.write(f"{what} {first} {last} {event}\n")
         self.stdin.flush()
 
     def hears(self) -> str:
@@ -70,6 +71,13 @@ def killed(child: Child, first: int, after: float) -> None:
     process = int(child.hears())
     time.sleep(after)
     os.kill(process, signal.SIGKILL)
+    assert child.hears() == "ended"
+
+
+def killed_at(child: Child, first: int, event: int) -> None:
+    """Let it save numbers from ``first`` on, and die at so many file events: midway on machines of any speed."""
+    child.ask("fork", first, first + NUMBERS, event)
+    int(child.hears())
     assert child.hears() == "ended"
 
 
@@ -113,8 +121,11 @@ def test_a_killed_save_leaves_the_old_concept_or_the_new_one_and_the_next_save_t
     save_concept(folders, "a", numbered(0), "exact")
     draw, before, littered = random.Random(0), 0, 0
     with saving(tmp_path, "a", size=256) as child:
-        for _ in range(KILLS):
-            killed(child, before, draw.uniform(0, 0.1))
+        for kill in range(KILLS):
+            if kill % 2:
+                killed(child, before, draw.uniform(0, 0.1))
+            else:
+                killed_at(child, before, draw.randint(1, EVENTS))
             number = number_of(load_concept(path, [folders.weights])[0])
             assert before - 1 <= number < before + NUMBERS
             littered += len(there(folders.words)) > 2 or len(there(folders.weights)) > 2
@@ -130,8 +141,8 @@ def test_the_save_of_another_name_tidies_up_as_well(tmp_path: Path) -> None:
     folders = places(tmp_path)
     save_concept(folders, "a", numbered(0), "exact")
     with saving(tmp_path, "a", size=256) as child:
-        for tries in range(30):
-            killed(child, 1, 0.05 + tries * 0.003)
+        for event in range(1, EVENTS):
+            killed_at(child, 1, event)
             if len(there(folders.weights)) > 1:
                 break
         else:
