@@ -11,9 +11,9 @@ The gates, set before anything was measured: a compact form keeps at least 0.99 
 of PROMPT, and takes at most 10 MB at Stable Diffusion 1.5's shapes with all that the file needs besides. The smallest form
 that does is the one to use. "Static" forms have no gate: they say what is lost where nothing refines the word.
 
-``--probes`` is a cheap look at many forms: by how much noise predictions for the photo differ from the exact form's, as a share of
-what tuning moved. It does not replace pictures: a form that does a little less of everything is near by that measure, and less
-like the person.
+Forms that are not drawn are compared by noise predictions, which is cheap (``--probes``: nothing else): by how much they differ
+from the exact form's for the photo, as a share of what tuning moved. That does not replace pictures: a form that does a little
+less of everything is near by that measure, and less like the person. The same is said of each kind of layer, left out.
 
 Pictures and tuned concepts are kept in runs/compact, so an interrupted run goes on. It leaves results.jsonl, table.md and
 plot.png there.
@@ -26,15 +26,23 @@ import hashlib
 import json
 import time
 from dataclasses import asdict, replace
+from functools import partial
+from typing import Any
 
 import torch
+from safetensors import safe_open
+from torch import Tensor
 
 from commands.progress import Progress
+from e4t_core.files.checked_file import write_tensors
+from e4t_core.files.compact_body import description_from_json, pack, unpack
+from e4t_core.methods.compact_fit import CompactFitSettings
+from e4t_core.weight_changes import LowRank
 from miniworld.models import load_judges
 
 from . import host
 from .arms import SAMPLING, WEIGHTS, Drawer, Subject, load_subjects
-from .compact_concepts import Studio, Tuned
+from .compact_concepts import KIND, Studio, Tuned
 from .compact_forms import EXACT, FORMS, Form, changed, sd15_always, sd15_bytes, sd15_shapes, stock_changes
 from .compact_plot import plot
 from .compact_probes import probe_rows
@@ -48,6 +56,9 @@ from .scoring import score
 
 ROOT = host.ROOT / "runs" / "compact"
 SPLIT, DOMAIN = "validation", "face"
+PROBED = 2  # faces whose noise predictions are compared
+# Another number where the fit's own code changes what comes out: kept pictures are of one fit.
+FITTED = 1
 
 
 class Painter:
@@ -68,20 +79,41 @@ class Painter:
 
     def pictures(self, subject: Subject, form: Form) -> torch.Tensor:
         """``(11, 3, 128, 128)``, drawn now if they are not kept."""
-        slug = hashlib.sha256(repr(replace(form, name="")).encode()).hexdigest()[:12]
+        slug = hashlib.sha256(
+            repr((replace(form, name="", drawn=True), FITTED if form.fitted else 0)).encode()
+        ).hexdigest()[:12]
         return cached(self.folder / slug / _who(subject), lambda: self._draw(subject, form))
 
     def tuned(self, subject: Subject, unet_rank: int = 0) -> Tuned:
         """A subject's concept, learned now if it is not kept."""
         return Tuned.kept(self.folder / f"tuned-{unet_rank}" / _who(subject), self.drawer, subject, unet_rank)
 
-    def _draw(self, subject: Subject, form: Form) -> torch.Tensor:
+    def changes(self, subject: Subject, form: Form) -> tuple[dict[str, Tensor], Any]:
+        """The UNet's differences and the encoder of a subject in a form that is not a stock LoRA."""
         tuned = self.tuned(subject, form.unet_rank)
-        studio, untuned = self.studio, self.studio.domain.encoder
+        fitted = self._fitted(subject, tuned, form) if form.fitted else None
+        return changed(form, tuned, self.studio.domain.encoder, fitted)
+
+    def _fitted(self, subject: Subject, tuned: Tuned, form: Form) -> dict[str, Tensor | LowRank]:
+        """Fitted now if it is not kept."""
+        settings = form.settings()
+        folder = f"fitted-{hashlib.sha256(repr((settings, CompactFitSettings(), FITTED)).encode()).hexdigest()[:12]}"
+        path = self.folder / folder / _who(subject)
+        if not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            tensors, described = pack(self.studio.fitted(tuned, settings), {}, settings)
+            write_tensors(path, tensors, {"described": json.dumps(described.to_json())}, KIND)
+        with safe_open(path, "pt") as file:
+            described = description_from_json(json.loads(file.metadata()["described"]))
+            body = unpack({name: file.get_tensor(name) for name in file.keys()}, described)  # noqa: SIM118
+        return {change.name: change if isinstance(change, LowRank) else change.difference() for change in body.weights}
+
+    def _draw(self, subject: Subject, form: Form) -> torch.Tensor:
+        tuned, studio = self.tuned(subject, form.unet_rank), self.studio
         if form.stock:
-            differences, encoder, shared = stock_changes(form, tuned, studio.shared), untuned, {}
+            differences, encoder, shared = stock_changes(form, tuned, studio.shared), studio.domain.encoder, {}
         else:
-            (differences, encoder), shared = changed(form, tuned, untuned), None
+            (differences, encoder), shared = self.changes(subject, form), None
         held = studio.held(tuned, differences, encoder, form.name, shared, refine=not form.static)
         return studio.pictures(studio.base(held), subject, refined=not form.static)
 
@@ -124,11 +156,9 @@ def main() -> int:
         return 0
     torch.set_num_threads(options.threads)
     if options.probes:
-        painter = Painter(options.probes)
-        rows = probe_rows(painter.studio, [painter.tuned(subject) for subject in painter.people])
-        print(table(("kept", *(f"face {n + 1}" for n in range(options.probes))), rows))
+        print(probe_table(Painter(options.probes)))
         return 0
-    chosen = set(options.forms.split(",")) if options.forms else {form.name for form in FORMS}
+    chosen = set(options.forms.split(",")) if options.forms else {form.name for form in FORMS if form.drawn}
     unknown = sorted(chosen - {form.name for form in FORMS})
     if unknown:
         parser.error(f"there is no form {unknown[0]!r}; there are: {', '.join(form.name for form in FORMS)}")
@@ -141,7 +171,9 @@ def main() -> int:
     found = results(scored(painter.people, pictures), forms, options.identities)
     print(f"{options.identities} validation {DOMAIN}s, 11 prompts each, {time.monotonic() - started:.0f} s\n")
     print(lines := markdown(found))
-    write(found, lines)
+    probed = probe_table(Painter(PROBED))
+    print(f"\n{probed}")
+    write(found, f"{lines}\n\n{probed}")
     small = [r for r in found if r.bytes <= BYTES_GATE and not r.form.static]
     best = min((r for r in small if r.is_kept), key=lambda r: r.bytes, default=None)
     print()
@@ -151,6 +183,12 @@ def main() -> int:
         gate(f"{result.form.name}: share of PROMPT", result.prompt.value, least=PROMPT_GATE)
     print(f"\nthe smallest that meets all gates: {best.form.name if best else 'none'}")
     return 0 if best else 1
+
+
+def probe_table(painter: Painter) -> str:
+    """What each form changes of noise predictions, as a share of what tuning moved."""
+    rows = probe_rows(painter.studio, [(painter.tuned(one), partial(painter.changes, one)) for one in painter.people])
+    return table(("kept", "MB at SD 1.5", *(f"face {n + 1}" for n in range(len(painter.people)))), rows)
 
 
 def write(found: list[Result], lines: str) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,9 @@ from safetensors import safe_open
 from torch import Tensor
 
 from e4t_core.files.checked_file import write_tensors
+from e4t_core.files.compact_body import CompactSettings
 from e4t_core.files.file_errors import FileKind
+from e4t_core.weight_changes import LowRank
 
 from . import host
 from .arms import SAMPLING, WORD, Drawer, Subject
@@ -151,6 +153,32 @@ class Studio:
             )
             shared = self.shared if shared is None else shared
             return pack("nodes.host.sampling.held_concept").HeldConcept.of(concept, self.empty, {}, shared)
+
+    def fitted(self, tuned: Tuned, size: CompactSettings) -> dict[str, Tensor | LowRank]:
+        """A concept's changes as the node "Save E4T Concept" tunes them before it writes a compact file."""
+        pack, base = host.pack, self.drawer.base
+        concept = self.held(tuned, tuned.differences, self._encoder(tuned), "to fit").concept
+        method = pack("e4t_core.methods.compact_fit")
+        unet = pack("nodes.host.networks.base_model").ComfyUNet(base.model)
+        text = pack("nodes.host.networks.text_encoder").ComfyTextEncoder(base.clip)
+        settings = pack("e4t_core.files.compact_body").CompactSettings(**asdict(size))
+        small = pack("e4t_core.training").train(
+            method.CompactFit(concept, settings),
+            pack("e4t_core.run").BaseModel(unet, text, "the base"),
+            pack("e4t_core.photos").Photos(tuned.latent),
+            method.CompactFitSettings(),
+            0,
+        )
+        own = {change.name: change for change in small.weights if not hasattr(change, "owner")}
+        return {
+            name: LowRank(name, change.up, change.down, change.shape) if hasattr(change, "up") else change.difference()
+            for name, change in own.items()
+        }
+
+    def _encoder(self, tuned: Tuned) -> Any:
+        encoder = self.domain.encoder.blank()
+        encoder.load_state_dict(tuned.encoder, assign=True)
+        return encoder.eval().requires_grad_(False)
 
     def base(self, held: Any) -> host.Base:
         """MODEL and CLIP that know a concept."""

@@ -16,6 +16,7 @@ from e4t_core.files.compact_body import CompactSettings, bytes_of, describe, pac
 from e4t_core.low_rank import GAIN, truncated_svd
 from e4t_core.methods.e4t.concept_encoder import ConceptEncoder, OffsetEncoder
 from e4t_core.quantized import QuantizedRows, packed_size
+from e4t_core.weight_changes import LowRank
 
 from .compact_concepts import Tuned
 
@@ -38,6 +39,8 @@ class Form:
         static: the fixed word, without refinement and without the encoder.
         unet_rank: it was TUNED as factors of this rank; 0: as whole matrices.
         minor_rank: of self-attention and feed-forward layers; 0: as of all.
+        fitted: the factors were tuned to predict what the concept predicts, as the node "Save E4T Concept" does.
+        drawn: pictures are made of it; else it is compared by noise predictions alone.
         stock: as a stock LoRA in float16, which holds the domain's offset, too.
     """
 
@@ -51,6 +54,8 @@ class Form:
     unet_rank: int = 0
     stock: bool = False
     minor_rank: int = 0
+    fitted: bool = False
+    drawn: bool = True
 
     def settings(self) -> CompactSettings:
         """The product's settings, where this form is one of the product's."""
@@ -66,13 +71,13 @@ class Form:
 EXACT = Form("exact")
 FORMS = (
     EXACT,
-    Form("every number in 1 bit", bits=1),
-    Form("rank 32 in 8 bits", bits=8, rank=32),
-    Form("rank 16 in 4 bits", bits=4, rank=16),
-    Form("rank 16 in 4 bits without gain", bits=4, rank=16, gain=0.0),
+    *(Form(f"every number in {bits} bits", bits=bits, drawn=bits == 2) for bits in (8, 4, 2)),
+    Form("every number in 1 bit", bits=1, drawn=False),
+    *(Form(f"rank {rank} in 8 bits", bits=8, rank=rank, drawn=False) for rank in (64, 32, 16, 8)),
+    Form("rank 26 in 3 bits", bits=3, rank=26, drawn=False),
+    Form("rank 26 and 6 in 3 bits without gain", bits=3, rank=26, minor_rank=6, gain=0.0, drawn=False),
     Form("rank 26 and 6 in 3 bits", bits=3, rank=26, minor_rank=6),
-    Form("rank 21 in 3 bits", bits=3, rank=21),
-    Form("rank 8 in 4 bits", bits=4, rank=8),
+    Form("rank 26 and 6 in 3 bits fitted", bits=3, rank=26, minor_rank=6, fitted=True),
     Form("rank 28 in 3 bits without self-attention and feed-forward", bits=3, rank=28, kept=OTHERS, vectors=False),
     Form("tuned at rank 8 in 4 bits", bits=4, rank=8, gain=0.0, unet_rank=8),
     Form("fixed word and exact weights", static=True),
@@ -81,8 +86,14 @@ FORMS = (
 """In the table's order. All are derived from one tuning, except those that were tuned as factors."""
 
 
-def changed(form: Form, tuned: Tuned, untuned: OffsetEncoder) -> tuple[dict[str, Tensor], OffsetEncoder]:
-    """The UNet's differences and the encoder that come back from a form."""
+def changed(
+    form: Form, tuned: Tuned, untuned: OffsetEncoder, fitted: Mapping[str, Tensor | LowRank] | None = None
+) -> tuple[dict[str, Tensor], OffsetEncoder]:
+    """The UNet's differences and the encoder that come back from a form.
+
+    Args:
+        fitted: of a form that is: its changes as they were tuned.
+    """
     kept = {name: value for name, value in tuned.differences.items() if form.chosen(name, tuple(value.shape))}
     encoder = untuned.blank()
     encoder.load_state_dict(tuned.encoder, assign=True)
@@ -91,7 +102,7 @@ def changed(form: Form, tuned: Tuned, untuned: OffsetEncoder) -> tuple[dict[str,
         return (low_rank(kept, form.rank) if form.rank else kept), encoder
     difference = encoder.difference_from(untuned, tuned.clip_features)
     if form.rank:
-        body = unpack(*pack(kept, difference, form.settings()))
+        body = unpack(*pack(kept if fitted is None else fitted, difference, form.settings()))
         return {change.name: change.difference() for change in body.weights}, untuned.plus(body.encoder)
     values = {
         name: QuantizedRows.of(value.reshape(len(value) if value.ndim > 1 else 1, -1), form.bits)

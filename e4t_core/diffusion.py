@@ -8,6 +8,7 @@ streams, so micro-batches, processes and resumed runs see the same samples.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -28,16 +29,19 @@ class DiffusionSample:
         noise: ``(B, 4, h, w)`` float32, standard normal.
         templates: B numbers of prompt templates.
         photos: ``(B,)`` int64, numbers of photos (tuning) or of data rows (pre-training).
+        numbers: global indices of the samples.
     """
 
     timesteps: Tensor
     noise: Tensor
     templates: tuple[int, ...]
     photos: Tensor
+    numbers: tuple[int, ...] = ()
 
     def to(self, device: torch.device) -> DiffusionSample:
         """The same samples with their tensors on a device."""
-        return DiffusionSample(self.timesteps.to(device), self.noise.to(device), self.templates, self.photos.to(device))
+        moved = {name: getattr(self, name).to(device) for name in ("timesteps", "noise", "photos")}
+        return dataclasses.replace(self, **moved)
 
 
 def draw_samples(
@@ -66,7 +70,8 @@ def draw_samples(
         stream: name of the purpose, to keep two uses of one seed apart.
     """
     steps, noise, chosen_templates, chosen_photos = [], [], [], []
-    for index in indices:
+    numbers = tuple(indices)
+    for index in numbers:
         generator = _generator(f"{stream}/{seed}/{index}")
         within = float(torch.rand((), generator=generator, dtype=torch.float64))
         steps.append(min(int((index % batch + within) / batch * timesteps), timesteps - 1))
@@ -77,7 +82,7 @@ def draw_samples(
         chosen_photos.append(drawn)
         noise.append(torch.randn(tuple(latent_shape), generator=generator))
     return DiffusionSample(
-        torch.tensor(steps), torch.stack(noise), tuple(chosen_templates), torch.tensor(chosen_photos)
+        torch.tensor(steps), torch.stack(noise), tuple(chosen_templates), torch.tensor(chosen_photos), numbers
     )
 
 

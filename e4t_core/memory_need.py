@@ -31,11 +31,13 @@ class Trained:
         unet: whether all weights of the UNet train.
         through: numbers of which UNet weights are made; held whether they train or not.
         beside: numbers that train on the card beside them.
+        held: numbers of weights that are held as they were, in the UNet's type, where masters live.
     """
 
     unet: bool = False
     through: int = 0
     beside: int = 0
+    held: int = 0
 
 
 @dataclass(frozen=True)
@@ -74,7 +76,7 @@ def need(plan: MemoryPlan, work: Work) -> Need:
     plan, trained = plan.within(work.batch), work.trained
     masters = (work.unet if trained.unet else 0) + trained.through
     moments = (2 if plan.half_moments else 4) * 2 * masters
-    state = FLOAT32 * masters + moments
+    state = FLOAT32 * masters + moments + work.itemsize * trained.held
     # A float32 master on the same device is the working weight itself.
     shared = work.itemsize == FLOAT32 and trained.unet and (work.in_ram or not plan.state_in_ram)
     leaves = 0 if shared else work.itemsize * work.unet

@@ -8,6 +8,7 @@ candidates that loses the least energy, which for few bits is far below "largest
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -18,6 +19,8 @@ BITS = 8
 
 # How much of a row's range the levels cover; what lies outside becomes the last level.
 _COVERED = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.42, 0.35, 0.28, 0.22)
+_FEW = 64
+_NEAR = (1.0, 0.85, 1.18)
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,17 +40,32 @@ class QuantizedRows:
     def of(cls, rows: Tensor, bits: int) -> QuantizedRows:
         """Quantize ``(R, N)``, finite and of any float type; on its device."""
         rows = rows.detach().float()
-        middle, top = _middle(bits), 2**bits - 1
+        middle = _middle(bits)
         largest = rows.abs().amax(dim=1)
-        best = torch.full_like(largest, torch.inf)
-        steps = torch.zeros_like(largest)
-        for covered in _COVERED:
-            step = covered * largest / (middle + 0.5)
-            levels = _levels(rows, step, middle, top)
+        # Where the rows were quantized before, the smallest number is half a step, and they stay as they are; of a few numbers
+        # all may lie further out.
+        smallest = rows.abs().amin(dim=1)
+        odd = range(1, 2**bits if rows.shape[1] < _FEW else 2, 2)
+        again = [2 * smallest / halves for halves in odd]
+        return cls._best(rows, (*again, *(covered * largest / (middle + 0.5) for covered in _COVERED)), bits)
+
+    @classmethod
+    @torch.no_grad()
+    def near(cls, rows: Tensor, steps: Tensor, bits: int) -> QuantizedRows:
+        """Quantize rows whose steps were ``steps`` ``(R,)`` when they were nearly the same; a quarter of :meth:`of`'s work."""
+        return cls._best(rows.detach().float(), [share * steps for share in _NEAR], bits)
+
+    @classmethod
+    def _best(cls, rows: Tensor, candidates: Iterable[Tensor], bits: int) -> QuantizedRows:
+        """With the candidate of the steps ``(R,)`` that loses least, row by row."""
+        middle, top = _middle(bits), 2**bits - 1
+        best = torch.full_like(rows[:, 0], torch.inf)
+        steps = torch.zeros_like(best)
+        for candidate in candidates:
+            levels = _levels(rows, candidate, middle, top)
             # The step that suits these codes best, by least squares.
             step = (rows * levels).sum(dim=1) / levels.square().sum(dim=1)
-            levels = _levels(rows, step, middle, top)
-            lost = (rows - levels * step[:, None]).square().sum(dim=1)
+            lost = (rows - _levels(rows, step, middle, top) * step[:, None]).square().sum(dim=1)
             better = lost < best
             best, steps = torch.where(better, lost, best), torch.where(better, step, steps)
         codes = (_levels(rows, steps, middle, top) + middle).to(torch.uint8)

@@ -54,10 +54,18 @@ class LowRank:
     down: Tensor
     shape: tuple[int, ...]
 
+    @property
+    def rank(self) -> int:
+        """R."""
+        return len(self.down)
+
     @torch.no_grad()
     def difference(self) -> Tensor:
         """The difference in float32, of the weight's shape; made anew at every call."""
         return (self.up @ self.down).reshape(self.shape)
+
+    value = difference
+    """As a :class:`StoredDifference` calls it."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,17 +94,22 @@ class Scaled:
 
 
 WeightChange = Full | LowRank | Scaled
+Difference = StoredDifference | LowRank
+"""What is added to a weight; ``value()`` is it in float32."""
+
+
+def own_differences(changes: Iterable[WeightChange]) -> dict[str, Difference]:
+    """The :class:`Full` and :class:`LowRank` changes by canonical name, as they are kept."""
+    own = (change for change in changes if not isinstance(change, Scaled))
+    return {change.name: change if isinstance(change, LowRank) else change.stored for change in own}
 
 
 def full_differences(changes: Iterable[WeightChange]) -> dict[str, StoredDifference]:
     """The :class:`Full` and :class:`LowRank` changes as stored difference by canonical name; only the latter are made anew."""
-    found = {}
-    for change in changes:
-        if isinstance(change, Full):
-            found[change.name] = change.stored
-        elif isinstance(change, LowRank):
-            found[change.name] = StoredDifference.of(change.difference())
-    return found
+    return {
+        name: StoredDifference.of(kept.value()) if isinstance(kept, LowRank) else kept
+        for name, kept in own_differences(changes).items()
+    }
 
 
 def shared_factors(changes: Iterable[WeightChange]) -> dict[str, tuple[Tensor, Tensor]]:

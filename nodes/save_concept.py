@@ -13,6 +13,7 @@ from ..e4t_core.files.concept_info import BODIES, COMPACT, EXACT, RECIPE, RECOVE
 from ..e4t_core.files.concept_saving import About, save_concept
 from ..e4t_core.files.file_name import FileNameError, checked_name
 from ..e4t_core.version import VERSION
+from .host.learning.compact_fit import can_fit, fitted
 from .host.learning.domain_at_hand import find_domain
 from .host.learning.pictures import thumbnail_uri
 from .host.model_folders import concept_places
@@ -78,6 +79,13 @@ class SaveConcept(io.ComfyNode):
                 io.String.Input(
                     "license", default="", optional=True, advanced=True, tooltip="What others may do with it."
                 ),
+                io.Model.Input(
+                    "model",
+                    optional=True,
+                    tooltip=f"For {COMPACT}: the MODEL that the photo was learned on. The small copy is then tuned to draw what"
+                    " the concept draws, which takes about as long as learning did.",
+                ),
+                io.Clip.Input("clip", optional=True, tooltip=f"For {COMPACT}: the CLIP that belongs to that MODEL."),
             ],
             outputs=[io.String.Output(display_name="name")],
             is_output_node=True,
@@ -104,6 +112,8 @@ class SaveConcept(io.ComfyNode):
         store_preview: bool = False,
         author: str = "",
         license: str = "",
+        model: Any = None,
+        clip: Any = None,
     ) -> io.NodeOutput:
         about = About(
             title=title.strip(),
@@ -115,10 +125,17 @@ class SaveConcept(io.ComfyNode):
         )
         if keeps == COMPACT and lacks_domain(concept) and (domain := find_domain(concept)) is not None:
             concept = with_untuned(concept, domain)
+        told = []
+        if keeps == COMPACT and model is not None and clip is not None and can_fit(concept):
+            concept, lost = fitted(concept, model, clip)
+            told.append(f"What the small copy predicts is off by {lost:.0%} of what learning changed.")
+        elif keeps == COMPACT and can_fit(concept):
+            told.append("Wire in MODEL and CLIP to keep more of the likeness.")
         saved = save_concept(concept_places(), name, concept, keeps, about, overwrite, advance)
         said = [f"Saved as {saved.path.name} ({size(saved.bytes)}). In stock prompts: embedding:e4t/{saved.path.stem}"]
         if saved.weights is not None:
             said.append(f"To share it, give both files: {saved.path} and {saved.weights}.")
+        said += told
         said += [RECOVERABLE] if keeps == RECIPE else []
         if store_preview and preview is None:
             said.append("store_preview is on, but no preview is wired in.")

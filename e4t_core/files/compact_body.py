@@ -10,6 +10,7 @@ when the concept is loaded, or else the concept is drawn with its fixed word.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -201,7 +202,7 @@ def describe(
 
 
 def pack(
-    differences: Mapping[str, Tensor],
+    differences: Mapping[str, Tensor | LowRank],
     encoder: Mapping[str, Tensor],
     settings: CompactSettings | None = None,
     on_part: Callable[[int, int], object] = lambda done, total: None,
@@ -210,7 +211,7 @@ def pack(
 
     Args:
         differences: the concept's own, by canonical name. All of Stable Diffusion 1.5 take about 20 seconds of one CPU core;
-            a mapping may make them when they are asked for, each once.
+            a mapping may make them when they are asked for, each once. Factors that are thin enough already stay as they are.
         encoder: as ``OffsetEncoder.difference_from`` gives it, by name.
         settings: how small it is made.
         on_part: called after every difference with how many are done, and of how many; what it raises passes through.
@@ -220,15 +221,20 @@ def pack(
     """
     settings = settings or CompactSettings()
     found: tuple[dict[str, Part], dict[str, Part]] = {}, {}
+    kinds: tuple[tuple[Mapping[str, Tensor | LowRank], Any, float], ...]
     kinds = (differences, weight_part, settings.gain), (encoder, encoder_part, 0.0)
     codes, steps, total = [], [], len(differences) + len(encoder)
     for parts, (tensors, part_for, gain) in zip(found, kinds, strict=True):
         for name in sorted(tensors):
-            difference = tensors[name]
+            change = tensors[name]
+            part = part_for(name, tuple(change.shape), settings)
+            if isinstance(change, LowRank) and change.rank <= part.rank:
+                part = dataclasses.replace(part, rank=change.rank)
+            difference = change.difference() if isinstance(change, LowRank) else change
             if not is_finite(difference):
                 raise ValueError(f"The difference of {name} holds NaN or infinity: learn the concept again.")
-            parts[name] = part_for(name, tuple(difference.shape), settings)
-            for rows in _rows_of(difference, parts[name], gain):
+            parts[name] = part
+            for rows in _rows_of(change, difference, part, gain):
                 codes.append(pack_codes(rows.codes.cpu(), rows.bits))
                 steps.append(rows.steps.cpu())
             on_part(len(found[0]) + len(found[1]), total)
@@ -237,7 +243,9 @@ def pack(
     return (empty | {CODES: torch.cat(codes), STEPS: torch.cat(steps)} if codes else empty), described
 
 
-def _rows_of(difference: Tensor, part: Part, gain: float) -> tuple[QuantizedRows, ...]:
+def _rows_of(change: Tensor | LowRank, difference: Tensor, part: Part, gain: float) -> tuple[QuantizedRows, ...]:
+    if isinstance(change, LowRank) and change.rank == part.rank:
+        return QuantizedRows.of(change.up.T, part.bits), QuantizedRows.of(change.down, part.bits)
     matrix = difference.detach().float().reshape(part.matrix)
     if part.rank:
         return quantized_factors(matrix, part.rank, part.bits, gain)

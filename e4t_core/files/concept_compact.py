@@ -30,14 +30,15 @@ from .file_errors import FileError, FileKind
 OnPart = Callable[[int, int], object]
 
 
-class _Differences(Mapping[str, Tensor]):
-    """A concept's own differences, each made when it is asked for."""
+class _Differences(Mapping[str, Tensor | LowRank]):
+    """A concept's own differences; whole ones are made when they are asked for."""
 
     def __init__(self, concept: Concept) -> None:
         self._changes = {change.name: change for change in concept.weights if isinstance(change, Full | LowRank)}
 
-    def __getitem__(self, name: str) -> Tensor:
-        return self._changes[name].difference()
+    def __getitem__(self, name: str) -> Tensor | LowRank:
+        change = self._changes[name]
+        return change if isinstance(change, LowRank) else change.difference()
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._changes)

@@ -76,7 +76,7 @@ def test_smaller_forms_are_smaller() -> None:
     found = sizes()["bytes"]
     assert set(found) == {form.name for form in FORMS}
     assert found["exact"] > 1.7e9
-    assert found["rank 8 in 4 bits"] < found["rank 16 in 4 bits"] < BYTES_GATE
+    assert found["rank 26 and 6 in 3 bits"] < BYTES_GATE < found["rank 16 in 8 bits"] < found["rank 64 in 8 bits"]
 
 
 def tuned() -> tuple[Tuned, ConceptEncoder]:

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from ....e4t_core.concept import Concept, WordPredictor
 from ..networks.base_model import ComfyUNet, spatial_features
-from ..networks.effective_weights import ConceptPatch
+from ..networks.effective_weights import is_ours
 from ..networks.text_encoder import ComfyTextEncoder
 from ..prompt.prompt_memory import PromptMemory
 from ..sampling.held_concept import HeldConcept
@@ -52,7 +52,7 @@ class LostEffect:
 def without_concepts(model: ModelPatcher) -> ModelPatcher:
     """A clone of a MODEL that holds no concept; LoRAs and all else stay."""
     plain = model.clone()
-    kept = {name: [p for p in found if not isinstance(p[1], ConceptPatch)] for name, found in plain.patches.items()}
+    kept = {name: [p for p in found if not is_ours(p)] for name, found in plain.patches.items()}
     plain.patches = {name: found for name, found in kept.items() if found}
     # ComfyUI tells clones with other patches apart by it.
     plain.patches_uuid = uuid.uuid4()

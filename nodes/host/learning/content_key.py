@@ -13,7 +13,7 @@ from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
 from ....e4t_core.fingerprint import fingerprint
-from ..networks.effective_weights import ConceptPatch
+from ..networks.effective_weights import is_ours
 
 # The text encoder's projection of its pooled output, which SD 1.x and 2.x do not use. SD 1.x checkpoints lack it, and
 # ComfyUI leaves it uninitialized then: other numbers at every loading.
@@ -49,7 +49,7 @@ class WeightHashes:
             self._raw[patcher.model] = digest.hexdigest()
         digest = hashlib.sha256(self._raw[patcher.model].encode())
         for key in sorted(patches):
-            foreign = [patch for patch in patches[key][1:] if not isinstance(patch[1], ConceptPatch)]
+            foreign = [patch for patch in patches[key][1:] if not is_ours(patch)]
             if foreign:
                 _feed(digest, [key, *foreign])
         return digest.hexdigest()

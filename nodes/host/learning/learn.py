@@ -6,6 +6,7 @@ import dataclasses
 import logging
 import time
 from collections.abc import Callable
+from typing import Protocol
 
 import comfy.sd
 import torch
@@ -20,7 +21,7 @@ from ....e4t_core.methods.e4t.domain import Domain
 from ....e4t_core.methods.e4t.method import E4T
 from ....e4t_core.methods.textual_inversion import TextualInversion
 from ....e4t_core.photos import Photos
-from ....e4t_core.run import BaseModel, Method
+from ....e4t_core.run import BaseModel, Method, StepReport
 from ....e4t_core.training import train
 from ..networks.backbone import image_features
 from ..networks.base_model import ComfyUNet, file_name
@@ -103,13 +104,13 @@ def learn_again(
         method: Method = TextualInversion(concept.word) if domain is None else E4T(domain)
         # The plan decides the order of sums: the same one gives the same concept, bit for bit on a CPU.
         settings = dataclasses.replace(concept.settings, memory=recipe.plan.name, micro_batch=recipe.plan.micro_batch)
-        base = _Base(model, clip, method, concept.seed, concept.trigger)
+        base = RunBase(model, clip, method, concept.seed, concept.trigger)
         unload(model, clip.patcher)
         try:
-            found = _run(base, settings, photos, progress, store)
+            found = run_on(base, settings, photos, progress, store)
         except TooLittleMemoryError:
             logger.info("E4T: the memory plan of the recipe does not fit; another is used.")
-            found = _run(base, dataclasses.replace(settings, memory=AUTO, micro_batch=0), photos, progress, store)
+            found = run_on(base, dataclasses.replace(settings, memory=AUTO, micro_batch=0), photos, progress, store)
         notes = tuple(dict.fromkeys((*concept.notes, *found.notes)))
         found = dataclasses.replace(found, settings=concept.settings, notes=notes)
         store.put(key, found)
@@ -120,7 +121,7 @@ def learn_again(
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class _Base:
+class RunBase:
     """What a run is on, and what it is called."""
 
     model: ModelPatcher
@@ -161,12 +162,26 @@ def _learn(request: Request, photos: PreparedPhotos, progress: Progress, store: 
     given = _encode(request, photos)
     # Their full memory is better spent on tuning, which holds its own copies; the sampler loads them again.
     unload(request.model, request.clip.patcher, request.vae.patcher)
-    base = _Base(request.model, request.clip, request.method, request.seed, request.trigger)
-    return _run(base, request.settings, given, progress, store)
+    base = RunBase(request.model, request.clip, request.method, request.seed, request.trigger)
+    return run_on(base, request.settings, given, progress, store)
 
 
-def _run(base: _Base, settings: LoopSettings, given: Photos, progress: Progress, store: ResultStore) -> Concept:
-    """The training loop, with the fastest memory plan that fits."""
+class Watcher(Protocol):
+    """Who is told how far a run is."""
+
+    def memory(self, plan: str) -> None:
+        """How it uses memory, in a few words."""
+
+    def step(self, report: StepReport) -> None:
+        """The core's ``on_step``."""
+
+
+def run_on(base: RunBase, settings: LoopSettings, given: Photos, watcher: Watcher, store: ResultStore) -> Concept:
+    """The training loop, with the fastest memory plan that fits.
+
+    Raises:
+        TooLittleMemoryError, torch.OutOfMemoryError: as :func:`learn`; and what ``train`` raises.
+    """
     with torch.inference_mode(False):
         device = base.model.load_device
         unet = ComfyUNet(base.model, compute_type(device))
@@ -182,9 +197,9 @@ def _run(base: _Base, settings: LoopSettings, given: Photos, progress: Progress,
 
         def run(plan: MemoryPlan) -> Concept:
             logger.info("E4T: %s.", told(plan))
-            progress.memory(told(plan))
+            watcher.memory(told(plan))
             with bfloat16_products(unet.device):
-                concept = train(base.method, network, given, settings, base.seed, base.trigger, progress.step, plan)
+                concept = train(base.method, network, given, settings, base.seed, base.trigger, watcher.step, plan)
             return dataclasses.replace(concept, base_name=file_name(base.model))
 
         return run_in_memory(plans_that_fit(settings, work, free), run, told)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 import comfy.lora
 import torch
 from comfy.model_patcher import ModelPatcher
+from comfy.weight_adapter.lora import LoRAAdapter
 from torch import Tensor
 
 
@@ -14,6 +15,22 @@ class ConceptPatch(tuple):
     """A weight patch of ours, as ComfyUI's ``("diff", (difference,))``: recognizable among LoRAs on a MODEL."""
 
     __slots__ = ()
+
+
+class LowRankPatch(LoRAAdapter):  # type: ignore[misc]
+    """A weight patch of ours as thin factors, which ComfyUI multiplies when it loads the model.
+
+    Args:
+        up, down: see the core's ``LowRank``; shared, not copied.
+    """
+
+    def __init__(self, up: Tensor, down: Tensor) -> None:
+        super().__init__(set(), (up, down, None, None, None, None))
+
+
+def is_ours(patch: Sequence[object]) -> bool:
+    """Whether one of a MODEL's patches belongs to a concept."""
+    return isinstance(patch[1], ConceptPatch | LowRankPatch)
 
 
 class EffectiveWeights(Mapping[str, Tensor]):
@@ -31,7 +48,7 @@ class EffectiveWeights(Mapping[str, Tensor]):
     def __getitem__(self, name: str) -> Tensor:
         original, *patches = self._patches[name]
         raw, convert = original
-        foreign = [patch for patch in patches if not isinstance(patch[1], ConceptPatch)]
+        foreign = [patch for patch in patches if not is_ours(patch)]
         with torch.inference_mode(False), torch.no_grad():
             if not foreign:
                 weight: Tensor = convert(raw.detach()).to(device=self._device, dtype=torch.float32)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ....e4t_core.concept import Concept
 from ....e4t_core.stored_difference import StoredDifference
-from ....e4t_core.weight_changes import full_differences, shared_differences, shared_factors
+from ....e4t_core.weight_changes import Difference, LowRank, own_differences, shared_differences, shared_factors
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,7 +36,7 @@ class HeldConcept:
     concept: Concept
     empty: Tensor
     shared: Mapping[str, StoredDifference]
-    differences: Mapping[str, StoredDifference]
+    differences: Mapping[str, Difference]
     network: ModelPatcher | None = None
     base: str = ""
     strength: float = 1.0
@@ -68,7 +68,7 @@ class HeldConcept:
             with torch.inference_mode(False):
                 shared = shared_differences(base, shared_factors(concept.weights))
         key = key or concept.base_fingerprint
-        return cls(concept, empty, shared, full_differences(concept.weights), network, key)
+        return cls(concept, empty, shared, own_differences(concept.weights), network, key)
 
     def drawn_as(self, concept: Concept, strength: float = 1.0) -> HeldConcept:
         """The same with what says how it is drawn: trigger, sampling and strengths change nothing that was learned."""
@@ -89,8 +89,12 @@ class HeldConcept:
 def tensors_of(concept: Concept) -> Iterator[Tensor]:
     """All that a concept holds; not what it shares with a domain that is loaded."""
     yield concept.embedding
-    for stored in full_differences(concept.weights).values():
-        yield stored.values
+    for kept in own_differences(concept.weights).values():
+        if isinstance(kept, LowRank):
+            yield kept.up
+            yield kept.down
+        else:
+            yield kept.values
     for p, q in shared_factors(concept.weights).values():
         yield p
         yield q

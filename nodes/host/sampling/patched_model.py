@@ -17,8 +17,9 @@ from torch import Tensor
 
 from ....e4t_core.canonical_names import canonical_names
 from ....e4t_core.stored_difference import StoredDifference, energy_lost
+from ....e4t_core.weight_changes import Difference, LowRank
 from ..networks.base_model import PREFIX
-from ..networks.effective_weights import ConceptPatch
+from ..networks.effective_weights import ConceptPatch, LowRankPatch
 from ..prompt.prompt_memory import PromptMemory
 from .held_concept import HeldConcept
 from .pieces import KEY
@@ -141,7 +142,7 @@ def _value(differences: Mapping[str, StoredDifference], name: str) -> Tensor:
     return differences[name].value() if name in differences else torch.zeros(())
 
 
-def _patch(model: ModelPatcher, differences: Mapping[str, StoredDifference], strength: float) -> None:
+def _patch(model: ModelPatcher, differences: Mapping[str, Difference], strength: float) -> None:
     """Add differences by canonical name; the stored tensors are shared, not copied.
 
     ComfyUI brings a difference into the type that it adds in, then multiplies it by the strength (comfy/lora.py). A scale in
@@ -151,9 +152,13 @@ def _patch(model: ModelPatcher, differences: Mapping[str, StoredDifference], str
         return
     names = _native_names(model)
     # One call for all of a scale: each goes through all weights of the model.
-    by_scale: dict[float, dict[str, ConceptPatch]] = defaultdict(dict)
-    for name, stored in differences.items():
-        by_scale[stored.scale][f"{PREFIX}{names[name]}"] = ConceptPatch(("diff", (stored.values,)))
+    by_scale: dict[float, dict[str, ConceptPatch | LowRankPatch]] = defaultdict(dict)
+    for name, kept in differences.items():
+        key = f"{PREFIX}{names[name]}"
+        if isinstance(kept, LowRank):
+            by_scale[1.0][key] = LowRankPatch(kept.up, kept.down)
+        else:
+            by_scale[kept.scale][key] = ConceptPatch(("diff", (kept.values,)))
     for scale, patches in by_scale.items():
         model.add_patches(patches, strength * scale)
 
@@ -165,14 +170,14 @@ def lost_share(weight: Tensor, difference: Tensor) -> float:
     return energy_lost(wanted, (weight.float() + wanted).to(weight.dtype).float() - weight.float())
 
 
-def _warn_if_lost(model: ModelPatcher, differences: Mapping[str, StoredDifference]) -> None:
+def _warn_if_lost(model: ModelPatcher, differences: Mapping[str, Difference]) -> None:
     """Say so where the weights' float type is too coarse for what was learned (bfloat16, most of all)."""
     if not differences or model.model_dtype() == torch.float32:
         return
     names = _native_names(model)
     weights = model.model_state_dict(PREFIX)
     # Eight matrices tell as much as all of them.
-    sample = sorted(differences, key=lambda name: -differences[name].values.numel())[:8]
+    sample = sorted(differences, key=lambda name: -weights[PREFIX + names[name]].numel())[:8]
     lost = sum(lost_share(weights[PREFIX + names[name]], differences[name].value()) for name in sample) / len(sample)
     if lost > LOST:
         finer = "fp32 (start ComfyUI with --fp32-unet)"
