@@ -5,7 +5,7 @@ from __future__ import annotations
 from comfy_api.latest import io
 
 from ..e4t_core.concept import Concept
-from ..e4t_core.files.file_name import FileNameError, checked_name
+from ..e4t_core.files.file_name import fault_of
 from ..e4t_core.files.stock_export import Exported, export_bundle, export_pair
 from ..e4t_core.files.stock_lora import ERROR, LEAST_ERROR, StockLora
 from .host.exporting.lora import is_another_base, make_lora
@@ -81,12 +81,7 @@ class ExportConcept(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, name: str | None = None) -> bool | str:
-        try:
-            if name is not None:
-                checked_name(name)
-        except FileNameError as error:
-            return str(error)
-        return True
+        return True if name is None else fault_of(name) or True
 
     @classmethod
     def execute(

@@ -11,7 +11,7 @@ from ..e4t_core.concept import Concept
 from ..e4t_core.files.concept_compact import lacks_domain, with_untuned
 from ..e4t_core.files.concept_info import BODIES, COMPACT, EXACT, RECIPE, RECOVERABLE, WORD
 from ..e4t_core.files.concept_saving import About, save_concept
-from ..e4t_core.files.file_name import FileNameError, checked_name
+from ..e4t_core.files.file_name import fault_of
 from ..e4t_core.version import VERSION
 from .host.learning.compact_fit import can_fit, fitted
 from .host.learning.domain_at_hand import find_domain
@@ -93,12 +93,7 @@ class SaveConcept(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, name: str | None = None) -> bool | str:
-        try:
-            if name is not None:
-                checked_name(name)
-        except FileNameError as error:
-            return str(error)
-        return True
+        return True if name is None else fault_of(name) or True
 
     @classmethod
     def execute(

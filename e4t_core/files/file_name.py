@@ -61,6 +61,15 @@ def _is_plain(name: str) -> bool:
     return bool(_PLAIN.fullmatch(letters)) and not _INVISIBLE.search(name)
 
 
+def fault_of(name: str) -> str:
+    """What is wrong with a name, in one sentence; empty where nothing is."""
+    try:
+        checked_name(name)
+    except FileNameError as error:
+        return str(error)
+    return ""
+
+
 def check_inside(path: Path) -> Path:
     """The file that writing to a path writes: itself, or what it is a link to, which must be in the same folder.
 
