@@ -80,18 +80,19 @@ def _learned(drawer: Drawer, subject: Subject, unet_rank: int) -> tuple[dict[str
     )  # fmt: skip
     store = host.pack("nodes.host.learning.result_store").ResultStore(0)
     with torch.inference_mode(), host.pack("nodes.host.learning.progress").Progress(WORD) as progress:
-        held = host.pack("nodes.host.learning.learn").learn(request, store, progress)
+        concept = host.pack("nodes.host.learning.learn").learn(request, store, progress)
         latent = base.model.model.process_latent_in(base.vae.encode(picture)).float().cpu()
-    predictor = held.concept.predictor
-    tensors = {f"difference/{name}": stored.values for name, stored in held.differences.items()}
+    predictor = concept.predictor
+    differences = host.pack("e4t_core.weight_changes").full_differences(concept.weights)
+    tensors = {f"difference/{name}": stored.values for name, stored in differences.items()}
     tensors |= {f"encoder/{key}": value for key, value in predictor.encoder.state_dict().items()}
     tensors |= {
-        "embedding": held.concept.embedding,
+        "embedding": concept.embedding,
         "clip_features": predictor.clip_features,
         "domain_word_embedding": predictor.domain_word_embedding,
         "latent": latent,
     }
-    return tensors, {name: stored.scale for name, stored in held.differences.items()}
+    return tensors, {name: stored.scale for name, stored in differences.items()}
 
 
 class Studio:

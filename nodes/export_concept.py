@@ -5,7 +5,7 @@ from __future__ import annotations
 from comfy_api.latest import io
 
 from ..e4t_core.concept import Concept
-from ..e4t_core.files.file_name import fault_of
+from ..e4t_core.files.file_name import checked_name, fault_of
 from ..e4t_core.files.stock_export import Exported, export_bundle, export_pair
 from ..e4t_core.files.stock_lora import ERROR, LEAST_ERROR, StockLora
 from .host.exporting.lora import is_another_base, make_lora

@@ -139,3 +139,34 @@ def test_the_table_and_the_picture_show_every_form(tmp_path: Path) -> None:
     assert {line.count("|") for line in table} == {9}
     plot(found, tmp_path / "plot.png")
     assert Image.open(tmp_path / "plot.png").size[0] > 1000
+
+
+SMALL_RUN = """
+import sys, torch
+from pathlib import Path
+from benchmarks import compact
+from benchmarks.arms import Drawer
+compact.ROOT = Path(sys.argv[1])
+painter = compact.Painter(1)
+painter.drawer = Drawer(1, {"steps": 1, "batch": 2})
+forms = {form.name: form for form in compact.FORMS}
+fitted, exact = forms["rank 26 and 6 in 3 bits fitted"], forms["exact"]
+method = compact.host.pack("e4t_core.methods.compact_fit")
+settings = method.CompactFitSettings
+method.CompactFitSettings = lambda: settings(steps=1, batch=2)
+person = painter.people[0]
+found = {form.name: painter.changes(person, form)[0] for form in (exact, fitted, forms["tuned at rank 8 in 4 bits"])}
+assert all(len(changes) > 100 for changes in found.values())
+again = painter.changes(person, fitted)[0]
+assert all(torch.equal(value, again[name]) for name, value in found[fitted.name].items())
+"""
+
+
+@needs_comfyui
+def test_a_face_is_learned_kept_and_made_small(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", SMALL_RUN, str(tmp_path)],
+        check=False, cwd=ROOT, env={**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"},
+        capture_output=True, text=True, encoding="utf-8",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
