@@ -23,6 +23,7 @@ from .load_concept import LoadConcept
 from .load_domain import LoadDomain
 from .mix_concepts import MixConcepts
 from .personalize import Personalize
+from .regions import Regions
 from .save_concept import SaveConcept
 from .settings import Settings
 from .textual_inversion import LearnTextualInversion
@@ -48,6 +49,7 @@ class E4TExtension(ComfyExtension):
             ApplyConcept,
             MixConcepts,
             ExportConcept,
+            Regions,
         ]
 
 

@@ -78,7 +78,7 @@ def applied(
         ValueError: the trigger is taken, or the word's strength cannot be.
     """
     drawing = drawing or Drawing()
-    held = _held(model, clip, concept, store)
+    held = held_on(model, clip, concept, store)
     called = dataclasses.replace(
         concept, trigger=drawing.trigger or concept.trigger, sampling=drawing.sampling or concept.sampling
     )
@@ -88,8 +88,12 @@ def applied(
     return patched_model.with_concept(model, drawn, store.prompts), new_clip
 
 
-def _held(model: ModelPatcher, clip: comfy.sd.CLIP, concept: Concept, store: ResultStore) -> HeldConcept:
-    """A concept on a base: one that a MODEL holds already, or made now."""
+def held_on(model: ModelPatcher, clip: comfy.sd.CLIP, concept: Concept, store: ResultStore) -> HeldConcept:
+    """A concept on a base: one that a MODEL holds already, or made now.
+
+    Raises:
+        OtherBaseError: the concept was made for another kind of base model.
+    """
     hashes = store.hashes
     base = hashes.weights_key(model)
     # Files can say the same fingerprint of other numbers: the very objects count.

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from ....e4t_core.concept import Concept
 from ....e4t_core.stored_difference import StoredDifference
 from ....e4t_core.weight_changes import Difference, LowRank, own_differences, shared_differences, shared_factors
+from .place import Place
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,6 +31,7 @@ class HeldConcept:
         network: its word predictor as a model that ComfyUI moves and counts together with the UNet.
         base: content hash of the base weights that it is made for, by which concepts on one base are told.
         strength: of its weight changes in the MODEL that holds it.
+        place: of one that has a region of its own in the picture: there alone its weights act.
         prepared: what :meth:`of` made, where this is that under another name; it lives as long as this does.
     """
 
@@ -40,6 +42,7 @@ class HeldConcept:
     network: ModelPatcher | None = None
     base: str = ""
     strength: float = 1.0
+    place: Place | None = None
     prepared: HeldConcept | None = None
 
     @classmethod

@@ -150,8 +150,16 @@ def _patch(model: ModelPatcher, differences: Mapping[str, Difference], strength:
     """
     if not differences or strength == 0:
         return
-    names = _native_names(model)
     # One call for all of a scale: each goes through all weights of the model.
+    for scale, patches in patches_by_strength(model, differences).items():
+        model.add_patches(patches, strength * scale)
+
+
+def patches_by_strength(
+    model: ModelPatcher, differences: Mapping[str, Difference]
+) -> dict[float, dict[str, ConceptPatch | LowRankPatch]]:
+    """Differences by canonical name as a MODEL's patches by its own keys, for each strength that they are added with."""
+    names = _native_names(model)
     by_scale: dict[float, dict[str, ConceptPatch | LowRankPatch]] = defaultdict(dict)
     for name, kept in differences.items():
         key = f"{PREFIX}{names[name]}"
@@ -159,8 +167,7 @@ def _patch(model: ModelPatcher, differences: Mapping[str, Difference], strength:
             by_scale[1.0][key] = LowRankPatch(kept.up, kept.down)
         else:
             by_scale[kept.scale][key] = ConceptPatch(("diff", (kept.values,)))
-    for scale, patches in by_scale.items():
-        model.add_patches(patches, strength * scale)
+    return by_scale
 
 
 def lost_share(weight: Tensor, difference: Tensor) -> float:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..networks.base_model import block_outputs, spatial_means
 from .pieces import Conds, Size, bounded_features, given_size
+from .place import Place
 from .shared_pass import Contexts, EmptyPrompt, KnownHalf, may_share
 
 if TYPE_CHECKING:
@@ -172,6 +173,8 @@ class WordAtStep:
 
     def _predicted(self, held: HeldConcept, model: Any, x: Tensor, sigma: Tensor) -> Tensor:
         """e_c ``(B, D)``; several passes over one evaluation cost one prediction."""
+        if held.place is not None:
+            return self._predicted_in_place(held, held.place, model, x, sigma)
         size, whole = self._size_given(x), self._whole
         if whole is not None and whole.shape[0] == x.shape[0] and whole.shape != x.shape and whole.ndim == x.ndim:
             # A window that cuts the pictures themselves.
@@ -188,6 +191,21 @@ class WordAtStep:
         key = held.concept.fingerprint
         if key not in made.words:
             made.words[key] = held.concept.predictor.word(made.features)
+        return made.words[key]
+
+    def _predicted_in_place(self, held: HeldConcept, place: Place, model: Any, x: Tensor, sigma: Tensor) -> Tensor:
+        """e_c ``(B, D)`` from what lies in the concept's region, with its weights in the network."""
+        key = held.concept.fingerprint
+        made = next(
+            (made for made in self._passes if key in made.words and self._is_of(made, held.empty, x, sigma)), None
+        )
+        if made is None:
+            piece = place.piece(x)
+            size = (piece.shape[0], *piece.shape[2:])
+            features = self._features(held, model, held.empty, None, piece, sigma, size, place)
+            word = held.concept.predictor.word(features)
+            made = _Pass(held.empty, (x, sigma), (x.clone(), sigma.clone()), features, {key: word})
+            self._passes.append(made)
         return made.words[key]
 
     def _is_of(self, made: _Pass, context: Tensor, x: Tensor, sigma: Tensor) -> bool:
@@ -216,12 +234,14 @@ class WordAtStep:
         x: Tensor,
         sigma: Tensor,
         size: Size,
+        place: Place | None = None,
     ) -> Tensor:
         """F ``(B, width)`` on the encoder's device."""
         patcher = getattr(model, "current_patcher", None)
-        if patcher is not None and patcher.current_hooks is not None:
+        hooks = None if place is None else place.hooks
+        if patcher is not None and patcher.current_hooks is not hooks:
             # The last prompt's hooks would still be in the weights; the word must not depend on who came last.
-            patcher.apply_hooks(None)
+            patcher.apply_hooks(hooks)
         network, dtype = model.diffusion_model, model.get_dtype_inference()
         levels = sigma if sigma.shape[0] == x.shape[0] else sigma[:1].expand(x.shape[0])
         t = model.model_sampling.timestep(levels).float()
