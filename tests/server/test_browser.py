@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
 import time
@@ -9,6 +10,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import pytest
+from PIL import Image, ImageOps
 
 from devtools.comfyui_client import Client
 from devtools.comfyui_server import Server
@@ -186,8 +188,26 @@ def test_what_was_saved_is_in_the_list_after_a_refresh_and_is_drawn(page: Page, 
     assert any(output.get("images") for output in entry["outputs"].values())
 
 
+@pytest.fixture
+def second_photo(server: Server) -> None:
+    """Somebody else: the first one in a mirror."""
+    folder = server.base / "input"
+    with Image.open(folder / "mini_photo.png") as photo:
+        ImageOps.mirror(photo.convert("RGB")).save(folder / "mini_photo_2.png")
+
+
+@pytest.mark.usefixtures("second_photo")
+def test_two_people_are_drawn_in_one_picture(page: Page, server: Server) -> None:
+    open_workflow(page, sampling_steps=2, name="two_people")
+    client = Client(server.client.host, server.client.port)
+    entry = ran(client, page, set(json.loads(client.get("/history"))))
+    (image,) = [image for output in entry["outputs"].values() for image in output.get("images", [])]
+    with Image.open(io.BytesIO(client.view(image))) as picture:
+        assert picture.size == (256, 128)
+
+
+@pytest.mark.usefixtures("second_photo")
 def test_two_faces_are_mixed(page: Page, server: Server) -> None:
-    shutil.copyfile(server.base / "input" / "mini_photo.png", server.base / "input" / "mini_photo_2.png")
     open_workflow(page, sampling_steps=2, name="mix_two_faces")
     client = Client(server.client.host, server.client.port)
     entry = ran(client, page, set(json.loads(client.get("/history"))))
