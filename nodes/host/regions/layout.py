@@ -14,6 +14,7 @@ LAYOUTS = (ACROSS, DOWN)
 SIDE = 512
 # Given masks are softened at this size at most.
 SOFTENED = 1024
+LEAST = 1e-3
 
 
 def drawn(count: int, layout: str, feather: float) -> list[Tensor]:
@@ -72,4 +73,6 @@ def rest(masks: Sequence[Tensor], inside: float) -> Tensor:
     """Where the picture belongs to no region, ``(h, w)`` of the largest mask; within regions it is at least ``inside``."""
     height, width = max(m.shape[0] for m in masks), max(m.shape[1] for m in masks)
     alike = [F.interpolate(m[None, None], size=(height, width), mode="bilinear")[0, 0] for m in masks]
-    return (1 - torch.stack(alike).sum(dim=0)).clamp(inside, 1)
+    left = 1 - torch.stack(alike).sum(dim=0)
+    # Rounding alone is worth no pass of the network.
+    return torch.where(left > LEAST, left, 0.0).clamp(inside, 1)
