@@ -66,22 +66,17 @@ def test_pressing_run_twice_with_nothing_touched_tunes_once(page: Page, server: 
 @pytest.mark.parametrize("nodes_2", [True, False], ids=["Nodes 2.0", "classic canvas"])
 def test_the_lines_of_a_text_stay_lines_on_the_node(page: Page, server: Server, nodes_2: bool) -> None:
     page.evaluate("on => window.app.extensionManager.setting.set('Comfy.VueNodes.Enabled', on)", nodes_2)
-    open_workflow(page, sampling_steps=2)
-    # Nothing that ComfyUI has the result of: a node that does not run shows no text. The trigger is one that has a note.
+    open_workflow(page, sampling_steps=2, name="save_and_reuse")
+    # A name that nothing was saved as, because a node that does not run shows no text; and what is told in two lines.
     page.evaluate(
-        "values => { const node = window.app.graph.nodes.find(node => node.type === 'E4TPersonalize');"
+        "values => { const node = window.app.graph.nodes.find(node => node.type === 'E4TSaveConcept');"
         " for (const widget of node.widgets) if (widget.name in values) widget.value = values[widget.name] }",
-        {"seed": 501 + nodes_2, "trigger": "Anna"},
+        {"name": f"lines_{int(nodes_2)}", "keeps": "recipe"},
     )
     client = Client(server.client.host, server.client.port)
-    before = set(json.loads(client.get("/history")))
-    page.get_by_test_id("queue-button").click()
-    deadline = time.monotonic() + PATIENCE
-    while not (new := set(json.loads(client.get("/history"))) - before):
-        assert time.monotonic() < deadline, "the run never ended"
-        time.sleep(0.5)
-    entry = client.history(new.pop())
-    lines = entry["outputs"]["4"]["text"]
+    entry = ran(client, page, set(json.loads(client.get("/history"))))
+    saver = next(node for node, content in entry["prompt"][2].items() if content["class_type"] == "E4TSaveConcept")
+    lines = entry["outputs"][saver]["text"]
     assert len(lines) > 1, "there is one line only, so this proves nothing"
     place = ".comfy-markdown-content" if nodes_2 else ".dom-widget span"
     shown = page.locator(place).filter(has_text=lines[0]).first
