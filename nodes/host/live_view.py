@@ -10,12 +10,34 @@ from typing import Any
 
 from comfy_execution.utils import get_executing_context
 
+from ...e4t_core.concept import Concept
 from .node_text import current_server
 
 # The message of a node that learns.
 LEARNING = "e4t.learning"
 # Of a node's outputs, which a job's history keeps: the last message of its learning, as a list of one.
 LEARNED = "e4t_learning"
+# The same of a node that loads or applies a concept: what concept that is.
+CONCEPT = "e4t_concept"
+
+
+def card(concept: Concept, title: str = "", kept: str = "") -> list[dict[str, str]]:
+    """What the card on a node says of a concept; a list of one.
+
+    Args:
+        title: what people call it.
+        kept: what of it a file keeps.
+    """
+    return [
+        {
+            "trigger": concept.trigger,
+            "title": title,
+            "method": concept.method,
+            "base": concept.base_name,
+            "domain": concept.domain_name,
+            "kept": kept,
+        }
+    ]
 
 
 def is_watched() -> bool:

@@ -5,6 +5,7 @@ import { api } from "../../../scripts/api.js";
 import { app } from "../../../scripts/app.js";
 import { drawCurve, makeCurve } from "./curve.js";
 import { nodeAt, root, workflowId } from "./graph.js";
+import { eachOutput } from "./history.js";
 import { hasSection, hideStockText, make, section } from "./panel.js";
 
 /** The message, and the key of the same table in a node's outputs: as in nodes/host/live_view.py. */
@@ -12,9 +13,8 @@ const MESSAGE = "e4t.learning";
 const OUTPUT = "e4t_learning";
 const SECTION = "learning";
 const LEARNERS = new Set(["E4TPersonalize", "E4TTextualInversion", "E4TApplyConcept"]);
-/** Workflows whose panels are remembered, and jobs of the history that are looked through after a reload. */
+/** Whose panels are remembered. */
 const WORKFLOWS = 16;
-const JOBS = 8;
 const JPEG = /^data:image\/jpeg;base64,[A-Za-z0-9+/=]+$/;
 
 /**
@@ -114,25 +114,19 @@ function receive({ detail }) {
 }
 
 /** The outputs of a node: after a run, and where ComfyUI had its result. */
-function receiveOutput(name, output, workflow = workflowId()) {
-  const last = output?.[OUTPUT]?.[0];
-  if (!last) return;
-  const known = messages.get(workflow)?.get(name);
+function receiveOutput(name, last) {
+  const known = messages.get(workflowId())?.get(name);
   // Pictures are never among outputs; the one that is shown may be of another photo.
   const same = known?.concept === last.concept;
-  remember(workflow, name, same ? { ...last, lines: known.lines } : { picture: "", ...last });
+  remember(workflowId(), name, same ? { ...last, lines: known.lines } : { picture: "", ...last });
+  draw(nodeAt(name), messages.get(workflowId()).get(name));
 }
 
 /** After a reload: what the latest jobs of this server said. Pictures are not kept there. */
 async function restore() {
-  const answer = await api.fetchApi(`/history?max_items=${JOBS}`);
-  if (!answer.ok) return;
-  for (const { prompt, outputs } of Object.values(await answer.json())) {
-    const workflow = prompt?.[3]?.extra_pnginfo?.workflow?.id;
-    for (const [name, output] of Object.entries(outputs ?? {})) {
-      if (workflow && !messages.get(workflow)?.get(name)?.prompt_id) receiveOutput(name, output, workflow);
-    }
-  }
+  await eachOutput(OUTPUT, (workflow, name, last) => {
+    if (!messages.get(workflow)?.has(name)) remember(workflow, name, last);
+  });
   drawAll();
 }
 
@@ -149,9 +143,8 @@ api.addEventListener("progress_text", ({ detail }) => {
   if (node && hasSection(node, SECTION)) queueMicrotask(() => hideStockText(node));
 });
 api.addEventListener("executed", ({ detail }) => {
-  const name = detail.display_node ?? detail.node;
-  receiveOutput(name, detail.output);
-  if (detail.output?.[OUTPUT]) draw(nodeAt(name), messages.get(workflowId()).get(name));
+  const last = detail.output?.[OUTPUT]?.[0];
+  if (last) receiveOutput(detail.display_node ?? detail.node, last);
 });
 
 app.registerExtension({
