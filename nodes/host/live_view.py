@@ -15,6 +15,8 @@ from .node_text import current_server
 
 # The message of a node that learns.
 LEARNING = "e4t.learning"
+# The message of a node that samples: how far each word went.
+WORDS = "e4t.words"
 # Of a node's outputs, which a job's history keeps: the last message of its learning, as a list of one.
 LEARNED = "e4t_learning"
 # The same of a node that loads or applies a concept: what concept that is.
@@ -30,6 +32,7 @@ def card(concept: Concept, title: str = "", kept: str = "") -> list[dict[str, st
     """
     return [
         {
+            "concept": concept.fingerprint,
             "trigger": concept.trigger,
             "title": title,
             "method": concept.method,

@@ -7,9 +7,12 @@ import json
 
 import comfy.model_management
 import pytest
+import torch
 from e4t_pack.nodes.host import live_view
 from e4t_pack.nodes.host.learning import panel, progress
 from e4t_pack.nodes.host.learning.panel import POINTS, LearningPanel, thinned
+from e4t_pack.nodes.host.sampling.patched_model import held_concepts
+from personalized import draw
 from world import LOOKING, QUICK, photo
 
 
@@ -118,3 +121,38 @@ def test_long_curves_are_thinned_and_say_nothing_that_json_cannot():
     assert len(kept) == POINTS and kept[0] == 0 and kept[-1] == 9999 and kept == sorted(kept)
     assert thinned(losses[:POINTS]) == losses[:POINTS]
     assert thinned([]) == []
+
+
+def test_after_sampling_the_browser_is_told_how_far_the_word_went(run, sent, monkeypatch):
+    """The paper's figure 7, against the very words that were predicted."""
+    model, clip, concept, _ = run()
+    held = held_concepts(model)[0].concept
+    predicted, original = [], type(held.predictor).word
+
+    def word(self, features):
+        predicted.append(original(self, features))
+        return predicted[-1]
+
+    monkeypatch.setattr(type(held.predictor), "word", word)
+    sent.clear()
+    draw(model, clip, "a photo of S*", steps=4)
+    (message,) = sent
+    (told,) = message["words"]
+    assert (told["concept"], told["trigger"]) == (concept.fingerprint, "S*")
+    expected = [float(f"{((e - held.start).norm() / held.start.norm()).item():.4g}") for e in predicted]
+    assert [length for _, length in told["points"]] == pytest.approx(expected, rel=1e-3) and min(expected) > 0
+    levels = [t for t, _ in told["points"]]
+    assert len(levels) == 4 and levels == sorted(levels, reverse=True) and levels[0] > 900 and levels[-1] < 300
+    # The next picture is told by itself; a picture without the word tells nothing.
+    sent.clear()
+    draw(model, clip, "a photo of S*", steps=2)
+    draw(model, clip, "a cat", steps=2)
+    assert [len(message["words"][0]["points"]) for message in sent] == [2]
+
+
+def test_watching_a_word_changes_no_picture(run, sent, monkeypatch):
+    model, clip, _, _ = run()
+    watched = draw(model, clip, "a photo of S*", steps=3)
+    monkeypatch.setattr(live_view, "is_watched", lambda: False)
+    sent.clear()
+    assert torch.equal(watched, draw(model, clip, "a photo of S*", steps=3)) and not sent

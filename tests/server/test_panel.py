@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from in_browser import PATIENCE, load, needs_browser, new_page, open_workflow, ran, shipped_workflow, wait_until_started
+from safetensors import safe_open
+from safetensors.torch import save_file
 
 from devtools.comfyui_client import Client
 from devtools.comfyui_server import Server
@@ -18,7 +20,7 @@ if TYPE_CHECKING:
 
 pytestmark = needs_browser
 
-TOO_LONG = 120.0
+TOO_LONG = 60.0
 """Seconds after which a panel has failed; a few are enough unless the machine is busy."""
 # A node's panel: what is in it and whether it is seen, wherever the page has put it.
 PANEL = """type => {
@@ -184,3 +186,190 @@ def test_a_cancelled_run_says_where_it_was(page: Page, mine: Client, seed: int) 
     mine.post("/interrupt", {})
     seen = until(page, "cancelled", "E4TTextualInversion")
     assert seen["title"].startswith("S*: cancelled")
+
+
+# What a card shows, or nothing.
+CARD = """type => {
+  const node = window.app.graph.nodes.find(node => node.type === type);
+  const place = node?.widgets.find(widget => widget.name === 'e4t_panel')?.element.querySelector('.e4t-concept');
+  return place ? {
+    words: [...place.querySelector('.e4t-words').children].map(line => line.textContent),
+    kinds: [...place.querySelectorAll('*')].map(part => part.localName).sort().join(' '),
+    picture: place.querySelector('img')?.getAttribute('src') ?? '',
+  } : null;
+}"""
+LOAD, APPLY = "E4TLoadConcept", "E4TApplyConcept"
+WITHOUT_PICTURE = "button div span span strong"
+
+
+def card(page: Page, node: str, words: list[str] | None) -> dict[str, Any] | None:
+    """A node's card, once it says these words; none: once there is none."""
+    deadline = time.monotonic() + TOO_LONG
+    while ((seen := page.evaluate(CARD, node)) or {"words": None})["words"] != words:
+        assert time.monotonic() < deadline, f"the card of {node} never said {words}, but {seen}"
+        page.wait_for_timeout(200)
+    return seen
+
+
+def saved(server: Server, name: str, like: str, **metadata: str) -> None:
+    """A concept file with metadata changed, as a stranger might have written it."""
+    folder = server.base / "models" / "embeddings" / "e4t"
+    with safe_open(folder / f"{like}.safetensors", framework="pt") as file:
+        said = file.metadata() | metadata
+        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    save_file(tensors, folder / f"{name}.safetensors", said)
+
+
+def choose(page: Page, name: str) -> None:
+    page.evaluate(
+        "name => { const node = window.app.graph.nodes.find(node => node.type === 'E4TLoadConcept');"
+        " node.widgets.find(widget => widget.name === 'concept_name').value = name }",
+        name,
+    )
+
+
+@pytest.fixture
+def kept(page: Page, mine: Client, server: Server) -> str:
+    """A concept that was saved, and a page that loads it."""
+    open_workflow(page, name="save_and_reuse", sampling_steps=2)
+    page.evaluate(
+        "() => { const node = window.app.graph.nodes.find(node => node.type === 'E4TSaveConcept');"
+        " for (const widget of node.widgets) if (widget.name === 'name') widget.value = 'panel_face' }"
+    )
+    if not (server.base / "models" / "embeddings" / "e4t" / "panel_face.safetensors").exists():
+        ran(mine, page, history(mine))
+    choose(page, "panel_face")
+    return "panel_face"
+
+
+def test_the_card_of_a_file_is_there_before_anything_runs(page: Page, server: Server, kept: str) -> None:
+    made = "E4T · on miniworld.safetensors · domain mini_faces"
+    seen = card(page, LOAD, ["S*", "panel_face", made])
+    assert seen and seen["kinds"] == WITHOUT_PICTURE
+    card(page, APPLY, ["S*", "panel_face", made])
+    pixel = "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
+    saved(server, "pictured", kept, **{"modelspec.thumbnail": pixel})
+    choose(page, "pictured")
+    page.wait_for_timeout(1500)
+    assert page.evaluate(CARD, LOAD)["picture"] == pixel == page.evaluate(CARD, APPLY)["picture"]
+    choose(page, "is_not_there")
+    card(page, LOAD, None)
+    card(page, APPLY, None)
+
+
+def test_the_button_copies_the_trigger_that_the_node_gives(page: Page, kept: str) -> None:
+    card(page, LOAD, ["S*", "panel_face", "E4T · on miniworld.safetensors · domain mini_faces"])
+    press = (
+        "type => { const node = window.app.graph.nodes.find(node => node.type === type);"
+        " const panel = node.widgets.find(widget => widget.name === 'e4t_panel').element;"
+        " const button = panel.querySelector('.e4t-copy'); button.focus(); button.click();"
+        " return [document.activeElement === button || !panel.isConnected, button.title] }"
+    )
+    page.evaluate(
+        "() => { const node = window.app.graph.nodes.find(node => node.type === 'E4TApplyConcept');"
+        " node.widgets.find(widget => widget.name === 'trigger').value = 'anna' }"
+    )
+    card(page, APPLY, ["anna", "panel_face", "E4T · on miniworld.safetensors · domain mini_faces"])
+    for node, trigger in ((LOAD, "S*"), (APPLY, "anna")):
+        assert page.evaluate(press, node) == [True, f"Copy {trigger}"]
+        page.wait_for_timeout(300)
+        assert page.evaluate("() => navigator.clipboard.readText()") == trigger
+
+
+def test_what_a_stranger_s_file_says_is_text_and_nothing_else(page: Page, server: Server, kept: str) -> None:
+    asked: list[str] = []
+    page.on("request", lambda request: asked.append(request.url))
+    with safe_open(server.base / "models" / "embeddings" / "e4t" / f"{kept}.safetensors", framework="pt") as file:
+        info = json.loads(file.metadata()["e4t.info"])
+    attack = "<img src=x onerror='window.hurt = true'><script>window.hurt = true</script>"
+    hostile = json.dumps(
+        info | {"title": attack, "method": attack, "base_name": attack, "body": attack, "domain_name": 7}
+    )
+    drawing = "data:image/svg+xml;base64,PHN2ZyB4bWxucz0iaHR0cDovL3d3dy53My5vcmcvMjAwMC9zdmciLz4="
+    for number, thumbnail in enumerate(
+        (drawing, "http://127.0.0.1:9/spy.png", "javascript:window.hurt=true", "/prompt")
+    ):
+        name = f"hostile_{number}"
+        saved(server, name, kept, **{"e4t.info": hostile, "modelspec.thumbnail": thumbnail})
+        choose(page, name)
+        seen = card(page, LOAD, ["S*", attack, f"{attack} · on {attack}"])
+        assert seen and seen["kinds"] == WITHOUT_PICTURE, "the file's text became something else"
+    for number, broken in enumerate(("", "{", "[1, 2]", '{"trigger": {"a": 1}, "title": 3}')):
+        saved(server, f"broken_{number}", kept, **{"e4t.info": broken})
+        choose(page, f"broken_{number}")
+        page.wait_for_timeout(1300)
+        seen = page.evaluate(CARD, LOAD)
+        assert seen is None or seen["words"] == ["", ""], seen
+    assert not page.evaluate("() => window.hurt"), "a script of the file ran"
+    assert not [url for url in asked if "spy" in url]
+
+
+MARK = """type => {
+  const node = window.app.graph.nodes.find(node => node.type === type);
+  const panel = node.widgets.find(widget => widget.name === 'e4t_panel')?.element;
+  return panel?.querySelector('.e4t-warning [role=status]')?.textContent ?? '';
+}"""
+WRITE = """text => {
+  for (const node of window.app.graph.nodes) {
+    if (node.type === 'CLIPTextEncode' && node.title !== 'Negative prompt') node.widgets[0].value = text;
+  }
+}"""
+
+
+def mark(page: Page, text: str, node: str = "E4TPersonalize") -> None:
+    """Waits until the mark says a text, or is gone."""
+    deadline = time.monotonic() + TOO_LONG
+    while (seen := page.evaluate(MARK, node)) != text:
+        assert time.monotonic() < deadline, f"the mark never said {text!r}, but {seen!r}"
+        page.wait_for_timeout(200)
+
+
+def test_a_word_that_no_prompt_has_is_marked_until_one_has_it(page: Page, seed: int) -> None:
+    open_workflow(page, workflow=one_photo(seed + 2))
+    mark(page, "")
+    unused = "S* is in no prompt behind this node: write it into one, or it is not drawn."
+    for text, told in (
+        ("a photo of a cat", unused),
+        ("S*'s hat", ""),
+        ("XS* and S*y", unused),
+        ("(S*:1.3)", ""),
+        ("a photo of s*", "S* is only with other capitals: write it into one, or it is not drawn."),
+        ("embedding:e4t/S*, smiling", ""),
+    ):
+        page.evaluate(WRITE, text)
+        mark(page, told)
+    # A text that is made by another node: one that holds it as a widget, and one whose text nobody knows yet.
+    page.evaluate(WRITE, "a cat")
+    mark(page, unused)
+    wire = (
+        "([type, text]) => { const { graph } = window.app; const made = window.LiteGraph.createNode(type);"
+        " graph.add(made); if (text !== null) made.widgets[0].value = text;"
+        " const to = graph.nodes.find(n => n.type === 'CLIPTextEncode' && n.title !== 'Negative prompt');"
+        " made.connect(0, to, to.inputs.findIndex(input => input.name === 'text')) }"
+    )
+    page.evaluate(wire, ["PrimitiveString", "a photo of S*"])
+    mark(page, "")
+    page.evaluate(wire, ["PrimitiveString", "a dog"])
+    mark(page, unused)
+    page.evaluate(wire, ["StringReplace", None])
+    mark(page, "")
+
+
+def test_prompts_are_found_in_subgraphs_and_behind_other_nodes(page: Page, seed: int) -> None:
+    open_workflow(page, workflow=one_photo(seed + 3))
+    page.evaluate(WRITE, "a cat")
+    mark(page, "S* is in no prompt behind this node: write it into one, or it is not drawn.")
+    page.evaluate(WRITE, "a photo of S*")
+    mark(page, "")
+    page.evaluate(
+        "() => { const { graph } = window.app; const prompts = graph.nodes.filter(n => n.type === 'CLIPTextEncode');"
+        " graph.convertToSubgraph(new Set(prompts)) }"
+    )
+    page.wait_for_timeout(1500)
+    mark(page, "")
+    page.evaluate(
+        # Its texts are widgets of the subgraph's node now.
+        "() => { const host = window.app.graph.nodes.find(node => node.subgraph);"
+        " for (const widget of host.widgets) widget.value = 'a cat' }"
+    )
+    mark(page, "S* is in no prompt behind this node: write it into one, or it is not drawn.")

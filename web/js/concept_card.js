@@ -7,7 +7,7 @@ import { api } from "../../../scripts/api.js";
 import { app } from "../../../scripts/app.js";
 import { allNodes, nodeAt, onChange, sourceOf, valueOf, workflowId } from "./graph.js";
 import { eachOutput } from "./history.js";
-import { dropSection, make, section } from "./panel.js";
+import { dropSection, hideStockText, make, section } from "./panel.js";
 
 const SECTION = "concept";
 const LOAD = "E4TLoadConcept";
@@ -15,8 +15,8 @@ const APPLY = "E4TApplyConcept";
 const SAVE = "E4TSaveConcept";
 /** The key of the same table in a node's outputs: as in nodes/host/live_view.py. */
 const OUTPUT = "e4t_concept";
-const METHODS = { e4t: "E4T", textual_inversion: "Textual Inversion" };
-const KEPT = { recipe: "a recipe, learned again when it is applied", word: "its word alone", compact: "compact" };
+const METHODS = new Map([["e4t", "E4T"], ["textual_inversion", "Textual Inversion"]]);
+const KEPT = new Map([["recipe", "a recipe, learned again when it is applied"], ["word", "its word alone"], ["compact", "compact"]]);
 /** Pictures of pixels, inside the text: an address would be asked for, and a drawing may hold scripts. */
 const THUMBNAIL = /^data:image\/(jpeg|png|webp);base64,[A-Za-z0-9+/]+=*$/;
 /** Characters of a text that are shown. */
@@ -64,6 +64,20 @@ async function conceptOf(node, name) {
   return before && { ...before, ...(trigger ? { trigger } : {}) };
 }
 
+/** The trigger that a node's card shows; empty where there is no card. */
+export function triggerOf(node) {
+  return JSON.parse(shown.get(node) ?? "null")?.trigger ?? "";
+}
+
+/**
+ * The fingerprint of the concept that a node applied when it ran; empty where it did not run.
+ * @param {string} name of the node, as jobs call it.
+ */
+export function fingerprintOf(name) {
+  const ran = said.get(`${workflowId()}/${name}`);
+  return ran?.applied ? ran.concept : "";
+}
+
 /** Brings the cards of all nodes up to date. */
 function checkCards() {
   for (const [node, name] of allNodes()) {
@@ -76,7 +90,8 @@ function checkCards() {
 function plain(concept) {
   const text = (value) => (typeof value === "string" ? value.slice(0, LONGEST) : "");
   const { trigger, title, method, base, domain, kept, thumbnail } = concept;
-  const made = [METHODS[method] ?? text(method), base && `on ${text(base)}`, domain && `domain ${text(domain)}`, KEPT[kept]];
+  const named = (before, value) => (text(value) ? before + text(value) : "");
+  const made = [METHODS.get(method) ?? text(method), named("on ", base), named("domain ", domain), KEPT.get(kept)];
   return {
     trigger: text(trigger),
     title: text(title),
@@ -144,11 +159,20 @@ async function copy(text) {
 api.addEventListener("executed", ({ detail }) => {
   const table = detail.output?.[OUTPUT]?.[0];
   const name = detail.display_node ?? detail.node;
-  if (table) said.set(`${workflowId()}/${name}`, table);
+  // A loader's word is drawn by the node that applies it.
+  if (table) said.set(`${workflowId()}/${name}`, { ...table, applied: nodeAt(name)?.comfyClass === APPLY });
   // A file may be another one by now.
   const writes = nodeAt(name)?.comfyClass === SAVE;
   if (table || writes) files.clear();
   if (table || writes) checkCards();
+});
+
+api.addEventListener("progress_text", ({ detail }) => {
+  const node = nodeAt(detail.nodeId);
+  // One line is what the card says; notes are not in it. ComfyUI's own listener comes first.
+  if (node?.comfyClass === LOAD && triggerOf(node)) {
+    queueMicrotask(() => hideStockText(node, !detail.text.trim().includes("\n")));
+  }
 });
 
 onChange(checkCards);

@@ -35,6 +35,14 @@ function remember(workflow, node, message) {
   known.set(node, { ...known.get(node), ...message });
 }
 
+/**
+ * The fingerprint of the concept that a node has learned; empty where it has learned none.
+ * @param {string} name of the node, as jobs call it.
+ */
+export function fingerprintOf(name) {
+  return messages.get(workflowId())?.get(name)?.concept ?? "";
+}
+
 /** Draws all that is known of the open workflow. */
 function drawAll() {
   for (const [name, message] of messages.get(workflowId()) ?? []) draw(nodeAt(name), message);

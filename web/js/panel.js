@@ -86,13 +86,17 @@ export function hasSection(node, name) {
   return panels.get(node)?.sections.has(name) ?? false;
 }
 
-/** Hides the text that ComfyUI shows on a node whose panel says the same. */
-export function hideStockText(node) {
+/**
+ * Hides the text that ComfyUI shows on a node whose panel says the same, or shows it again.
+ * @param {object} node
+ * @param {boolean} hidden
+ */
+export function hideStockText(node, hidden = true) {
   const text = node.widgets?.find((widget) => widget.name === STOCK_TEXT);
-  if (!text || text.hidden) return;
+  if (!text || Boolean(text.hidden) === hidden) return;
   // The classic canvas reads one, Nodes 2.0 the other.
-  text.hidden = true;
-  text.options.hidden = true;
+  text.hidden = hidden;
+  text.options.hidden = hidden;
   app.canvas?.setDirty(true, true);
 }
 

@@ -2,6 +2,7 @@
  * A mark on every node that gives a word, where no prompt behind it has the word: what it learned would not be drawn.
  * Where a prompt comes from nodes whose text nobody can know before they run, there is no mark.
  */
+import { triggerOf } from "./concept_card.js";
 import { allNodes, isActive, onChange, sourceOf, targetsOf, valueOf } from "./graph.js";
 import { dropSection, hasSection, make, section } from "./panel.js";
 import { app } from "../../../scripts/app.js";
@@ -9,7 +10,7 @@ import { app } from "../../../scripts/app.js";
 const SECTION = "warning";
 const GIVERS = new Set(["E4TPersonalize", "E4TTextualInversion", "E4TApplyConcept"]);
 /** Nodes whose text is what their widgets say. */
-const WRITTEN = /^(Primitive|String|Text|CLIPTextEncode)/i;
+const WRITTEN = /^(Primitive|CLIPTextEncode|StringConcatenate|StringTrim)/;
 /** As in nodes/host/prompt/triggers.py: a character that a word goes on with. */
 const GOES_ON = "[\\p{L}\\p{N}_]";
 const marked = new WeakMap();
@@ -20,7 +21,7 @@ const marked = new WeakMap();
  * @param {string} trigger
  */
 export function holds(text, trigger) {
-  const word = trigger.normalize("NFC").replace(/[.*+?^${}()|[\]\\/-]/g, "\\$&");
+  const word = trigger.normalize("NFC").replace(/[.*+?^${}()|[\]\\/]/g, "\\$&");
   return new RegExp(`(?<!${GOES_ON})${word}(?!${GOES_ON}|\\*)`, "u").test(text.normalize("NFC"));
 }
 
@@ -74,7 +75,7 @@ function gather(node, found, seen = new Set()) {
 
 /** What is wrong with a node's word, in a sentence; empty where nothing is, or nobody can tell. */
 function faultOf(node) {
-  const trigger = valueOf(node, "trigger");
+  const trigger = valueOf(node, "trigger") || triggerOf(node);
   const wired = node.inputs?.some((input) => input.name === "trigger" && input.link != null);
   if (!trigger || wired || !isActive(node)) return "";
   const { texts, encoders, unsure } = promptsBehind(node);
