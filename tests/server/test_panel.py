@@ -259,20 +259,20 @@ def test_the_card_of_a_file_is_there_before_anything_runs(page: Page, server: Se
 
 def test_the_button_copies_the_trigger_that_the_node_gives(page: Page, kept: str) -> None:
     card(page, LOAD, ["S*", "panel_face", "E4T · on miniworld.safetensors · domain mini_faces"])
-    press = (
-        "type => { const node = window.app.graph.nodes.find(node => node.type === type);"
-        " const panel = node.widgets.find(widget => widget.name === 'e4t_panel').element;"
-        " const button = panel.querySelector('.e4t-copy'); button.focus(); button.click();"
-        " return [document.activeElement === button || !panel.isConnected, button.title] }"
-    )
     page.evaluate(
         "() => { const node = window.app.graph.nodes.find(node => node.type === 'E4TApplyConcept');"
         " node.widgets.find(widget => widget.name === 'trigger').value = 'anna' }"
     )
     card(page, APPLY, ["anna", "panel_face", "E4T · on miniworld.safetensors · domain mini_faces"])
-    for node, trigger in ((LOAD, "S*"), (APPLY, "anna")):
-        assert page.evaluate(press, node) == [True, f"Copy {trigger}"]
-        page.wait_for_timeout(300)
+    for node, trigger, by_key in ((LOAD, "S*", False), (APPLY, "anna", True)):
+        page.evaluate("type => app.canvas.centerOnNode(app.graph.nodes.find(node => node.type === type))", node)
+        button = page.get_by_role("button", name=f"Copy {trigger}", exact=True)
+        if by_key:
+            button.focus()
+            page.keyboard.press("Enter")
+        else:
+            button.click()
+        page.get_by_role("button", name=f"{trigger} is copied").wait_for()
         assert page.evaluate("() => navigator.clipboard.readText()") == trigger
 
 

@@ -38,7 +38,7 @@ function draw(node, { trigger, points }) {
   const text = `How far ${trigger} was from the coarse word, from noise to picture: ${first} to ${last} of its length`;
   drawCurve(curve, lengths, 1, text);
   const box = make("div", "e4t-box e4t-low", curve, make("span", "e4t-loss", `${first} → ${last}`));
-  const head = make("div", "e4t-head", make("span", "", `${trigger} while it drew`), make("span", "e4t-count", "noise → picture"));
+  const head = make("div", "e4t-head", make("span", "", `Offset of ${trigger}`), make("span", "e4t-count", "noise → picture"));
   head.title = text;
   section(node, SECTION).replaceChildren(head, box);
 }
