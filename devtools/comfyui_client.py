@@ -25,6 +25,9 @@ TEXT_EVENT = 3
 ENDS = {"execution_success": "success", "execution_error": "error", "execution_interrupted": "interrupted"}
 """The messages that end a workflow, and what `Run.status` is then."""
 
+OURS = "e4t."
+"""How the names of this pack's own messages begin."""
+
 SILENCE_SECONDS = 600.0
 """How long ComfyUI may say nothing while it works (loading a large model on a slow disk) before it counts as lost."""
 
@@ -54,6 +57,8 @@ class Run:
     """Every progress message (value, maximum) of every node."""
     texts: dict[str, list[str]] = field(default_factory=dict)
     """The progress texts that were shown on nodes."""
+    panels: list[dict[str, Any]] = field(default_factory=list)
+    """What this pack's panels in the browser were sent, in order: messages of names of its own."""
     error: dict[str, Any] = field(default_factory=dict)
     """The `execution_error` message, if any: node_id, node_type, exception_type, exception_message, …"""
     outputs: dict[str, Any] = field(default_factory=dict)
@@ -118,6 +123,8 @@ class Client:
                     clock.start(data["node"])
                 elif kind == "progress_state":
                     _take_progress(run, data["nodes"], on_progress)
+                elif kind.startswith(OURS):
+                    run.panels.append({"message": kind, **data})
                 elif kind in ENDS:
                     clock.start(None)
                     run.status = ENDS[kind]

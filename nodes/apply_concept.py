@@ -14,6 +14,7 @@ from .host.learning.domain_at_hand import find_domain
 from .host.learning.learn import learn_again
 from .host.learning.progress import Progress
 from .host.learning.result_store import STORE
+from .host.live_view import CONCEPT, LEARNED, card
 from .host.node_text import show_text
 from .learned import validate_trigger
 from .sockets import ConceptIO
@@ -111,17 +112,19 @@ class ApplyConcept(io.ComfyNode):
         )
         check_applicable(model, clip, concept.trigger)
         said: list[str] = []
+        learned: dict[str, Any] = {}
         if concept.to_learn:
             with Progress(concept.trigger) as progress:
                 concept = learn_again(concept, model, clip, find_domain, STORE, progress)
                 said = progress.said
+            learned = {LEARNED: [progress.panel.told()]}
         drawing = Drawing(weights=strength_model, word=strength_word)
         new_model, new_clip = applied(model, clip, concept, STORE, drawing)
         said = [*said, *about_base(model, concept, STORE)]
         if not said:
             said = [f"{concept.trigger} is known to this MODEL and CLIP."]
         show_text("\n".join(said))
-        return io.NodeOutput(new_model, new_clip, concept, ui={"text": said})
+        return io.NodeOutput(new_model, new_clip, concept, ui={"text": said, CONCEPT: card(concept), **learned})
 
 
 def _sampling(own: SamplingSettings, start: float, end: float) -> SamplingSettings:

@@ -11,6 +11,7 @@ from .host.learning.masks import AUTO, LEARN_HERE, LEAVE_OUT, MASK_MEANINGS
 from .host.learning.progress import Progress
 from .host.learning.request import Request
 from .host.learning.result_store import STORE
+from .host.live_view import LEARNED
 from .sockets import ConceptIO
 
 LEARNED_OUTPUTS = [
@@ -90,4 +91,10 @@ def learned(request: Request) -> io.NodeOutput:
         concept = learn(request, STORE, progress)
         model, clip = applied(request.model, request.clip, concept, STORE)
     # With the text in the outputs, a script finds it in the job's history.
-    return io.NodeOutput(model, clip, concept, {"loss": list(concept.losses)}, ui={"text": progress.said})
+    return io.NodeOutput(
+        model,
+        clip,
+        concept,
+        {"loss": list(concept.losses)},
+        ui={"text": progress.said, LEARNED: [progress.panel.told()]},
+    )

@@ -12,6 +12,7 @@ from ..e4t_core.files.concept_file import ConceptFileError, load_concept, read_c
 from ..e4t_core.files.concept_info import RECIPE, WORD, ConceptInfo
 from ..e4t_core.methods.e4t.domain import Domain
 from .host.learning.domain_at_hand import DomainMissingError, find_domain
+from .host.live_view import CONCEPT, card
 from .host.model_folders import ModelFileError, concept_names, concept_path, weights_folders
 from .host.node_text import show_text
 from .sockets import ConceptIO
@@ -77,7 +78,7 @@ class LoadConcept(io.ComfyNode):
         concept, info = load_concept(concept_path(concept_name), weights_folders(), domain_of)
         said = [_card(info), *missing, *info.notes]
         show_text("\n".join(said))
-        return io.NodeOutput(concept, concept.trigger, ui={"text": said})
+        return io.NodeOutput(concept, concept.trigger, ui={"text": said, CONCEPT: card(concept, info.title, info.body)})
 
 
 def _state(path: Path) -> tuple[int, int]:

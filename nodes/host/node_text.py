@@ -51,7 +51,7 @@ def show_text(text: str) -> None:
 
     Without a client (a job of a script that named none) it is only kept in the job's record.
     """
-    context, server = get_executing_context(), _server()
+    context, server = get_executing_context(), current_server()
     if context is None or server is None:
         return
     _record(server, context.prompt_id, context.node_id, text)
@@ -65,14 +65,14 @@ def clear_at_every_new_job() -> None:
 
     Our own nodes say something new whenever they run. Where ComfyUI has their result, what they say is still true.
     """
-    server = _server()
+    server = current_server()
     if server is not None:
         server.add_on_prompt_handler(_before_job)
 
 
 def _before_job(request: dict[str, Any]) -> dict[str, Any]:
     """Called by ComfyUI with every job that is posted; gives it back."""
-    server, graph = _server(), request.get("prompt")
+    server, graph = current_server(), request.get("prompt")
     if server is None or not isinstance(graph, dict):
         return request
     kinds = {str(node): str(content.get("class_type")) for node, content in graph.items() if isinstance(content, dict)}
@@ -97,7 +97,7 @@ def _record(server: Any, job: str, node: str, text: str) -> None:
             item[3][RECORD] = {**item[3][RECORD], str(node): text.split("\n")}
 
 
-def _server() -> Any:
+def current_server() -> Any:
     """ComfyUI's server, or none in a script."""
     try:
         from server import PromptServer

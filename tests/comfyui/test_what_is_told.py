@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import logging
 import re
 
@@ -289,7 +290,11 @@ def test_all_that_is_said_is_in_the_outputs_for_the_history(base, domain, monkey
     shown = []
     monkeypatch.setattr(progress, "show_text", shown.append)
     output = Personalize.execute(*base, LoadedDomain(domain), photo(), "S*", 1, None, chosen(LOOKING))
-    assert output.ui == {"text": shown[-1].split("\n")} and len(output.ui["text"]) > 1
+    assert output.ui["text"] == shown[-1].split("\n") and len(output.ui["text"]) > 1
+    (panel,) = output.ui["e4t_learning"]
+    assert panel["lines"] == output.ui["text"] and panel["state"] == "learned"
+    # The history outlives "Free model and node cache", which promises that no photo is kept.
+    assert set(output.ui) == {"text", "e4t_learning"} and "data:" not in json.dumps(output.ui)
 
 
 def test_a_domain_names_the_base_it_was_trained_on(domain, folder):

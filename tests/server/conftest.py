@@ -9,6 +9,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
@@ -18,6 +19,11 @@ from safetensors import safe_open
 # Last on the path: tests of the same run may hold ComfyUI's own `nodes` in front of ours.
 if str(ROOT := Path(__file__).resolve().parents[2]) not in sys.path:
     sys.path.append(str(ROOT))
+# What several files here share lies beside them.
+if (folder := str(Path(__file__).parent)) not in sys.path:
+    sys.path.append(folder)
+
+from in_browser import CHROMIUM, FLAGS, PATIENCE, new_page
 
 from devtools.comfyui_client import Client, Workflow
 from devtools.comfyui_server import Server, prepare_base
@@ -33,6 +39,9 @@ from e4t_core.methods.e4t.domain_info import BackboneInfo, DomainInfo
 from e4t_core.methods.e4t.settings import TuningSettings
 from e4t_core.methods.e4t.weight_offsets import WeightOffsets
 from miniworld.checkpoint import write_random_checkpoint
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser, Page
 
 # A shell has what it starts in the background ignore Ctrl-C, and what tests start would inherit that.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
@@ -128,3 +137,24 @@ def workflow() -> Callable[..., Workflow]:
         return made
 
     return make
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    """A browser without windows; one for all tests of a file, because it takes a while to start."""
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(
+            executable_path=CHROMIUM, headless=True, args=FLAGS, timeout=PATIENCE * 1000
+        )
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def page(server: Server, browser: Browser) -> Iterator[Page]:
+    """A page of the running ComfyUI, as at a first visit."""
+    context = browser.new_context()
+    yield new_page(context, server)
+    context.close()

@@ -6,10 +6,10 @@ import io
 import json
 import shutil
 import time
-from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import pytest
+from in_browser import PATIENCE, needs_browser, open_workflow, ran
 from PIL import Image, ImageOps
 
 from devtools.comfyui_client import Client
@@ -18,78 +18,15 @@ from devtools.places import WORKFLOWS
 from devtools.serve import TEMPLATE
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Browser, Page
+    from playwright.sync_api import Page
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-FLAGS = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
-PATIENCE = 300.0
-"""Seconds for anything in the page: a few are enough unless the machine is busy."""
-
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium or Chrome was found on PATH")
+pytestmark = needs_browser
 
 # What is not the graph's meaning: how a picture was uploaded, and where a node stands.
 ONLY_IN_THE_PAGE = {"upload", "_meta"}
 
 
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    """A browser without windows; one for all tests here, because it takes a while to start."""
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(
-            executable_path=CHROMIUM, headless=True, args=FLAGS, timeout=PATIENCE * 1000
-        )
-        yield browser
-        browser.close()
-
-
 SHIPPED = sorted(path.stem for path in WORKFLOWS.glob("*.json"))
-
-
-@pytest.fixture
-def page(server: Server, browser: Browser) -> Iterator[Page]:
-    """A page of the running ComfyUI, as at a first visit."""
-    context = browser.new_context()
-    page = context.new_page()
-    page.set_default_timeout(PATIENCE * 1000)
-    page.goto(server.client.url, timeout=PATIENCE * 1000)
-    page.wait_for_function("() => window.app?.graph && window.app?.extensionManager && window.LiteGraph")
-    yield page
-    context.close()
-
-
-def open_workflow(page: Page, sampling_steps: int | None = None, name: str = "one_photo") -> None:
-    """Opens a shipped workflow, as dropping its file onto the page does; fewer sampling steps save time."""
-    workflow = json.loads((WORKFLOWS / f"{name}.json").read_text(encoding="utf-8"))
-    for node in workflow["nodes"]:
-        if node["type"] == "KSampler" and sampling_steps is not None:
-            node["widgets_values"][2] = sampling_steps
-    # A page that is still starting puts its default graph over ours: load again until ours has stayed for a while.
-    learns = next(node["type"] for node in workflow["nodes"] if any(o["type"] == "LOSS_MAP" for o in node["outputs"]))
-    is_open = f"() => window.app.graph.nodes.some(node => node.type === '{learns}')"
-    deadline = time.monotonic() + PATIENCE
-    stayed = 0
-    while stayed < 3:
-        assert time.monotonic() < deadline, "the page never kept the workflow open"
-        # A first visit opens the templates over all, on a busy machine some seconds late.
-        page.keyboard.press("Escape")
-        if page.evaluate(is_open):
-            stayed += 1
-        else:
-            stayed = 0
-            page.evaluate(
-                "([workflow, name]) => window.app.loadGraphData(workflow, true, true, name)", [workflow, name]
-            )
-        page.wait_for_timeout(1000)
 
 
 @pytest.mark.parametrize("name", SHIPPED)
@@ -131,39 +68,22 @@ def test_pressing_run_twice_with_nothing_touched_tunes_once(page: Page, server: 
 @pytest.mark.parametrize("nodes_2", [True, False], ids=["Nodes 2.0", "classic canvas"])
 def test_the_lines_of_a_text_stay_lines_on_the_node(page: Page, server: Server, nodes_2: bool) -> None:
     page.evaluate("on => window.app.extensionManager.setting.set('Comfy.VueNodes.Enabled', on)", nodes_2)
-    open_workflow(page, sampling_steps=2)
-    # Nothing that ComfyUI has the result of: a node that does not run shows no text. The trigger is one that has a note.
+    open_workflow(page, sampling_steps=2, name="save_and_reuse")
+    # A name that nothing was saved as, because a node that does not run shows no text; and what is told in two lines.
     page.evaluate(
-        "values => { const node = window.app.graph.nodes.find(node => node.type === 'E4TPersonalize');"
+        "values => { const node = window.app.graph.nodes.find(node => node.type === 'E4TSaveConcept');"
         " for (const widget of node.widgets) if (widget.name in values) widget.value = values[widget.name] }",
-        {"seed": 501 + nodes_2, "trigger": "Anna"},
+        {"name": f"lines_{int(nodes_2)}", "keeps": "recipe"},
     )
     client = Client(server.client.host, server.client.port)
-    before = set(json.loads(client.get("/history")))
-    page.get_by_test_id("queue-button").click()
-    deadline = time.monotonic() + PATIENCE
-    while not (new := set(json.loads(client.get("/history"))) - before):
-        assert time.monotonic() < deadline, "the run never ended"
-        time.sleep(0.5)
-    entry = client.history(new.pop())
-    lines = entry["outputs"]["4"]["text"]
+    entry = ran(client, page, set(json.loads(client.get("/history"))))
+    saver = next(node for node, content in entry["prompt"][2].items() if content["class_type"] == "E4TSaveConcept")
+    lines = entry["outputs"][saver]["text"]
     assert len(lines) > 1, "there is one line only, so this proves nothing"
     place = ".comfy-markdown-content" if nodes_2 else ".dom-widget span"
     shown = page.locator(place).filter(has_text=lines[0]).first
     shown.wait_for(state="attached")
     assert [line.strip() for line in shown.inner_text().splitlines() if line.strip()] == lines
-
-
-def ran(client: Client, page: Page, before: set[str]) -> dict:
-    """What became of the one workflow that Run queues now."""
-    page.get_by_test_id("queue-button").click()
-    deadline = time.monotonic() + PATIENCE
-    while not (new := set(json.loads(client.get("/history"))) - before):
-        assert time.monotonic() < deadline, "the run never ended"
-        time.sleep(0.5)
-    entry = client.history(new.pop())
-    assert entry["status"]["status_str"] == "success", entry["status"]
-    return entry
 
 
 def test_what_was_saved_is_in_the_list_after_a_refresh_and_is_drawn(page: Page, server: Server) -> None:

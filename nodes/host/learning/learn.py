@@ -67,7 +67,7 @@ def learn(request: Request, store: ResultStore, progress: Progress) -> Concept:
         logger.info("E4T: %s", told)
     for note in concept.notes:
         logger.warning("E4T: %s", note)
-    progress.done(told, concept.notes)
+    progress.done(told, concept)
     return dataclasses.replace(concept, trigger=request.trigger, sampling=request.sampling)
 
 
@@ -114,9 +114,11 @@ def learn_again(
         notes = tuple(dict.fromkeys((*concept.notes, *found.notes)))
         found = dataclasses.replace(found, settings=concept.settings, notes=notes)
         store.put(key, found)
+    else:
+        progress.again(None, found.losses)
     same = found.fingerprint == concept.fingerprint
     told = "the same concept" if same else "nearly the same concept: the base model, or what computes, is another"
-    progress.done(f"{concept.trigger} learned again by its recipe: {told}.", found.notes)
+    progress.done(f"{concept.trigger} learned again by its recipe: {told}.", found)
     return dataclasses.replace(found, trigger=concept.trigger, sampling=concept.sampling)
 
 

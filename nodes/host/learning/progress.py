@@ -1,4 +1,4 @@
-"""What a person sees while a node learns: progress bar, preview picture and text on the node; and the cancel button."""
+"""What a person sees while a node learns: progress bar, preview, text and panel on the node; and the cancel button."""
 
 from __future__ import annotations
 
@@ -13,8 +13,10 @@ from comfy_execution.utils import get_executing_context
 from PIL import Image
 from torch import Tensor
 
+from ....e4t_core.concept import Concept
 from ....e4t_core.run import StepReport
 from ..node_text import show_text
+from .panel import CANCELLED, FAILED, KNOWN, LEARNED, LearningPanel
 from .pictures import contact_sheet, dimmed, with_curve
 
 if TYPE_CHECKING:
@@ -45,6 +47,7 @@ class Progress:
         self._dimmed = False
         self._place = ""
         self._said_at = 0.0
+        self._began = time.monotonic()
         self._since: tuple[float, int] | None = (
             None  # when, and after how many micro-batches, steps began to be counted
         )
@@ -52,6 +55,8 @@ class Progress:
         """The photos as they are learned, dark where they are not: the preview, once there is one."""
         self.said: list[str] = []
         """The lines that the node shows now."""
+        self.panel = LearningPanel(trigger)
+        """What the browser draws of it."""
 
     def __enter__(self) -> Self:
         return self
@@ -61,8 +66,10 @@ class Progress:
     ) -> None:
         place = f" {self._place}" if self._place else ""
         if isinstance(error, comfy.model_management.InterruptProcessingException):
+            self.panel.state = CANCELLED
             self._say(f"{self._trigger}: cancelled{place}.")
         elif isinstance(error, Exception):
+            self.panel.state = FAILED
             reason = (str(error) or type(error).__name__).split("\n")[0][:LONGEST]
             self._say(f"{self._trigger}: stopped by an error{place}: {reason}")
 
@@ -77,8 +84,8 @@ class Progress:
             self._photos = photos.detach().float().cpu()
             self.sheet = contact_sheet(self._photos)
         self._notes = tuple(notes)
-        self._send(0, 1, self.sheet)
         self._say(f"Learning {self._trigger} ...")
+        self._send(0, 1, self.sheet)
 
     def memory(self, plan: str) -> None:
         """Say how memory is used, from now on below all that is said.
@@ -87,6 +94,7 @@ class Progress:
             plan: the memory plan in a few words.
         """
         self._memory = (f"Memory: {plan}.",)
+        self.panel.memory = plan
 
     def step(self, report: StepReport) -> None:
         """Advance the bar; the preview beside the photo is the loss so far, and what is not learned of the photo is dim.
@@ -96,6 +104,7 @@ class Progress:
         """
         # Said as soon as it is known, so that a person can cancel.
         self._early = report.notes
+        self.panel.at(report)
         picture = None
         if report.masks is not None and not self._dimmed and self._photos is not None:
             self._dimmed, self.sheet = True, contact_sheet(dimmed(self._photos, report.masks))
@@ -108,13 +117,19 @@ class Progress:
 
     def again(self, sheet: Image.Image | None, losses: tuple[float, ...]) -> None:
         """Show the preview and the curve of a concept that was learned before."""
+        self.panel.state, self.panel.step, self.panel.steps = KNOWN, len(losses), len(losses)
         if sheet is not None:
             self.sheet = sheet
+            self.panel.send(sheet)
             self._send(0, 1, with_curve(sheet, losses))
 
-    def done(self, told: str, notes: Sequence[str] = ()) -> None:
+    def done(self, told: str, concept: Concept) -> None:
         """Say how it ended well, and what was noticed on the way; the browser keeps it until another text comes."""
-        self._early = tuple(notes)
+        self._early = concept.notes
+        panel = self.panel
+        panel.concept, panel.losses, panel.seconds_left = concept.fingerprint, concept.losses, None
+        if panel.state != KNOWN:
+            panel.state, panel.seconds = LEARNED, round(time.monotonic() - self._began, 1)
         self._say(told)
 
     def _tell_place(self, report: StepReport) -> None:
@@ -133,12 +148,16 @@ class Progress:
         self._place = place
         if report.phase == "tuning" and self._since is not None and report.done > self._since[1]:
             pace = (now - self._since[0]) / (report.done - self._since[1])
-            doing += f", about {max(1, round(pace * (report.total - report.done)))} s left"
+            self.panel.seconds_left = max(1, round(pace * (report.total - report.done)))
+            doing += f", about {self.panel.seconds_left} s left"
         self._say(f"Learning {self._trigger}: {doing}")
 
     def _say(self, text: str) -> None:
         self._said_at = time.monotonic()
         self.said = "\n".join([text, *self._early, *self._notes, *self._memory]).split("\n")
+        self.panel.lines = self.said
+        # Before the text and the preview: a browser with the panel then does not show them twice.
+        self.panel.send(self.sheet)
         show_text("\n".join(self.said))
 
     def _send(self, value: int, maximum: int, picture: Image.Image | None) -> None:

@@ -70,7 +70,12 @@ class Refinement:
 
     def forget_run(self, _patcher: object = None) -> None:
         """Called when sampling ends, also by cancel or error."""
-        self._run = _Run()
+        ended, self._run = self._run, _Run()
+        try:
+            ended.words.lengths.send()
+        except Exception as error:
+            # A picture must not be lost because of a curve.
+            logger.warning("E4T: the word's lengths could not be told: %s", error, exc_info=True)
 
     def begin(self, executor: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
         """The OUTER_SAMPLE wrapper: only here are the prompts' roles known ("positive", "negative" ...)."""

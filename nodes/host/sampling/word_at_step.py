@@ -13,6 +13,7 @@ from ..networks.base_model import block_outputs, spatial_means
 from .pieces import Conds, Size, bounded_features, given_size
 from .place import Place
 from .shared_pass import Contexts, EmptyPrompt, KnownHalf, may_share
+from .word_lengths import WordLengths
 
 if TYPE_CHECKING:
     from .held_concept import HeldConcept
@@ -70,6 +71,8 @@ class WordAtStep:
         self._known: dict[str, dict[int, _Known]] = {}
         self._batches: dict[tuple[tuple[int, int], ...], tuple[list[_Known], Tensor]] = {}
         self._half: KnownHalf | None = None
+        self.lengths = WordLengths()
+        """How far each word went."""
 
     def predict_noise(self, executor: Callable[..., Any], x: Tensor, *arguments: Any, **options: Any) -> Any:
         """The PREDICT_NOISE wrapper: ``x`` is here before context windows choose among its pictures, or cut them."""
@@ -191,6 +194,7 @@ class WordAtStep:
         key = held.concept.fingerprint
         if key not in made.words:
             made.words[key] = held.concept.predictor.word(made.features)
+            self.lengths.note(held, made.words[key], model, sigma)
         return made.words[key]
 
     def _predicted_in_place(self, held: HeldConcept, place: Place, model: Any, x: Tensor, sigma: Tensor) -> Tensor:
