@@ -210,6 +210,7 @@ class WordAtStep:
             word = held.concept.predictor.word(features)
             made = _Pass(held.empty, (x, sigma), (x.clone(), sigma.clone()), features, {key: word})
             self._passes.append(made)
+            self.lengths.note(held, word, model, sigma)
         return made.words[key]
 
     def _is_of(self, made: _Pass, context: Tensor, x: Tensor, sigma: Tensor) -> bool:
