@@ -48,6 +48,7 @@ class StepReport:
         losses: losses of the finished steps.
         masks: ``(n, 1, h, w)``, by how much each latent cell of the photos is learned; none: all alike, or not known yet.
         notes: what a person should know already, each one sentence.
+        draw: what the run would draw now, a latent ``(1, 4, h, w)``; only after a step. It changes nothing of the run.
     """
 
     phase: Phase
@@ -60,6 +61,7 @@ class StepReport:
     losses: tuple[float, ...]
     masks: Tensor | None = None
     notes: tuple[str, ...] = ()
+    draw: Callable[[], Tensor] | None = None
 
 
 OnStep = Callable[[StepReport], object]
@@ -98,6 +100,9 @@ class Run(Protocol):
 
     def losses(self, sample: DiffusionSample) -> Tensor:
         """The loss ``(B,)`` of every sample."""
+
+    def context(self, z: Tensor, t: Tensor) -> Tensor:
+        """The first template with the word as it is now ``(1, L, D)``, for ``z`` ``(1, 4, h, w)`` at ``t`` ``(1,)``."""
 
     def concept(self, on_pass: OnPass) -> Concept:
         """What was learned; called without gradients. The loop adds losses and notes."""

@@ -10,10 +10,11 @@ from __future__ import annotations
 import dataclasses
 import logging
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 
 import torch
+from torch import Tensor
 
 from .concept import Concept
 from .diffusion import DiffusionSample, draw_samples
@@ -21,6 +22,7 @@ from .loop_settings import LoopSettings
 from .memory_plan import FAST, RAM, MemoryPlan
 from .optimizer import are_finite, make_optimizer, set_rate, undo_step
 from .photos import Photos, TuningError
+from .preview import draw
 from .recipe import Recipe
 from .run import BaseModel, Method, OnPass, OnStep, Phase, Run, StepReport
 from .working_weights import WorkingWeights
@@ -138,7 +140,7 @@ class _Loop:
                 optimizer.step()
                 optimizer.zero_grad(set_to_none=True)
             self.losses.append(loss)
-            self._report("tuning", step + 1, self.micros, self.micros)
+            self._report("tuning", step + 1, self.micros, self.micros, self._draw)
         if not self._is_sound(loss := self._loss_now(), room=2.0):
             self._take_back(optimizer, settings.steps, loss)
         if self.losses:
@@ -256,12 +258,20 @@ class _Loop:
 
         return on_pass
 
-    def _report(self, phase: Phase, step: int, micro: int, micros: int) -> None:
+    @torch.no_grad()
+    def _draw(self) -> Tensor:
+        with self._lent():
+            return draw(self.run)
+
+    def _report(
+        self, phase: Phase, step: int, micro: int, micros: int, draw: Callable[[], Tensor] | None = None
+    ) -> None:
         self.done += 1
         if self.on_step is not None:
             losses, masks, notes = tuple(self.losses), self.run.photos.masks, (*self.run.notes, *self.notes)
             steps = self.settings.steps
-            self.on_step(StepReport(phase, step, steps, micro, micros, self.done, self.total, losses, masks, notes))
+            where = (phase, step, steps, micro, micros, self.done, self.total)
+            self.on_step(StepReport(*where, losses, masks, notes, draw))
 
 
 def chunks(count: int, size: int) -> Iterator[range]:

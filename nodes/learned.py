@@ -8,6 +8,8 @@ from ..e4t_core.trigger import TriggerError, check_trigger
 from .host.learning.apply import applied
 from .host.learning.learn import learn
 from .host.learning.masks import AUTO, LEARN_HERE, LEAVE_OUT, MASK_MEANINGS
+from .host.learning.previews import AUTO as AUTO_PREVIEWS
+from .host.learning.previews import NEVER
 from .host.learning.progress import Progress
 from .host.learning.request import Request
 from .host.learning.result_store import STORE
@@ -72,6 +74,20 @@ def mask_input() -> io.Input:
         advanced=True,
         tooltip=f"What the mask marks. '{AUTO}': where to learn, unless it covers the border and spares the middle."
         f" '{LEARN_HERE}': always where to learn. '{LEAVE_OUT}': what to leave out.",
+    )
+
+
+def preview_input() -> io.Input:
+    """How often the browser is shown what would be drawn now."""
+    return io.Int.Input(
+        "preview_every",
+        default=AUTO_PREVIEWS,
+        min=NEVER,
+        max=10000,
+        optional=True,
+        advanced=True,
+        tooltip="Steps between two small previews of what would be drawn now. 0: as often as takes about 3 % of the time."
+        " -1: never. What is learned is the same.",
     )
 
 

@@ -8,6 +8,7 @@ from comfy_api.latest import io
 
 from ..e4t_core.methods.e4t.method import E4T
 from .host.learning.masks import AUTO
+from .host.learning.previews import AUTO as AUTO_PREVIEWS
 from .host.learning.request import LoadedDomain, Request
 from .host.learning.settings_choice import SettingsChoice
 from .learned import (
@@ -15,6 +16,7 @@ from .learned import (
     learned,
     mask_input,
     photo_inputs,
+    preview_input,
     trigger_and_seed_inputs,
     validate_trigger,
 )
@@ -41,6 +43,7 @@ class Personalize(io.ComfyNode):
                 SettingsIO.Input("settings", optional=True, tooltip="Unconnected: the domain's preset."),
                 *trigger_and_seed_inputs(),
                 mask_input(),
+                preview_input(),
             ],
             outputs=LEARNED_OUTPUTS,
             # What it says is then in the history of a job, too, for which ComfyUI had its result.
@@ -64,6 +67,7 @@ class Personalize(io.ComfyNode):
         mask: Any = None,
         settings: SettingsChoice | None = None,
         mask_means: str = AUTO,
+        preview_every: int = AUTO_PREVIEWS,
     ) -> io.NodeOutput:
         choice, info = settings or SettingsChoice(), domain.domain.info
         request = Request(
@@ -82,5 +86,6 @@ class Personalize(io.ComfyNode):
             sampling=choice.sampling,
             notes=choice.notes(info.preset),
             mask_means=mask_means,
+            preview_every=preview_every,
         )
         return learned(request)

@@ -8,12 +8,14 @@ from comfy_api.latest import io
 
 from ..e4t_core.methods.textual_inversion import TextualInversion, TextualInversionSettings
 from .host.learning.masks import AUTO
+from .host.learning.previews import AUTO as AUTO_PREVIEWS
 from .host.learning.request import Request
 from .learned import (
     LEARNED_OUTPUTS,
     learned,
     mask_input,
     photo_inputs,
+    preview_input,
     trigger_and_seed_inputs,
     validate_trigger,
 )
@@ -54,6 +56,7 @@ class LearnTextualInversion(io.ComfyNode):
                 ),
                 *inputs_of(TextualInversionSettings),
                 mask_input(),
+                preview_input(),
             ],
             outputs=LEARNED_OUTPUTS,
             has_intermediate_output=True,
@@ -76,6 +79,7 @@ class LearnTextualInversion(io.ComfyNode):
         size: int = 512,
         mask: Any = None,
         mask_means: str = AUTO,
+        preview_every: int = AUTO_PREVIEWS,
         **values: Any,
     ) -> io.NodeOutput:
         word = class_word.strip()
@@ -93,5 +97,6 @@ class LearnTextualInversion(io.ComfyNode):
             CROP_MARGIN,
             decides=(word,),
             mask_means=mask_means,
+            preview_every=preview_every,
         )
         return learned(request)

@@ -131,6 +131,9 @@ class TextualInversionRun:
             self.base.unet, latents, sample, context, None if masks is None else masks[sample.photos]
         )
 
+    def context(self, _z: Tensor, _t: Tensor) -> Tensor:
+        return self.base.text.encode(self.templates[:1], self.embedding.detach()[None])
+
     def concept(self, on_pass: OnPass) -> Concept:
         """The learned word.
 

@@ -9,11 +9,14 @@ import comfy.model_management
 import pytest
 import torch
 from e4t_pack.nodes.host import live_view
-from e4t_pack.nodes.host.learning import panel, progress
+from e4t_pack.nodes.host.learning import panel, previews, progress
 from e4t_pack.nodes.host.learning.panel import POINTS, LearningPanel, thinned
+from e4t_pack.nodes.host.learning.previews import Previews
 from e4t_pack.nodes.host.sampling.patched_model import held_concepts
 from personalized import draw
 from world import LOOKING, QUICK, photo
+
+from e4t_core.run import StepReport
 
 
 @pytest.fixture
@@ -123,6 +126,40 @@ def test_long_curves_are_thinned_and_say_nothing_that_json_cannot():
     assert len(kept) == POINTS and kept[0] == 0 and kept[-1] == 9999 and kept == sorted(kept)
     assert thinned(losses[:POINTS]) == losses[:POINTS]
     assert thinned([]) == []
+
+
+@pytest.mark.parametrize(
+    ("every", "batch", "looked"),
+    [(previews.AUTO, 1, [0]), (previews.NEVER, 1, [0]), (2, 1, [2, 4]), (previews.AUTO, 128, [2, 4])],
+)
+def test_previews_come_as_often_as_asked_and_are_pictures(every, batch, looked):
+    """5.7 steps of one sample are worth a preview, so 191 of them may have one."""
+    reports = [
+        StepReport("tuning", step, 4, 1, 1, step, 4, (), draw=lambda: torch.zeros((1, 4, 8, 8))) for step in range(1, 5)
+    ]
+    colors = [[0.3, 0.2, 0.1]] * 4
+    made = Previews(every, batch, colors, [0.1, 0.0, -0.1])
+    assert [report.step for report in reports if made.due(report)] == [step for step in looked if step]
+    picture = made.picture(reports[0])
+    assert picture.size == (128, 128) and picture.getpixel((5, 5)) == (140, 128, 115)
+    assert not Previews(1, batch, None).due(reports[0]), "a latent format without colors has no previews"
+
+
+def test_previews_are_shown_and_one_that_fails_ends_no_run(run, sent, monkeypatch, caplog):
+    from e4t_pack.nodes.host.learning.result_store import STORE
+
+    monkeypatch.setattr(Previews, "due", lambda self, report: self.every != previews.NEVER and bool(report.draw))
+    concept = run(settings=dataclasses.replace(LOOKING, steps=3))[2]
+    seen = [message["preview"] for message in sent if message.get("preview")]
+    assert len(set(seen)) == 3 and all(uri.startswith("data:image/jpeg;base64,") for uri in seen)
+    assert sent[-1]["preview"] == seen[-1], "it vanished at the end"
+    STORE.clear()
+    monkeypatch.setattr(
+        Previews, "_seen", lambda *_: (_ for _ in ()).throw(torch.OutOfMemoryError("no room for a preview"))
+    )
+    again = run(settings=dataclasses.replace(LOOKING, steps=3))[2]
+    assert again.fingerprint == concept.fingerprint and run.tunings == 2
+    assert caplog.text.count("no room for a preview") == 1, "it was tried again"
 
 
 def test_after_sampling_the_browser_is_told_how_far_the_word_went(run, sent, monkeypatch):

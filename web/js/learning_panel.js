@@ -53,15 +53,14 @@ function draw(node, message) {
   if (!LEARNERS.has(node?.comfyClass)) return;
   const place = section(node, SECTION);
   if (parts.get(node)?.place !== place) parts.set(node, build(place));
-  const { title, count, picture, figures, box, curve, loss, notes } = parts.get(node);
+  const { title, count, picture, preview, figures, box, curve, loss, notes } = parts.get(node);
   const learning = message.state === "learning";
   const [first, ...others] = message.lines;
   place.dataset.state = message.state;
   setText(title, learning ? `Learning ${message.trigger}` : first);
   setText(count, learning ? countOf(message) : "");
-  const hasPicture = JPEG.test(message.picture ?? "");
-  if (hasPicture && picture.getAttribute("src") !== message.picture) picture.src = message.picture;
-  picture.hidden = !hasPicture;
+  setPicture(picture, message.picture);
+  setPicture(preview, message.preview);
   const losses = message.losses;
   box.hidden = losses.length < 2;
   figures.hidden = box.hidden && picture.hidden;
@@ -88,13 +87,17 @@ function build(place) {
   const picture = make("img", "e4t-picture");
   picture.alt = "The photo as it is learned: what is dark and gray is left out";
   picture.draggable = false;
+  const preview = make("img", "e4t-picture");
+  preview.alt = "What it would draw now, small and in rough colors";
+  preview.title = preview.alt;
+  preview.draggable = false;
   const curve = makeCurve();
   const loss = make("span", "e4t-loss");
   const box = make("div", "e4t-box", curve, loss);
-  const figures = make("div", "e4t-figures", picture, box);
+  const figures = make("div", "e4t-figures", picture, preview, box);
   const notes = make("ul", "e4t-notes");
   place.replaceChildren(make("div", "e4t-head", title, count), figures, notes);
-  return { place, title, count, picture, figures, box, curve, loss, notes };
+  return { place, title, count, picture, preview, figures, box, curve, loss, notes };
 }
 
 /** "step 7 of 15 · 4 s", or what comes before and after the steps. */
@@ -107,6 +110,11 @@ function countOf({ step, steps, done, total, seconds_left: seconds }) {
 function timeOf(seconds) {
   if (seconds < 90) return `${seconds} s`;
   return seconds < 5400 ? `${Math.round(seconds / 60)} min` : `${(seconds / 3600).toFixed(1)} h`;
+}
+
+function setPicture(element, uri) {
+  element.hidden = !JPEG.test(uri ?? "");
+  if (!element.hidden && element.getAttribute("src") !== uri) element.src = uri;
 }
 
 function setText(element, text) {
@@ -126,7 +134,7 @@ function receiveOutput(name, last) {
   const known = messages.get(workflowId())?.get(name);
   // Pictures are never among outputs; the one that is shown may be of another photo.
   const same = known?.concept === last.concept;
-  remember(workflowId(), name, same ? { ...last, lines: known.lines } : { picture: "", ...last });
+  remember(workflowId(), name, same ? { ...last, lines: known.lines } : { picture: "", preview: "", ...last });
   draw(nodeAt(name), messages.get(workflowId()).get(name));
 }
 

@@ -161,6 +161,9 @@ class E4TRun:
         )
         return parts.per_sample(self.settings.regularization)
 
+    def context(self, z: Tensor, t: Tensor) -> Tensor:
+        return self.words.contexts([0], self.words.word(z, t, self.clip_features[:1]))
+
     def concept(self, on_pass: OnPass) -> Concept:
         """The tuned concept, its fixed word averaged over noise levels of its own latents.
 

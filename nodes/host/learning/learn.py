@@ -32,6 +32,7 @@ from .content_key import WeightHashes, content_key
 from .memory import AUTO, Free, TooLittleMemoryError, plans_that_fit, run_in_memory, work_of
 from .notes import about_request, what_was_made
 from .photos import PreparedPhotos, prepare_photos
+from .previews import Previews
 from .progress import Progress, check_cancelled
 from .request import Request, check
 from .result_store import ResultStore
@@ -50,6 +51,10 @@ def learn(request: Request, store: ResultStore, progress: Progress) -> Concept:
     """
     check(request)
     photos = prepare_photos(request.images, request.masks, request.image_size, request.crop_margin, request.mask_means)
+    colors = request.model.model.latent_format
+    progress.previews = Previews(
+        request.preview_every, request.settings.batch, colors.latent_rgb_factors, colors.latent_rgb_factors_bias
+    )
     progress.begin(photos.images, about_request(request, photos))
     key = _key(request, photos, store.hashes)
     concept = store.get(key)

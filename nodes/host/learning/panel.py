@@ -40,6 +40,7 @@ class LearningPanel:
         losses: of the steps so far.
         memory: the memory plan, in words.
         concept: fingerprint of what was learned; empty before.
+        preview: what would be drawn now; none before the first.
     """
 
     trigger: str
@@ -54,6 +55,8 @@ class LearningPanel:
     losses: Sequence[float] = ()
     memory: str = ""
     concept: str = ""
+    preview: Image.Image | None = None
+    _previewed: Image.Image | None = field(default=None, repr=False)
     _picture: tuple[Image.Image | None, str] = field(default=(None, ""), repr=False)
     _sent: tuple[str, float, float] = field(default=("", -math.inf, -math.inf), repr=False)
 
@@ -88,13 +91,18 @@ class LearningPanel:
             return
         now = time.monotonic()
         state, sent, pictured = self._sent
-        fresh = sheet is not self._picture[0]
+        fresh = sheet is not self._picture[0] or self.preview is not self._previewed
         if self.state == state == LEARNING and not fresh and now - sent < PATIENCE:
             return
-        if fresh:
+        if sheet is not self._picture[0]:
             self._picture = (sheet, "" if sheet is None else jpeg_uri(sheet))
         again = fresh or self.state != state or now - pictured > REMINDER
-        live_view.send(live_view.LEARNING, self.told() | ({"picture": self._picture[1]} if again else {}))
+        pictures = {}
+        if again:
+            self._previewed = self.preview
+            preview = "" if self.preview is None else jpeg_uri(self.preview)
+            pictures = {"picture": self._picture[1], "preview": preview}
+        live_view.send(live_view.LEARNING, self.told() | pictures)
         self._sent = (self.state, now, now if again else pictured)
 
 

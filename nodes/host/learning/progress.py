@@ -15,12 +15,15 @@ from torch import Tensor
 
 from ....e4t_core.concept import Concept
 from ....e4t_core.run import StepReport
+from .. import live_view
 from ..node_text import show_text
 from .panel import CANCELLED, FAILED, KNOWN, LEARNED, LearningPanel
 from .pictures import contact_sheet, dimmed, with_curve
 
 if TYPE_CHECKING:
     from typing import Self
+
+    from .previews import Previews
 
 # Seconds between two texts that differ in the time left only.
 PATIENCE = 1.0
@@ -55,6 +58,8 @@ class Progress:
         """The photos as they are learned, dark where they are not: the preview, once there is one."""
         self.said: list[str] = []
         """The lines that the node shows now."""
+        self.previews: Previews | None = None
+        """Looks at what would be drawn, if any."""
         self.panel = LearningPanel(trigger)
         """What the browser draws of it."""
 
@@ -112,6 +117,8 @@ class Progress:
         if report.micro == report.micros and self.sheet is not None:
             picture = with_curve(self.sheet, report.losses)
         self._send(report.done, report.total, picture)
+        if self.previews is not None and live_view.is_watched() and self.previews.due(report):
+            self.panel.preview = self.previews.picture(report) or self.panel.preview
         self._tell_place(report)
         check_cancelled()
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from ....e4t_core.loop_settings import LoopSettings, SamplingSettings
 from ....e4t_core.methods.e4t.domain import Domain
 from ....e4t_core.run import Method
+from . import previews
 from .apply import check_applicable
 from .content_key import WeightHashes
 from .masks import AUTO
@@ -56,6 +57,7 @@ class Request:
         sampling: how the concept is drawn.
         notes: what the node itself has to say, each in a sentence.
         mask_means: what a mask's 1 means, see ``masks.py``.
+        preview_every: steps between two looks at what would be drawn, see ``previews.py``; it decides nothing.
     """
 
     model: ModelPatcher
@@ -74,6 +76,7 @@ class Request:
     sampling: SamplingSettings = field(default_factory=SamplingSettings)
     notes: tuple[str, ...] = ()
     mask_means: str = AUTO
+    preview_every: int = previews.AUTO
 
 
 def check(request: Request) -> None:
