@@ -166,7 +166,8 @@ class CompactFitRun:
         return weight * (1 + p.to(weight) @ q.to(weight).T)
 
     def passes(self) -> Mapping[Phase, int]:
-        return {"subject": math.ceil(self._lessons() / self.micro_batch) + 1}
+        looks = math.ceil(self._lessons() / self.micro_batch) + math.ceil(self.settings.batch / self.micro_batch)
+        return {"subject": looks}
 
     @torch.no_grad()
     def prepare(self, on_pass: OnPass) -> None:
@@ -194,12 +195,16 @@ class CompactFitRun:
                 on_pass()
         del taught
         untuned = {name: self._untuned(name).to(unet.dtype) for name in changes}
-        sample = self._sample(range(self.micro_batch))
+        moved = []
         with unet.using(untuned):
-            words, wanted = self._lesson(sample)
-            made = unet.denoise(self._noisy(sample), sample.timesteps, self._contexts(sample, words))
-        self._moved = max(float((made - wanted).square().mean()), torch.finfo(torch.float32).tiny)
-        on_pass()
+            # All of the schedule: what is moved differs by noise level.
+            for indices in chunks(self.settings.batch, self.micro_batch):
+                sample = self._sample(indices)
+                words, wanted = self._lesson(sample)
+                made = unet.denoise(self._noisy(sample), sample.timesteps, self._contexts(sample, words))
+                moved.append((made - wanted).square().mean(dim=(1, 2, 3)))
+                on_pass()
+        self._moved = max(float(torch.cat(moved).mean()), torch.finfo(torch.float32).tiny)
 
     def _sample(self, indices: range) -> DiffusionSample:
         return draw_samples(

@@ -18,7 +18,7 @@ from e4t_core.files.compact_body import CompactSettings, pack, unpack
 from e4t_core.memory_plan import LEAN, MemoryPlan
 from e4t_core.methods.compact_fit import PROMPTS, CompactFit, CompactFitSettings
 from e4t_core.quantized import QuantizedRows
-from e4t_core.run import BaseModel
+from e4t_core.run import BaseModel, StepReport
 from e4t_core.training import train
 from e4t_core.weight_changes import Full, LowRank, Scaled, shared_factors
 
@@ -139,3 +139,17 @@ def test_a_concept_without_weights_has_nothing_to_fit() -> None:
     concept = dataclasses.replace(learned(), weights=())
     with pytest.raises(ValueError, match="changes no weights that thin factors would make smaller"):
         fit(concept)
+
+
+def test_a_micro_batch_changes_the_first_loss_by_rounding_only_and_every_pass_is_counted() -> None:
+    concept = learned()
+    one = dataclasses.replace(SETTINGS, steps=1)
+    found = []
+    for micro in (4, 1):
+        reports: list[StepReport] = []
+        base = BaseModel(TinyUNet(), TinyText(), "base")
+        plan = dataclasses.replace(MemoryPlan(), micro_batch=micro)
+        small = train(CompactFit(concept, SIZE), base, tiny_photos(), one, 3, "S*", reports.append, plan)
+        assert reports[-1].done == reports[-1].total
+        found.append(small.losses[0])
+    assert found[0] == pytest.approx(found[1], rel=1e-3)
