@@ -22,7 +22,7 @@ from e4t_core.files.whole_file import check_is_folder
 
 from .faults import BatchError, Rejected
 
-FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "TIFF")
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".heic", ".heif", ".avif"}
 """What is taken for a photo; those that cannot be read are named in the report."""
 LONGEST = 4096
