@@ -53,6 +53,7 @@ class Report:
         # The lines of a job are written together: if one is missing, the job was not done.
         for key in [key for key, lines in self._lines.items() if len(lines) != lines[0]["pictures"]]:
             del self._lines[key]
+            self._attempts[key] -= 1
         if whole != text:
             os.truncate(path, len(whole))
 

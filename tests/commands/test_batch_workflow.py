@@ -33,7 +33,11 @@ def changed(tmp_path: Path, **nodes: dict[str, Any]) -> ApiWorkflow:
 
 def test_photo_prompt_and_seed_are_found_in_the_shipped_workflow() -> None:
     slots = find_slots(shipped())
-    assert (slots.photo, slots.prompt, slots.seed) == ((Slot("2", "image"),), (Slot("5", "text"),), (Slot("8", "seed"),))
+    assert (slots.photo, slots.prompt, slots.seed) == (
+        (Slot("2", "image"),),
+        (Slot("5", "text"),),
+        (Slot("8", "seed"),),
+    )
 
 
 @pytest.mark.parametrize("name", ["save_and_reuse", "textual_inversion", "export_to_lora"])
@@ -109,7 +113,9 @@ def two_people(tmp_path: Path, photo: str) -> ApiWorkflow:
 
 def test_with_two_learning_nodes_the_photo_has_to_be_named(tmp_path: Path) -> None:
     workflow = two_people(tmp_path, "12")
-    with pytest.raises(WorkflowError, match=r"several nodes that learn, 4 \(E4T Personalize\) and 14 .*--photo 12\.image"):
+    with pytest.raises(
+        WorkflowError, match=r"several nodes that learn, 4 \(E4T Personalize\) and 14 .*--photo 12\.image"
+    ):
         find_slots(workflow)
     assert find_slots(workflow, photo=["Second photo.image"]).photo == (Slot("12", "image"),)
     # One photo for both is no question.
@@ -188,7 +194,11 @@ def test_a_column_that_fits_no_input_is_said_before_anything_runs(column: str, t
 def test_columns_become_what_their_inputs_hold() -> None:
     made = plan([Row(2, "S*", None, (("KSampler.cfg", "4"), ("KSampler.steps", "9"), ("Negative prompt.text", "7")))])
     filled = made.prompt(made.jobs[0], "x.png", "b")
-    assert (filled["8"]["inputs"]["cfg"], filled["8"]["inputs"]["steps"], filled["6"]["inputs"]["text"]) == (4.0, 9, "7")
+    assert (filled["8"]["inputs"]["cfg"], filled["8"]["inputs"]["steps"], filled["6"]["inputs"]["text"]) == (
+        4.0,
+        9,
+        "7",
+    )
 
 
 def test_ten_thousand_prompts_for_three_photos_are_planned_in_seconds() -> None:

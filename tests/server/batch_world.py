@@ -32,7 +32,15 @@ class BatchWorld:
     def command(self, server: str, *more: str) -> list[str]:
         """The command that draws all of it."""
         return [
-            *(sys.executable, "-m", "commands.batch", "--server", server, "--workflow", str(self.folder / "workflow.json")),
+            *(
+                sys.executable,
+                "-m",
+                "commands.batch",
+                "--server",
+                server,
+                "--workflow",
+                str(self.folder / "workflow.json"),
+            ),
             *("--images", str(self.folder / "photos"), "--prompts", str(self.folder / "prompts.csv")),
             *("--out", str(self.out), *more),
         ]
