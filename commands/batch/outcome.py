@@ -39,7 +39,10 @@ async def outcome(server: Server, record: Json) -> Outcome:
         held = await server.file(place)
         if held is None:
             return Outcome(seconds=seconds, error=f"The server lost the picture {place['filename']}.")
-        pictures.append(Picture(PurePosixPath(place["filename"]).suffix, held))
+        suffix = PurePosixPath(place["filename"]).suffix
+        if suffix.lower() == ".png" and not _is_whole(held):
+            return Outcome(seconds=seconds, error=f"The picture {place['filename']} is broken on the server.")
+        pictures.append(Picture(suffix, held))
     if not pictures:
         return Outcome(seconds=seconds, error="The workflow saved no picture: it needs a Save Image.")
     return Outcome(pictures, seconds)

@@ -16,8 +16,9 @@ from PIL import Image
 from safetensors import safe_open
 
 # Last on the path: tests of the same run may hold ComfyUI's own `nodes` in front of ours.
-if str(ROOT := Path(__file__).resolve().parents[2]) not in sys.path:
-    sys.path.append(str(ROOT))
+for folder in (Path(__file__).resolve().parents[2], Path(__file__).resolve().parent):
+    if str(folder) not in sys.path:
+        sys.path.append(str(folder))
 
 from devtools.comfyui_client import Client, Workflow
 from devtools.comfyui_server import Server, prepare_base
