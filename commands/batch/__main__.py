@@ -7,18 +7,17 @@ import asyncio
 import logging
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from commands.console import show_any_name
 from commands.interruptible import GOES_ON, importing, interruptible
 
+from .arguments import SOME_FAILED, add_job_arguments
+
 if TYPE_CHECKING:
     from .prepared import Work
     from .summary import Watch
 
-SOME_FAILED = 3
-"""Exit status where every job ended, and some of them with an error."""
 HELP = """\
 Draws every photo of a folder with every prompt of a file, by a workflow of yours in a running ComfyUI.
 
@@ -31,30 +30,6 @@ command again, it goes on where it was. docs/batch.md tells more.
 
 Exit status: 0 all is drawn, 1 it could not begin or go on, 2 wrong arguments, 3 some jobs failed, 130 Ctrl-C.
 """
-
-
-def parser() -> argparse.ArgumentParser:
-    """The arguments that every way to run jobs has."""
-    made = argparse.ArgumentParser(
-        prog="python -m commands.batch", description=HELP, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    made.add_argument("--workflow", type=Path, required=True, metavar="API.json", help="in API format")
-    made.add_argument("--images", type=Path, required=True, metavar="DIR", help="folder of photos, one of each subject")
-    made.add_argument(
-        "--prompts",
-        type=Path,
-        required=True,
-        metavar="FILE",
-        help="CSV with a column prompt, perhaps seed and columns named TITLE.INPUT; or a text file, one prompt a line",
-    )
-    made.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of pictures and report")
-    told = "title.input or id.input; found by itself where there is one (may be given several times)"
-    for name, what in (("photo", "takes the photo"), ("prompt", "takes the prompt"), ("seed", "takes the seed")):
-        made.add_argument(
-            f"--{name}", action="append", default=[], metavar="TITLE.INPUT", help=f"the input that {what}: {told}"
-        )
-    made.add_argument("--retry-failed", action="store_true", help="try jobs again that failed in an earlier run")
-    return made
 
 
 @interruptible(GOES_ON)
@@ -73,8 +48,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         work = prepare(options)
         try:
-            with logging_redirect_tqdm(), Watch(work) as watch:
-                asyncio.run(_drawn(options, work, watch))
+            if work.left:
+                with logging_redirect_tqdm(), Watch(work) as watch:
+                    asyncio.run(_drawn(options, work, watch))
         finally:
             # Also after an interruption: the report is for whoever looks at it meanwhile.
             work.results.report.tidy(work.plan.jobs)
@@ -86,7 +62,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
-    made = parser()
+    made = argparse.ArgumentParser(
+        prog="python -m commands.batch", description=HELP, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add_job_arguments(made)
     made.add_argument(
         "--server", default="http://127.0.0.1:8188", metavar="URL", help="of ComfyUI (default: %(default)s)"
     )
@@ -114,9 +93,9 @@ async def _drawn(options: argparse.Namespace, work: Work, watch: Watch) -> None:
 
     async with Server(options.server, work.results.batch, options.headers) as server:
         # A wrong address is said at once; only a server that was there is waited for.
-        await server.check(work.plan.workflow)
+        await server.check(work.plan.filling.workflow)
         told = Told(watch.ended, watch.doing)
-        await Run(server, work.plan, work.left, work.results, options.wait, told).work()
+        await Run(server, work.plan.filling, work.left, work.results, options.wait, told).work()
 
 
 if __name__ == "__main__":

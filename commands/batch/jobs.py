@@ -6,24 +6,16 @@ other inputs in their places. The same command therefore means the same jobs, wh
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import json
 import uuid
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
-from e4t_core.files.file_errors import FileError
-
-from .api_workflow import SAVING, ApiWorkflow, Nodes
-from .faults import BatchError
+from .api_workflow import Nodes
+from .filling import FOLDER, Filling
 from .photos import Photo, file_name
 from .prompts import Row
-from .slots import Slot, Slots, named, value_for
-
-FOLDER = "e4t_batch"
-"""Below the server's input and output folders."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +45,10 @@ class Job:
         several = f"_{number}" if number > 1 else ""
         return f"{self.photo.concept}/{prompt}_{self.key[:12]}{several}{suffix}"
 
+    def output(self, batch: str) -> str:
+        """What the files that a server saves for it begin with, below the server's output folder."""
+        return f"{FOLDER}/{batch}/{self.key[:16]}"
+
     def prompt_id(self, batch: str, attempt: int) -> str:
         """The id that it has on a server: always the same in one batch, so that a server knows it again.
 
@@ -67,96 +63,37 @@ class Plan:
     """The jobs of a batch, those of one photo in a row, so that it is learned once.
 
     Args:
-        workflow: what is run for each.
-        slots: where photo, prompt and seed go.
+        filling: makes each job's workflow.
         photos: at least one.
         rows: at least one.
 
-    Raises:
-        BatchError: a column of the table names no input, or holds what the input does not take.
+    Attributes:
+        repeated: how many jobs were the same as others, and were left out.
     """
 
-    def __init__(self, workflow: ApiWorkflow, slots: Slots, photos: Sequence[Photo], rows: Sequence[Row]) -> None:
-        self.workflow, self.slots = workflow, slots
-        self._others: dict[str, Slot] = {}
-        for row in rows:
-            self._check(row)
-        if not slots.seed and any(row.seed is not None for row in rows):
-            raise BatchError(
-                f"The prompts have seeds, and {workflow.path.name} has no single node that takes one: say with --seed which"
-                " input does, such as --seed KSampler.seed."
-            )
+    def __init__(self, filling: Filling, photos: Sequence[Photo], rows: Sequence[Row]) -> None:
+        self.filling = filling
         self.jobs = list(self._jobs(photos, rows))
         self.repeated = len(photos) * len(rows) - len(self.jobs)
-
-    def _check(self, row: Row) -> None:
-        for name, text in row.inputs:
-            try:
-                if name not in self._others:
-                    self._others[name] = named(self.workflow, name)
-                value_for(self.workflow, self._others[name], text)
-            except FileError as error:
-                raise BatchError(f"A column of the prompts cannot be used. {error}") from error
-            except ValueError as error:
-                raise BatchError(
-                    f"The prompts' column {name} does not fit in line {row.line}: {error}. Correct it."
-                ) from error
 
     def _jobs(self, photos: Sequence[Photo], rows: Sequence[Row]) -> Iterator[Job]:
         known = set()
         for photo in photos:
             for row in rows:
-                seed = row.seed if row.seed is not None else self._own_seed()
-                text = json.dumps(self._filled(photo.digest, row), sort_keys=True, ensure_ascii=False)
+                text = json.dumps(self.filling.filled(photo.digest, row), sort_keys=True, ensure_ascii=False)
                 key = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
                 if key not in known:
                     known.add(key)
-                    yield Job(key, photo, row, seed)
-
-    def _own_seed(self) -> int | None:
-        if not self.slots.seed:
-            return None
-        slot = self.slots.seed[0]
-        value = self.workflow.nodes[slot.node]["inputs"][slot.input]
-        return value if isinstance(value, int) else None
-
-    def _filled(self, photo: str, row: Row) -> Nodes:
-        values: list[tuple[Slot, Any]] = [(slot, photo) for slot in self.slots.photo]
-        values += [(slot, row.prompt) for slot in self.slots.prompt]
-        if row.seed is not None:
-            values += [(slot, row.seed) for slot in self.slots.seed]
-        values += [
-            (self._others[name], value_for(self.workflow, self._others[name], text)) for name, text in row.inputs
-        ]
-        # Only what changes is copied: a table may have ten thousand rows.
-        nodes = {
-            number: {k: v for k, v in node.items() if k != "_meta"} for number, node in self.workflow.nodes.items()
-        }
-        for slot, value in values:
-            nodes[slot.node] = {**nodes[slot.node], "inputs": {**nodes[slot.node]["inputs"], slot.input: value}}
-        return nodes
-
-    def prompt(self, job: Job, photo: str, batch: str) -> Nodes:
-        """The workflow that a server gets for a job; everything that it saves is named after the job.
-
-        Args:
-            job: one of these.
-            photo: what the server calls its photo.
-            batch: id of the batch.
-        """
-        nodes = copy.deepcopy(self._filled(photo, job.row))
-        for node in nodes.values():
-            if "filename_prefix" in node["inputs"]:
-                node["inputs"]["filename_prefix"] = f"{FOLDER}/{batch}/{job.key[:16]}"
-            if node["class_type"] == SAVING and isinstance(node["inputs"].get("name"), str):
-                node["inputs"] |= {"name": concept_file(job.photo), "overwrite": True}
-        return nodes
-
-    def title(self, node: str) -> str:
-        """What a node is called, for progress."""
-        return self.workflow.title(node) if node in self.workflow.nodes else ""
+                    yield Job(key, photo, row, self.filling.seed(row))
 
 
-def concept_file(photo: Photo) -> str:
-    """The name that a concept is saved under: of the photo and of its content."""
-    return f"{photo.concept}_{photo.digest[:8]}"
+def prompt(filling: Filling, job: Job, sent_as: str, batch: str) -> Nodes:
+    """The workflow that a server gets for a job; everything that it saves is named after the job.
+
+    Args:
+        filling: of the job's plan.
+        job: the job.
+        sent_as: what the server calls its photo.
+        batch: id of the batch.
+    """
+    return filling.prompt(job.photo, sent_as, job.row, job.output(batch))

@@ -12,7 +12,7 @@ from PIL import Image
 from e4t_core.files.file_errors import shortened
 
 from .faults import BatchError
-from .jobs import FOLDER, Job
+from .jobs import Job
 from .results import Outcome, Picture
 from .server import Json, Server
 
@@ -59,7 +59,8 @@ async def saved(server: Server, job: Job, batch: str, count: int | None) -> Outc
     """
     pictures = []
     for number in range(1, (count or 0) + 1):
-        place = {"filename": f"{job.key[:16]}_{number:05}_.png", "subfolder": f"{FOLDER}/{batch}", "type": "output"}
+        folder, _, name = job.output(batch).rpartition("/")
+        place = {"filename": f"{name}_{number:05}_.png", "subfolder": folder, "type": "output"}
         held = await server.file(place)
         if held is None or not _is_whole(held):
             return None

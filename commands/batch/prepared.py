@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from e4t_core.files.file_errors import shortened
 
 from .api_workflow import read_workflow
+from .filling import Filling
 from .jobs import Job, Plan
 from .photos import find_photos
 from .prompts import read_prompts
@@ -43,7 +44,7 @@ def prepare(options: argparse.Namespace) -> Work:
     rows = read_prompts(options.prompts.absolute())
     slots = find_slots(workflow, options.photo, options.prompt, options.seed)
     photos, others = find_photos(options.images.absolute())
-    plan = Plan(workflow, slots, photos, rows)
+    plan = Plan(Filling(workflow, slots, rows), photos, rows)
     log.info("%d photos, %d prompts: %d jobs", len(photos), len(rows), len(plan.jobs))
     if others:
         log.info("Passed over in %s: %s.", options.images, shortened(", ".join(others)))

@@ -16,7 +16,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from .faults import BatchError, Rejected, Unreachable
-from .jobs import Job, Plan
+from .filling import Filling
+from .jobs import Job, prompt
 from .outcome import failed, outcome, saved
 from .photos import Photo, as_sent
 from .results import Outcome, Results
@@ -49,21 +50,21 @@ class Told:
 
 
 class Run:
-    """One pass over the jobs of a plan that are left.
+    """One pass over the jobs that are left.
 
     Args:
         server: entered already.
-        plan: what is drawn.
-        jobs: those of it that are left.
+        filling: makes each job's workflow.
+        jobs: those that are left.
         results: takes what becomes of them.
         patience: seconds without a server after which the run ends.
         told: is told.
     """
 
     def __init__(
-        self, server: Server, plan: Plan, jobs: list[Job], results: Results, patience: float, told: Told
+        self, server: Server, filling: Filling, jobs: list[Job], results: Results, patience: float, told: Told
     ) -> None:
-        self._server, self._plan, self._results, self._told = server, plan, results, told
+        self._server, self._filling, self._results, self._told = server, filling, results, told
         self._patience = patience
         self._todo = deque(jobs)
         self._queued: dict[str, Job] = {}
@@ -82,7 +83,7 @@ class Run:
         try:
             while self._todo or self._queued:
                 try:
-                    await self._server.check(self._plan.workflow)
+                    await self._server.check(self._filling.workflow)
                     async with self._server.messages() as messages:
                         seen, pause = time.monotonic(), 0
                         # Another life of the server may have other photos.
@@ -127,13 +128,14 @@ class Run:
             if (record := await self._server.ended(prompt_id)) is not None:
                 self._end(job, await outcome(self._server, record))
                 return
-            count = self._results.pictures_of_a_job()
+            # A column of the table may change how many pictures a job draws.
+            count = None if job.row.inputs else self._results.pictures_of_a_job()
             if (found := await saved(self._server, job, self._results.batch, count)) is not None:
                 self._end(job, found)
                 return
             try:
                 photo = await self._photo(job.photo)
-                await self._server.queue(self._plan.prompt(job, photo, self._results.batch), prompt_id)
+                await self._server.queue(prompt(self._filling, job, photo, self._results.batch), prompt_id)
             except Rejected as error:
                 self._end(job, failed(error))
                 return
@@ -197,7 +199,7 @@ class Run:
             return
         for number, state in nodes.items():
             if isinstance(state, dict) and state.get("state") == "running" and state.get("max", 0) > 1:
-                title = self._plan.title(str(number))
+                title = self._filling.title(str(number))
                 self._told.doing(f"{job.photo.concept}: {title} {state.get('value', 0):.0f}/{state['max']:.0f}")
 
     async def _withdraw(self) -> None:

@@ -20,7 +20,7 @@ from e4t_core.files.file_errors import shown
 
 from .api_workflow import ApiWorkflow, Nodes
 from .faults import BatchError, Rejected, Unreachable
-from .jobs import FOLDER
+from .filling import FOLDER
 
 LEAST = (0, 30)
 """The oldest ComfyUI that the pack runs in, and that takes ids of jobs."""

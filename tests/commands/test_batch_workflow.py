@@ -11,7 +11,8 @@ import pytest
 
 from commands.batch.api_workflow import ApiWorkflow, WorkflowError, read_workflow
 from commands.batch.faults import BatchError
-from commands.batch.jobs import Plan
+from commands.batch.filling import Filling
+from commands.batch.jobs import Plan, prompt
 from commands.batch.photos import Photo
 from commands.batch.prompts import Row
 from commands.batch.slots import Slot, find_slots, named
@@ -134,15 +135,15 @@ def test_seeds_need_one_node_that_takes_them(tmp_path: Path) -> None:
     workflow = changed(tmp_path, n12=again)
     assert find_slots(workflow).seed == ()
     with pytest.raises(BatchError, match="say with --seed"):
-        Plan(workflow, find_slots(workflow), [ANNA], [Row(2, "S*", 5)])
-    both = Plan(workflow, find_slots(workflow, seed=["8.seed", "12.seed"]), [ANNA], [Row(2, "S*", 5)])
-    filled = both.prompt(both.jobs[0], "anna.png", "b")
+        Filling(workflow, find_slots(workflow), [Row(2, "S*", 5)])
+    both = Filling(workflow, find_slots(workflow, seed=["8.seed", "12.seed"]), [Row(2, "S*", 5)])
+    filled = both.filled("anna.png", Row(2, "S*", 5))
     assert (filled["8"]["inputs"]["seed"], filled["12"]["inputs"]["seed"]) == (5, 5)
 
 
 def plan(rows: list[Row], photos: list[Photo] | None = None, workflow: ApiWorkflow | None = None) -> Plan:
     workflow = workflow or shipped()
-    return Plan(workflow, find_slots(workflow), photos or [ANNA, BEN], rows)
+    return Plan(Filling(workflow, find_slots(workflow), rows), photos or [ANNA, BEN], rows)
 
 
 def test_jobs_of_one_photo_are_in_a_row_and_repeated_ones_are_one() -> None:
@@ -169,7 +170,7 @@ def test_a_jobs_key_is_of_its_content_alone() -> None:
 
 def test_everything_that_a_job_saves_is_named_after_it() -> None:
     made = plan([Row(2, "S* at sea", 3)], [ANNA], shipped("save_and_reuse"))
-    filled = made.prompt(made.jobs[0], "e4t_batch/x.png", "b")
+    filled = prompt(made.filling, made.jobs[0], "e4t_batch/x.png", "b")
     assert filled["2"]["inputs"]["image"] == "e4t_batch/x.png"
     assert filled["5"]["inputs"]["name"] == "anna_annaanna"
     assert filled["13"]["inputs"]["filename_prefix"] == f"e4t_batch/b/{made.jobs[0].key[:16]}"
@@ -193,7 +194,7 @@ def test_a_column_that_fits_no_input_is_said_before_anything_runs(column: str, t
 
 def test_columns_become_what_their_inputs_hold() -> None:
     made = plan([Row(2, "S*", None, (("KSampler.cfg", "4"), ("KSampler.steps", "9"), ("Negative prompt.text", "7")))])
-    filled = made.prompt(made.jobs[0], "x.png", "b")
+    filled = prompt(made.filling, made.jobs[0], "x.png", "b")
     assert (filled["8"]["inputs"]["cfg"], filled["8"]["inputs"]["steps"], filled["6"]["inputs"]["text"]) == (
         4.0,
         9,

@@ -45,6 +45,13 @@ class BatchWorld:
             *("--out", str(self.out), *more),
         ]
 
+    def fleet(self, comfyui: Path, base: Path, *more: str) -> list[str]:
+        """The same jobs on servers of its own, on processors."""
+        made = self.command("", *more)
+        at = made.index("--server")
+        made = ["commands.fleet" if part == "commands.batch" else part for part in [*made[:at], *made[at + 2 :]]]
+        return [*made, "--comfyui", str(comfyui), "--base-directory", str(base), "--cpu"]
+
     def start(self, server: str, *more: str) -> subprocess.Popen[str]:
         """The command, under way."""
         return subprocess.Popen(
