@@ -43,10 +43,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from commands.batch.summary import Watch, conclude
 
         from .cluster import cluster
-        from .work import work_through
+        from .work import installed, work_through
 
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     try:
+        installed(options)
         work = prepare(options)
         try:
             if work.left:

@@ -45,6 +45,18 @@ class Installation:
     cpu: bool = False
     arguments: tuple[str, ...] = ()
 
+    def check(self) -> None:
+        """Looks whether it is on this node.
+
+        Raises:
+            BatchError: it is not.
+        """
+        main = self.folder / "main.py"
+        if not main.is_file():
+            raise BatchError(
+                f"{main} is not on the node {socket.gethostname()}: name the folder of ComfyUI with --comfyui."
+            )
+
 
 @final
 class ComfyUI:
@@ -79,11 +91,7 @@ class ComfyUI:
             BatchError: it ends before, does not answer, or cannot run the workflow.
         """
         self.stop()
-        main = self._installation.folder / "main.py"
-        if not main.is_file():
-            raise BatchError(
-                f"{main} is not on the node {socket.gethostname()}: name the folder of ComfyUI with --comfyui."
-            )
+        self._installation.check()
         self.folder = Path(tempfile.mkdtemp(prefix="e4t_fleet_"))
         for name in ("input", "output", "temp", "user", *CONCEPTS):
             (self.folder / name).mkdir(parents=True)

@@ -6,6 +6,7 @@ whoever holds its other end. Then it ends the program, and removes the folder.
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
@@ -19,7 +20,9 @@ def main(folder: str, command: list[str]) -> int:
     program = subprocess.Popen(command, stdin=subprocess.DEVNULL)
 
     def wait_for_the_owner() -> None:
-        sys.stdin.buffer.read()
+        # Without a buffer: its lock would be held while the interpreter ends.
+        while os.read(0, 4096):
+            pass
         program.terminate()
         try:
             program.wait(STOP_SECONDS)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+from dataclasses import replace
 
 import ray
 
@@ -16,6 +17,25 @@ from .fleet import Fleet
 from .seat import Seat
 
 log = logging.getLogger(__name__)
+
+
+def installed(options: argparse.Namespace) -> Installation:
+    """The ComfyUI that the command names.
+
+    Raises:
+        BatchError: it is not on this machine, where that is to run it.
+    """
+    base = options.base_directory
+    installation = Installation(
+        options.comfyui.absolute(),
+        base.absolute() if base is not None else None,
+        options.python,
+        options.cpu,
+        tuple(options.comfyui_argument),
+    )
+    if options.address is None:
+        installation.check()
+    return installation
 
 
 def work_through(options: argparse.Namespace, work: Work, cards: int, watch: Watch) -> None:
@@ -36,14 +56,7 @@ def work_through(options: argparse.Namespace, work: Work, cards: int, watch: Wat
         log.warning(
             "%d seats are asked for, and the cluster has %d cards: the others come when there are more.", seats, cards
         )
-    base = options.base_directory
-    installation = Installation(
-        options.comfyui.absolute(),
-        base.absolute() if base is not None else None,
-        options.python,
-        on_cpu,
-        tuple(options.comfyui_argument),
-    )
+    installation = replace(installed(options), cpu=on_cpu)
     resources = {"num_cpus": 1} if on_cpu else {"num_cpus": 0, "num_gpus": 1}
     made = ray.remote(Seat).options(max_restarts=-1, **resources)
     actors = [made.remote(work.plan.filling, work.results.batch, installation) for _ in range(seats)]

@@ -39,7 +39,7 @@ def test_a_server_ends_and_its_folder_goes_when_its_owner_is_killed(tmp_path: Pa
     (program,) = leash.children()
     os.kill(owner.pid, signal.SIGKILL)
     owner.wait()
-    gone, alive = psutil.wait_procs([leash, program], timeout=20)
+    _, alive = psutil.wait_procs([leash, program], timeout=20)
     assert not alive
     assert not folder.exists()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -24,20 +25,12 @@ PROMPTS = ["a photo of S*", "S* in oil"]
 SEAT = re.compile(r"Seat (\d): node \S+, worker (\d+), server (\d+), ComfyUI 0\.30\.0")
 
 
-def wait_for(happened: Callable[[], bool], said: Path, seconds: float = 400) -> None:
-    deadline = time.monotonic() + seconds
+def wait_for(happened: Callable[[], bool], fleet: subprocess.Popen[bytes], said: Path) -> None:
+    deadline = time.monotonic() + 400
     while not happened():
+        assert fleet.poll() is None, said.read_text()
         assert time.monotonic() < deadline, said.read_text()
         time.sleep(0.05)
-
-
-def servers() -> list[psutil.Process]:
-    """The ComfyUIs of fleets."""
-    return [
-        process
-        for process in psutil.process_iter(["cmdline"])
-        if "main.py" in " ".join(process.info["cmdline"] or []) and "e4t_fleet_" in " ".join(process.info["cmdline"])
-    ]
 
 
 def test_every_job_is_one_file_and_one_line_though_a_server_and_a_worker_are_killed(
@@ -47,9 +40,9 @@ def test_every_job_is_one_file_and_one_line_though_a_server_and_a_worker_are_kil
     workflow["20"] = {"class_type": "E4TSaveConcept", "inputs": {"concept": ["4", 2], "name": "x", "keeps": "word"}}
     world = BatchWorld(tmp_path / "world", workflow, 4, PROMPTS)
     log = tmp_path / "fleet.log"
-    # Nobody else's fleet runs meanwhile: temporary files of its own tell.
-    environment = {**os.environ, "TMPDIR": str(tmp_path / "t")}
-    (tmp_path / "t").mkdir()
+    # Temporary files of its own tell what is left of this fleet; a short name, for the sake of Ray's sockets.
+    temporary = tempfile.mkdtemp(prefix="fleet", dir="/tmp")
+    environment = {**os.environ, "TMPDIR": temporary}
     with log.open("w") as said:
         fleet = subprocess.Popen(
             world.fleet(server.comfyui, server.base, "--seats", "2"),
@@ -59,7 +52,7 @@ def test_every_job_is_one_file_and_one_line_though_a_server_and_a_worker_are_kil
             env=environment,
         )
     try:
-        wait_for(lambda: len(SEAT.findall(log.read_text())) == 2 and len(world.lines()) >= 1, log)
+        wait_for(lambda: len(SEAT.findall(log.read_text())) == 2 and len(world.lines()) >= 1, fleet, log)
         seats = {int(number): (int(worker), int(holder)) for number, worker, holder in SEAT.findall(log.read_text())}
         psutil.Process(seats[1][1]).children()[0].kill()
         os.kill(seats[2][0], signal.SIGKILL)
@@ -74,9 +67,12 @@ def test_every_job_is_one_file_and_one_line_though_a_server_and_a_worker_are_kil
     concepts = sorted(path.name for path in (world.out / "concepts").iterdir())
     assert [name[:9] for name in concepts] == [f"person_{number:02}" for number in range(4)]
     # What held the cards has ended, also where its worker had no time to say so.
-    mine = [process for process in servers() if str(tmp_path) in " ".join(process.cmdline())]
+    mine = [
+        process for process in psutil.process_iter(["cmdline"]) if f"{temporary}/e4t_" in " ".join(process.cmdline())
+    ]
     assert mine == []
-    assert not list((tmp_path / "t").glob("e4t_fleet_*/"))
+    assert not list(Path(temporary).glob("e4t_fleet_*/"))
+    shutil.rmtree(temporary)
 
 
 def test_without_a_comfyui_one_sentence_says_so(tmp_path: Path) -> None:
