@@ -9,11 +9,12 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections import deque
 from dataclasses import dataclass
 from pathlib import Path
-from typing import final
+from typing import IO, final
 
 from commands.batch.api_workflow import ApiWorkflow
 from commands.batch.faults import BatchError, Unreachable
@@ -21,7 +22,7 @@ from commands.batch.server import Server
 from e4t_core.files.file_errors import shortened
 
 HOST = "127.0.0.1"
-START_SECONDS, LOOK_SECONDS = 300.0, 0.2
+START_SECONDS, LOOK_SECONDS, STOP_SECONDS = 300.0, 0.2, 20.0
 LOG_LINES = 200
 CONCEPTS = ("embeddings/e4t", "e4t_concepts")
 """Where this pack saves concepts, below the folder of a server's own."""
@@ -65,24 +66,24 @@ class ComfyUI:
     Args:
         installation: what is started.
         client: what the server knows this client by.
+
+    Attributes:
+        pid: of its process.
     """
 
     def __init__(self, installation: Installation, client: str) -> None:
         self._installation, self._client = installation, client
-        self._process: subprocess.Popen[bytes] | None = None
+        self._leash: subprocess.Popen[bytes] | None = None
+        self._ended = threading.Event()
+        self.pid = 0
 
     def server(self) -> Server:
         """A client of it, to be entered."""
         return Server(f"http://{HOST}:{self.port}", self._client)
 
-    @property
-    def pid(self) -> int | None:
-        """Of the process that holds the server."""
-        return self._process.pid if self._process is not None else None
-
     def alive(self) -> bool:
         """Whether its process runs."""
-        return self._process is not None and self._process.poll() is None
+        return self._leash is not None and not self._ended.is_set()
 
     def start(self, workflow: ApiWorkflow) -> None:
         """Starts it anew, and waits until it can run the workflow.
@@ -102,14 +103,16 @@ class ComfyUI:
         self.port = _free_port()
         self._log = self.folder.with_suffix(".log")
         leash = Path(__file__).with_name("leash.py")
-        with self._log.open("wb") as log:
-            self._process = subprocess.Popen(
-                [sys.executable, str(leash), str(self.folder), *self._command()],
-                cwd=self._installation.folder,
-                stdin=subprocess.PIPE,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-            )
+        self._leash = subprocess.Popen(
+            [sys.executable, str(leash), str(self.folder), str(self._log), *self._command()],
+            cwd=self._installation.folder,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+        )
+        assert self._leash.stdout is not None
+        self.pid = int(self._leash.stdout.readline() or 0)
+        self._ended = threading.Event()
+        threading.Thread(target=_wait, args=(self._leash.stdout, self._ended), daemon=True).start()
         try:
             asyncio.run(self._answers(workflow))
         except BaseException:
@@ -150,12 +153,13 @@ class ComfyUI:
 
     def stop(self) -> None:
         """Ends the process, and removes what it had for itself."""
-        if self._process is None:
+        if self._leash is None:
             return
-        if self._process.stdin is not None:
-            self._process.stdin.close()
-        self._process.wait()
-        self._process = None
+        assert self._leash.stdin is not None
+        self._leash.stdin.close()
+        self._leash.wait()
+        self._ended.wait(STOP_SECONDS)
+        self._leash = None
 
     def take_concepts(self) -> dict[str, bytes]:
         """The concept files that were saved since the last time, by name; they are the caller's then."""
@@ -165,6 +169,13 @@ class ComfyUI:
                 taken[path.name] = path.read_bytes()
                 os.unlink(path)
         return taken
+
+
+def _wait(leash: IO[bytes], ended: threading.Event) -> None:
+    """Notes when the leash has nothing to hold any more."""
+    leash.read()
+    leash.close()
+    ended.set()
 
 
 def _free_port() -> int:

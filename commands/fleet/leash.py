@@ -1,7 +1,10 @@
-"""Holds a program that has to end with the process that started it, however that one ended.
+"""Holds a program that has to end with whoever started it, however that one ended.
 
-``python leash.py FOLDER PROGRAM ARGUMENTS...`` runs the program until standard input is closed, as the system does for
-whoever holds its other end. Then it ends the program, and removes the folder.
+``python leash.py FOLDER LOG PROGRAM ARGUMENTS...`` runs the program until standard input is closed, as the system does for
+whoever holds its other end. Then it ends the program, and removes the folder. Standard output gets the program's process id,
+and is closed when the program has ended.
+
+Ray kills the children of a worker that ends, and would kill the leash before it could do its work; so it is nobody's child.
 """
 
 from __future__ import annotations
@@ -13,15 +16,18 @@ import sys
 import threading
 
 STOP_SECONDS = 10.0
+HELD = "--held"
 
 
-def main(folder: str, command: list[str]) -> int:
-    """Runs the command; returns its exit status."""
-    program = subprocess.Popen(command, stdin=subprocess.DEVNULL)
+def hold(folder: str, log: str, command: list[str]) -> None:
+    """Runs the command, to its end or that of standard input."""
+    with open(log, "wb") as said:
+        program = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=said, stderr=subprocess.STDOUT)
+    os.write(sys.stdout.fileno(), f"{program.pid}\n".encode())
 
     def wait_for_the_owner() -> None:
         # Without a buffer: its lock would be held while the interpreter ends.
-        while os.read(0, 4096):
+        while os.read(sys.stdin.fileno(), 4096):
             pass
         program.terminate()
         try:
@@ -31,10 +37,18 @@ def main(folder: str, command: list[str]) -> int:
 
     threading.Thread(target=wait_for_the_owner, daemon=True).start()
     try:
-        return program.wait()
+        program.wait()
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
 
+def main(arguments: list[str]) -> None:
+    """The leash, or what lets it go."""
+    if arguments[0] == HELD:
+        hold(arguments[1], arguments[2], arguments[3:])
+    else:
+        subprocess.Popen([sys.executable, __file__, HELD, *arguments], start_new_session=True)
+
+
 if __name__ == "__main__":
-    raise SystemExit(main(sys.argv[1], sys.argv[2:]))
+    main(sys.argv[1:])

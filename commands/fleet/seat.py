@@ -30,7 +30,7 @@ class Here:
     Attributes:
         node: the machine's name.
         worker: id of Ray's worker process.
-        server: id of the process that holds ComfyUI.
+        server: id of ComfyUI's process.
         versions: of what decides pictures, and of what talks to the driver.
     """
 
@@ -85,7 +85,7 @@ class Seat:
         if not self._comfyui.alive():
             self._comfyui.start(self._filling.workflow)
         comfyui = {"ComfyUI": self._comfyui.version}
-        return Here(socket.gethostname(), os.getpid(), self._comfyui.pid or 0, versions() | comfyui)
+        return Here(socket.gethostname(), os.getpid(), self._comfyui.pid, versions() | comfyui)
 
     def draw(self, job: Job, photo: bytes) -> Drawn:
         """One job, in a ComfyUI that is started anew where it ended.

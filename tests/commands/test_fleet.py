@@ -18,38 +18,45 @@ ROOT = Path(__file__).parents[2]
 LEASH = ROOT / "commands" / "fleet" / "leash.py"
 OWNER = """
 import subprocess, sys, time
-held = subprocess.Popen([sys.executable, sys.argv[1], sys.argv[2], sys.executable, "-c", sys.argv[3]], stdin=subprocess.PIPE)
-print(held.pid, flush=True)
+held = subprocess.Popen([sys.executable, *sys.argv[1:]], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+print(held.stdout.readline().decode().strip(), held.pid, flush=True)
 time.sleep(600)
 """
-DEAF = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_DFL); print('up', flush=True); time.sleep(600)"
+SLEEPS = "import time; print('up', flush=True); time.sleep(600)"
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="ends it with a POSIX signal")
-def test_a_server_ends_and_its_folder_goes_when_its_owner_is_killed(tmp_path: Path) -> None:
-    folder = tmp_path / "own"
+@pytest.mark.parametrize("its_children_too", [False, True])
+def test_a_server_ends_and_its_folder_goes_when_its_owner_is_killed(tmp_path: Path, its_children_too: bool) -> None:
+    """Ray kills the children of a worker as well."""
+    folder, log = tmp_path / "own", tmp_path / "log"
     folder.mkdir()
     (folder / "input.png").touch()
-    owner = subprocess.Popen(
-        [sys.executable, "-c", OWNER, str(LEASH), str(folder), DEAF], stdout=subprocess.PIPE, text=True
-    )
+    leash = [str(LEASH), str(folder), str(log), sys.executable, "-c", SLEEPS]
+    owner = subprocess.Popen([sys.executable, "-c", OWNER, *leash], stdout=subprocess.PIPE, text=True)
     assert owner.stdout is not None
-    leash = psutil.Process(int(owner.stdout.readline()))
-    assert owner.stdout.readline() == "up\n"
-    (program,) = leash.children()
+    program = psutil.Process(int(owner.stdout.readline().split()[0]))
+    holder = program.parent()
+    assert holder is not None
+    children = psutil.Process(owner.pid).children(recursive=True) if its_children_too else []
     os.kill(owner.pid, signal.SIGKILL)
+    for child in children:
+        child.kill()
     owner.wait()
-    _, alive = psutil.wait_procs([leash, program], timeout=20)
+    _, alive = psutil.wait_procs([program, holder], timeout=20)
     assert not alive
     assert not folder.exists()
 
 
-def test_a_leash_ends_with_its_program_and_hands_its_status_on(tmp_path: Path) -> None:
-    folder = tmp_path / "own"
+def test_a_leash_tells_when_its_program_has_ended(tmp_path: Path) -> None:
+    folder, log = tmp_path / "own", tmp_path / "log"
     folder.mkdir()
-    command = [sys.executable, str(LEASH), str(folder), sys.executable, "-c", "raise SystemExit(7)"]
-    with subprocess.Popen(command, stdin=subprocess.PIPE) as leash:
-        assert leash.wait(timeout=20) == 7
+    command = [sys.executable, str(LEASH), str(folder), str(log), sys.executable, "-c", "print('said')"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as leash:
+        assert leash.stdout is not None
+        # To its end, although the other end of standard input is still held.
+        assert int(leash.stdout.read()) > 0
+    assert log.read_text() == "said\n"
     assert not folder.exists()
 
 

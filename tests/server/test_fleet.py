@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -53,8 +54,8 @@ def test_every_job_is_one_file_and_one_line_though_a_server_and_a_worker_are_kil
         )
     try:
         wait_for(lambda: len(SEAT.findall(log.read_text())) == 2 and len(world.lines()) >= 1, fleet, log)
-        seats = {int(number): (int(worker), int(holder)) for number, worker, holder in SEAT.findall(log.read_text())}
-        psutil.Process(seats[1][1]).children()[0].kill()
+        seats = {int(number): (int(worker), int(comfyui)) for number, worker, comfyui in SEAT.findall(log.read_text())}
+        os.kill(seats[1][1], signal.SIGKILL)
         os.kill(seats[2][0], signal.SIGKILL)
         assert fleet.wait(timeout=500) == 0, log.read_text()
     finally:
