@@ -61,7 +61,7 @@ class Report:
         try:
             line = json.loads(written)
             key, attempt, place = str(line["job"]), int(line["attempt"]), int(line["picture"])
-            line["pictures"] = int(line["pictures"])
+            line |= {"pictures": int(line["pictures"]), "file": line["file"], "error": line["error"]}
         except (ValueError, KeyError, TypeError) as error:
             raise FILE.fault(self.path, f"has a line that no batch wrote, number {number}") from error
         if place == 1:

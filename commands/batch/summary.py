@@ -7,6 +7,7 @@ from types import TracebackType
 from typing import final
 
 from commands.progress import Progress
+from e4t_core.files.file_errors import shortened
 
 from .jobs import Job
 from .prepared import Work
@@ -40,7 +41,7 @@ class Watch:
     def ended(self, job: Job, outcome: Outcome) -> None:
         """One job more is done."""
         if outcome.error is not None:
-            log.warning('%s, "%s": %s', job.photo.path.name, job.row.prompt, outcome.error)
+            log.warning('%s, "%s": %s', job.photo.path.name, shortened(job.row.prompt, 60), outcome.error)
         self._bar.update()
 
 

@@ -31,7 +31,7 @@ def cluster(address: str | None, seats: int | None) -> Iterator[int]:
     """
     # Ray reports its use to its makers otherwise; it reads this when it is begun.
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-    # What a seat may see is what Ray gives it: nothing, for one without a card.
+    # Without it Ray warns that seats without a card might see one; those run ComfyUI on the processor.
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     import ray
 

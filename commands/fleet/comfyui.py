@@ -142,7 +142,7 @@ class ComfyUI:
                 except Unreachable as error:
                     if time.monotonic() > ends:
                         raise BatchError(
-                            f"ComfyUI did not answer within {START_SECONDS:.0f} seconds (what it said: {self._log})."
+                            f"ComfyUI did not answer within {START_SECONDS:.0f} seconds; it last said: {self._last_word()}"
                         ) from error
                 await asyncio.sleep(LOOK_SECONDS)
 

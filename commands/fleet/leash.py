@@ -1,7 +1,8 @@
 """Holds a program that has to end with whoever started it, however that one ended.
 
 ``python leash.py FOLDER LOG PROGRAM ARGUMENTS...`` runs the program until standard input is closed, as the system does for
-whoever holds its other end. Then it ends the program, and removes the folder. Standard output gets the program's process id,
+whoever holds its other end. Then it ends the program, and removes the folder and the log;
+the log stays where the program ended by itself. Standard output gets the program's process id,
 and is closed when the program has ended.
 
 Ray kills the children of a worker that ends, and would kill the leash before it could do its work; so it is nobody's child.
@@ -25,10 +26,13 @@ def hold(folder: str, log: str, command: list[str]) -> None:
         program = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=said, stderr=subprocess.STDOUT)
     os.write(sys.stdout.fileno(), f"{program.pid}\n".encode())
 
+    is_over = threading.Event()
+
     def wait_for_the_owner() -> None:
         # Without a buffer: its lock would be held while the interpreter ends.
         while os.read(sys.stdin.fileno(), 4096):
             pass
+        is_over.set()
         program.terminate()
         try:
             program.wait(STOP_SECONDS)
@@ -40,6 +44,8 @@ def hold(folder: str, log: str, command: list[str]) -> None:
         program.wait()
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+        if is_over.is_set():
+            os.unlink(log)
 
 
 def main(arguments: list[str]) -> None:

@@ -46,6 +46,7 @@ def test_a_server_ends_and_its_folder_goes_when_its_owner_is_killed(tmp_path: Pa
     _, alive = psutil.wait_procs([program, holder], timeout=20)
     assert not alive
     assert not folder.exists()
+    assert not log.exists()
 
 
 def test_a_leash_tells_when_its_program_has_ended(tmp_path: Path) -> None:
