@@ -39,7 +39,9 @@ def cluster(address: str | None, seats: int | None) -> Iterator[int]:
     try:
         if address is None:
             processors = max(os.cpu_count() or 1, seats or 1)
-            ray.init(num_cpus=processors, include_dashboard=False, object_store_memory=STORE_BYTES, **quiet)
+            ray.init(
+                address="local", num_cpus=processors, include_dashboard=False, object_store_memory=STORE_BYTES, **quiet
+            )
         else:
             ray.init(address=address, **quiet)
     except (ConnectionError, RuntimeError, ValueError, OSError) as error:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from ray.exceptions import RayActorError
+from ray.exceptions import RayError, RayTaskError
 
 from commands.batch.faults import BatchError, Rejected
 from commands.batch.jobs import Job
@@ -38,7 +38,7 @@ Handle = Any
 """Of a Ray actor."""
 
 
-@dataclass
+@dataclass(eq=False)
 class Place:
     """A seat as the driver sees it.
 
@@ -119,7 +119,7 @@ class Fleet:
     def _started(self, place: Place, reference: Any) -> None:
         try:
             place.here = ray.get(reference)
-        except (RayActorError, BatchError) as error:
+        except (RayError, BatchError) as error:
             # Others may be able to; if none is, this is what is said.
             self._fault = BatchError(f"Seat {place.number} cannot be used. {plain(error)}")
             log.warning("%s", self._fault)
@@ -178,9 +178,6 @@ class Fleet:
     def _ended(self, place: Place, job: Job, reference: Any) -> None:
         try:
             drawn: Drawn = ray.get(reference)
-        except RayActorError as error:
-            self._lose(place, job, error)
-            return
         except BatchError as error:
             # Its ComfyUI does not start any more: others may go on.
             self._fault = BatchError(f"Seat {place.number} cannot be used any more. {plain(error)}")
@@ -188,13 +185,19 @@ class Fleet:
             self._put_back(place, job)
             place.here = None
             return
+        except RayTaskError as error:
+            self._keep(job, Outcome(error=plain(error)))
+            return
+        except RayError:
+            self._lose(place, job)
+            return
         if drawn.starts:
             log.info("Seat %d had to start ComfyUI anew.", place.number)
         for name, held in drawn.concepts.items():
             write(self._results.folder / CONCEPTS / name, held)
         self._keep(job, drawn.outcome)
 
-    def _lose(self, place: Place, job: Job, error: RayActorError) -> None:
+    def _lose(self, place: Place, job: Job) -> None:
         """A worker process or a node is gone; Ray makes another seat, and meanwhile the others go on."""
         self._losses[job.key] = self._losses.get(job.key, 0) + 1
         log.warning("Seat %d was lost while it drew: its jobs go to others, and Ray starts it anew.", place.number)
