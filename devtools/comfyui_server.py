@@ -166,6 +166,13 @@ class Server:
         """What ComfyUI has written so far."""
         return self.log.read_text(encoding="utf-8", errors="replace")
 
+    def kill(self) -> None:
+        """Ends the process at once, as a power failure would."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+            self._process = None
+
     def stop(self) -> None:
         """Ends the process and waits for its end."""
         if self._process is None:

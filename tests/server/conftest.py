@@ -17,11 +17,10 @@ from PIL import Image
 from safetensors import safe_open
 
 # Last on the path: tests of the same run may hold ComfyUI's own `nodes` in front of ours.
-if str(ROOT := Path(__file__).resolve().parents[2]) not in sys.path:
-    sys.path.append(str(ROOT))
 # What several files here share lies beside them.
-if (folder := str(Path(__file__).parent)) not in sys.path:
-    sys.path.append(folder)
+for folder in (Path(__file__).resolve().parents[2], Path(__file__).resolve().parent):
+    if str(folder) not in sys.path:
+        sys.path.append(str(folder))
 
 from in_browser import CHROMIUM, FLAGS, PATIENCE, new_page
 
