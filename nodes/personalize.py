@@ -7,11 +7,13 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..e4t_core.methods.e4t.method import E4T
+from .host.learning.crops import SUBJECT, CropChoice
 from .host.learning.masks import AUTO
 from .host.learning.request import LoadedDomain, Request
 from .host.learning.settings_choice import SettingsChoice
 from .learned import (
     LEARNED_OUTPUTS,
+    crop_inputs,
     learned,
     mask_input,
     photo_inputs,
@@ -41,6 +43,7 @@ class Personalize(io.ComfyNode):
                 SettingsIO.Input("settings", optional=True, tooltip="Unconnected: the domain's preset."),
                 *trigger_and_seed_inputs(),
                 mask_input(),
+                *crop_inputs(),
             ],
             outputs=LEARNED_OUTPUTS,
             # What it says is then in the history of a job, too, for which ComfyUI had its result.
@@ -64,6 +67,9 @@ class Personalize(io.ComfyNode):
         mask: Any = None,
         settings: SettingsChoice | None = None,
         mask_means: str = AUTO,
+        crop: str = SUBJECT,
+        which: int = 0,
+        boxes: Any = None,
     ) -> io.NodeOutput:
         choice, info = settings or SettingsChoice(), domain.domain.info
         request = Request(
@@ -82,5 +88,6 @@ class Personalize(io.ComfyNode):
             sampling=choice.sampling,
             notes=choice.notes(info.preset),
             mask_means=mask_means,
+            crop=CropChoice(crop, which, boxes),
         )
         return learned(request)
