@@ -19,6 +19,7 @@ Care = Literal["glance", "look", "check"]
 # Sides of squares as shares of the photo's shorter side; smaller subjects hold too few pixels to learn from.
 SIZES = (1.0, 0.71, 0.5, 0.36)
 STEP = 0.25  # of the grid, as a share of a square's side
+MOST = 300  # squares of one size; a panorama would have thousands of small ones
 STARTS = 4  # squares of each size from which a walk begins
 WORTH = 0.35  # of the best score so far on any grid: below it, no walk begins
 WALK = (0.14, 0.07)  # steps, as shares of a square's side
@@ -68,7 +69,10 @@ def search(size: tuple[int, int], smallest: int, look: Look) -> list[Subject]:
         largest = max((subject.square.side for subject in found), default=0)
         if side < max(smallest, SMALLER * largest):
             break
-        free = [square for square in grid(size, side, STEP) if not _taken(square, found)]
+        squares = grid(size, side, STEP)
+        if len(squares) > MOST:
+            break
+        free = [square for square in squares if not _taken(square, found)]
         scores = [sight.score for sight in look(free, "glance")] if free else []
         best = max([best, *scores])
         worth = [(score, square) for score, square in zip(scores, free, strict=True) if score > WORTH * best]

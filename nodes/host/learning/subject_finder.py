@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ....e4t_core.crop import Square, middle_square
+from ....e4t_core.methods.e4t.method import check_fits
 from ....e4t_core.methods.e4t.redrawing import AT_ONCE, Redrawing
 from ....e4t_core.methods.e4t.word_model import WordModel
 from ....e4t_core.subject_search import Subject, search
@@ -56,7 +57,9 @@ class Finder:
         unet, text = self._networks
         view = _View(request, request.loaded, picture, size, unet.device)
         photo_size = (picture.shape[-2], picture.shape[-1])
-        offsets = domain.offsets.fixed(view.clip_features([middle_square(photo_size)]).cpu())
+        middle = view.clip_features([middle_square(photo_size)])
+        check_fits(domain, unet, text, middle)
+        offsets = domain.offsets.fixed(middle.cpu())
         weights = unet.parameters()
         lent = {name: offsets.apply(name, weights[name].float().cpu()) for name in domain.offsets.names}
         encoder = domain.encoder.blank()
