@@ -180,6 +180,7 @@ def personalize(
     mask: Tensor | None,
     settings: Any,
     crop: str = "middle",
+    boxes: Any = None,
     **sampling: Any,
 ) -> host.Base:
     """The node "E4T Personalize" on a photo ``(3, H, W)``: the base with the concept in MODEL and CLIP, drawn as ``sampling`` says.
@@ -192,7 +193,7 @@ def personalize(
     with torch.inference_mode():
         output = node.execute(
             model=base.model, clip=base.clip, vae=base.vae, domain=domain, image=photo.movedim(0, -1)[None], trigger=WORD,
-            seed=0, mask=mask, settings=host.chosen(settings, **sampling), crop=crop,
+            seed=0, mask=mask, settings=host.chosen(settings, **sampling), crop=crop, boxes=boxes,
         )  # fmt: skip
     model, clip = output.args[:2]
     return host.Base(model, clip, base.vae)

@@ -3,7 +3,8 @@
 Individuals stand off center, small, among things and beside others (``crop_scenes.py``). For each kind of photo: which share
 of the head of who is meant lies in the crop, how nearly the crop is their portrait, how many of the individuals were found,
 what was found where nobody is, and how many squares were looked at; beside it the middle square. With ``--identity``
-some of them are learned, and NAMED (``scoring.py``) is compared with what a centered portrait gives.
+some of them are learned in ComfyUI from these crops, and NAMED (``scoring.py``) is compared with what a centered portrait
+gives; "exact" is the square that the portrait of who is meant would be.
 """
 
 from __future__ import annotations
@@ -21,12 +22,18 @@ from torch import Tensor
 
 from commands.progress import Progress
 from e4t_core.crop import Square, middle_square
-from e4t_core.methods.e4t.method import E4T
+from e4t_core.methods.e4t.redrawing import Redrawing
+from e4t_core.methods.e4t.word_model import WordModel
+from e4t_core.subject_search import search
+from miniworld.domains import load_backbone, narrow_domain
 from miniworld.heldout import concept_photo
-from miniworld.models import load_judges
+from miniworld.models import load_judges, load_unet
+from miniworld.pretraining import load_base
+from miniworld.renderer import SIZE
+from miniworld.training_unet import TrainingUNet
 
 from . import host
-from .arms import WORD, Drawer, Subject, load_subjects, personalize
+from .arms import WEIGHTS, WORD, Drawer, Subject, load_subjects, personalize
 from .crop_scenes import KINDS, NOBODY, Photographed, photograph
 from .prompts import targets
 from .report import gate, table
@@ -40,55 +47,74 @@ SHOWN = 6
 
 
 class Cropper:
-    """The mini world's base and domain in ComfyUI; crops as E4T Personalize does."""
+    """Crops as E4T Personalize does, with the mini world's networks in the width that they were trained in.
+
+    They predict what the four times larger ones predict that ComfyUI loads, but for those's tie-break of about 1e-2.
+    """
 
     def __init__(self, domain: str) -> None:
-        self.drawer = Drawer(1, {}, domain)
-        self.loaded = self.drawer.domain(domain)
+        self.domain, self.base = narrow_domain(WEIGHTS[domain]), load_base()
+        self.unet, self.backbone = TrainingUNet(load_unet()), load_backbone()
+        weights, offsets = self.unet.parameters(), self.domain.offsets.fixed()
+        self.lent = {name: offsets.apply(name, weights[name]) for name in self.domain.offsets.names}
 
     def crop(self, photo: Tensor) -> tuple[Square, list[Square], int]:
-        """The square that is learned of a photo ``(3, H, W)``, all candidates, and the passes of the UNet that it took."""
-        photos, crops, finding = (
-            host.pack(f"nodes.host.learning.{name}") for name in ("photos", "crops", "subject_finder")
-        )
-        info, base, passes = self.loaded.domain.info, self.drawer.base, [0]
-        images = photo.movedim(0, -1)[None]
-        request = host.pack("nodes.host.learning.request").Request(
-            base.model, base.clip, base.vae, images, None, WORD, E4T(self.loaded.domain), info.preset, 0,
-            info.image_size, info.crop_margin, loaded=self.loaded,
-        )  # fmt: skip
-
-        def count() -> None:
-            passes[0] += 1
-
+        """The square that is learned of a photo ``(3, H, W)``, all candidates, and how often a square passed the UNet."""
+        photos, crops = (host.pack(f"nodes.host.learning.{name}") for name in ("photos", "crops"))
+        finding = host.pack("nodes.host.learning.subject_finder")
+        info, view = self.domain.info, _View(photo, self.base, self.backbone)
         found: list[Any] = []
 
         def find(whole: Any) -> Any:
-            found.extend(finding.Finder(request, count)(whole))
+            size = finding.coarse_size(info.image_size)
+            with self.unet.using(self.lent):
+                words = WordModel.of(
+                    self.unet, self.base.text, self.domain.encoder, info.word, info.scale, info.templates
+                )
+                found.extend(search(whole.size, round(finding.SMALLEST * size), Redrawing(words, view)))
             return found
 
-        with torch.inference_mode():
-            read = photos.read_photos(images, None, info.image_size)
-            choice = crops.CropChoice(crops.SUBJECT)
-            made = crops.choose(read, choice, info.crop_margin, info.image_size, info.word, find)
-        return made.squares[0], [one.square for one in found], passes[0]
+        read = photos.read_photos(photo.movedim(0, -1)[None], None, info.image_size)
+        made = crops.choose(read, crops.CropChoice(crops.SUBJECT), info.crop_margin, info.image_size, info.word, find)
+        return made.squares[0], [one.square for one in found], view.squares
 
 
-def search_report(cropper: Cropper, people: Sequence[Subject], kinds: Sequence[str], out: Path) -> list[bool]:
-    """Prints the table of kinds and the gates; writes a sheet of the first photos."""
+class _View:
+    """A photo as the mini world's networks see squares of it."""
+
+    def __init__(self, photo: Tensor, base: Any, backbone: Any) -> None:
+        self.photo, self.base, self.backbone, self.squares = photo, base, backbone, 0
+
+    def _cut(self, squares: Sequence[Square]) -> Tensor:
+        resize = host.pack("nodes.host.learning.photos").resize
+        windows = [square.window() for square in squares]
+        return torch.cat([resize(self.photo[None, :, rows, columns], SIZE, "bicubic") for rows, columns in windows])
+
+    def latents(self, squares: Sequence[Square]) -> Tensor:
+        self.squares += len(squares)
+        return self.base.vae.encode(self._cut(squares))
+
+    def clip_features(self, squares: Sequence[Square]) -> Tensor:
+        return self.backbone.cls_features(self._cut(squares))
+
+
+def search_report(
+    cropper: Cropper, people: Sequence[Subject], count: int, kinds: Sequence[str], out: Path
+) -> list[bool]:
+    """Prints the table of kinds, ``count`` photos each, and the gates; writes a sheet of the first photos."""
     rows, inside, results, shown = [], [], [], []
     identities = [person.identity for person in people]
     for kind in kinds:
-        photos = [photograph(identities[n:] + identities[:n], kind) for n in range(len(people))]
+        photos = [photograph(identities[n:] + identities[:n], kind) for n in range(count)]
         started, seen = time.monotonic(), []
         for photo in Progress(photos, desc=kind):
             seen.append((photo, *cropper.crop(photo.photo)))
         seconds = (time.monotonic() - started) / len(photos)
-        passes = np.mean([count for *_, count in seen])
+        looked = np.mean([count for *_, count in seen])
         shown += [(photo, square) for photo, square, *_ in seen[: SHOWN if kind != NOBODY else 2]]
         if kind == NOBODY:
             wrong = np.mean([len(candidates) > 0 for _, _, candidates, _ in seen])
-            rows.append((kind, len(photos), "-", "-", "-", "-", "-", f"{wrong:.2f}", f"{passes:.0f}", f"{seconds:.1f}"))
+            rows.append((kind, len(photos), "-", "-", "-", "-", "-", f"{wrong:.2f}", f"{looked:.0f}", f"{seconds:.1f}"))
             continue
         own = [photo.head_inside(square) for photo, square, *_ in seen]
         inside += own
@@ -111,7 +137,7 @@ def search_report(cropper: Cropper, people: Sequence[Subject], kinds: Sequence[s
         ])  # fmt: skip
         rows.append((
             kind, len(photos), f"{np.mean(own):.3f}", f"{np.mean(middle):.3f}", f"{near:.2f}", f"{near_middle:.2f}",
-            f"{np.mean(everyone):.2f}", f"{extra:.2f}", f"{passes:.0f}", f"{seconds:.1f}",
+            f"{np.mean(everyone):.2f}", f"{extra:.2f}", f"{looked:.0f}", f"{seconds:.1f}",
         ))  # fmt: skip
     header = (
         "photos",
@@ -141,7 +167,7 @@ def same_portraits(cropper: Cropper, people: Sequence[Subject]) -> bool:
     return gate("portraits whose crop is all of them, as without a search", float(np.mean(same)), least=SAME_GATE)
 
 
-def identity_report(domain: str, people: Sequence[Subject], kinds: Sequence[str]) -> list[bool]:
+def identity_report(cropper: Cropper, domain: str, people: Sequence[Subject], kinds: Sequence[str]) -> list[bool]:
     """Learns each individual from a portrait and from photos of each kind, and prints NAMED and what the photos lose."""
     drawer, judges = Drawer(1, {}, domain), load_judges()
     identities = [person.identity for person in people]
@@ -149,12 +175,15 @@ def identity_report(domain: str, people: Sequence[Subject], kinds: Sequence[str]
     seen = Visibility.of(wanted)
     arms: dict[str, list[Tensor]] = {}
     for number, person in enumerate(Progress(people, desc="learning")):
-        photos: dict[str, tuple[Tensor, str]] = {"portrait": (concept_photo(person.identity)[1], "middle")}
+        portrait = concept_photo(person.identity)[1]
+        photos = {"portrait": (portrait, middle_square((portrait.shape[-2], portrait.shape[-1])))}
         for kind in kinds:
-            photo = photograph(identities[number:] + identities[:number], kind).photo
-            photos |= {kind: (photo, "subject"), f"{kind}, middle": (photo, "middle")}
-        for arm, (photo, crop) in photos.items():
-            tuned = personalize(drawer.base, drawer.domain(domain), photo, None, drawer.settings(), crop=crop)
+            made = photograph(identities[number:] + identities[:number], kind)
+            photos |= {kind: (made.photo, cropper.crop(made.photo)[0]), f"{kind}, exact": (made.photo, made.portrait())}
+        for arm, (photo, square) in photos.items():
+            tuned = personalize(
+                drawer.base, drawer.domain(domain), photo, None, drawer.settings(), crop="box", boxes=box_of(square)
+            )
             pictures = [
                 host.draw(tuned, [prompt.text.format(WORD)], drawer.seeds(person, place), host.SECOND_ORDER)
                 for place, prompt in enumerate(person.prompts)
@@ -182,6 +211,11 @@ def identity_report(domain: str, people: Sequence[Subject], kinds: Sequence[str]
         for kind in kinds
         for one in (np.ones((1, len(people))),)
     ]
+
+
+def box_of(square: Square) -> dict[str, int]:
+    """A square as ComfyUI's BOUNDING_BOX."""
+    return {"x": square.left, "y": square.top, "width": square.side, "height": square.side}
 
 
 def write_sheet(shown: Sequence[tuple[Photographed, Square]], out: Path, column: int = 192) -> None:
@@ -224,11 +258,11 @@ def main() -> int:
     if options.portraits:
         results.append(same_portraits(cropper, load_subjects(options.split, options.portraits, options.domain)))
     if options.identities:
-        people = load_subjects(options.split, max(3, options.identities), options.domain)[: options.identities]
-        results += search_report(cropper, people, kinds, options.out)
+        people = load_subjects(options.split, max(3, options.identities), options.domain)
+        results += search_report(cropper, people, options.identities, kinds, options.out)
     if options.identity:
-        some = load_subjects(options.split, options.identity, options.domain)
-        results += identity_report(options.domain, some, [kind for kind in LEARNED_KINDS if kind in kinds])
+        some = load_subjects(options.split, max(3, options.identity), options.domain)[: options.identity]
+        results += identity_report(cropper, options.domain, some, [kind for kind in LEARNED_KINDS if kind in kinds])
     return 0 if all(results) else 1
 
 

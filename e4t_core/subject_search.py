@@ -19,8 +19,8 @@ Care = Literal["glance", "look", "check"]
 # Sides of squares as shares of the photo's shorter side; smaller subjects hold too few pixels to learn from.
 SIZES = (1.0, 0.71, 0.5, 0.36)
 STEP = 0.25  # of the grid, as a share of a square's side
-MOST = 300  # squares of one size; a panorama would have thousands of small ones
-STARTS = 4  # squares of each size from which a walk begins
+MOST = 500  # squares of one size; a panorama would have thousands of small ones
+STARTS = 3  # squares of each size from which a walk begins
 WORTH = 0.35  # of the best score so far on any grid: below it, no walk begins
 WALK = (0.14, 0.07)  # steps, as shares of a square's side
 LONGEST_WALK = 2  # moves of each step
