@@ -58,10 +58,10 @@ def test_nothing_that_convinces_is_nobody() -> None:
     assert Scene(SIZE).found() == []
 
 
-def test_a_subject_that_fills_a_square_photo_ends_the_search() -> None:
-    scene = Scene((128, 128), Square(0, 0, 128))
-    assert scene.found() == [Square(0, 0, 128)]
-    assert sum(care == "glance" for _, care in scene.seen) == 1
+@pytest.mark.parametrize("subject", [Square(0, 0, 128), Square(6, 10, 112)])
+def test_a_subject_that_fills_a_square_photo_is_all_of_it_and_ends_the_search(subject: Square) -> None:
+    scene = Scene((128, 128), subject)
+    assert scene.found() == [Square(0, 0, 128)] and scene.seen == [(Square(0, 0, 128), "check")]
 
 
 def test_the_same_photo_gives_the_same_subjects_by_the_same_looks() -> None:

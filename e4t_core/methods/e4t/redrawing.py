@@ -26,7 +26,7 @@ from .word_model import WordModel
 # Noise levels, as shares of the schedule (0: clean). Little noise leaves the place of things to be seen, so that a square that
 # is a bit off scores too; much noise leaves all to the word. Only a check asks the encoder for the square's own word: on the way
 # there the domain's word ranks squares as well, and costs less.
-LEVELS: dict[Care, tuple[float, ...]] = {"glance": (0.5,), "look": (0.65,), "check": (0.5, 0.65, 0.8, 0.92)}
+LEVELS: dict[Care, tuple[float, ...]] = {"glance": (0.5,), "look": (0.5, 0.8), "check": (0.5, 0.65, 0.8, 0.92)}
 # What convinces: the share of the square that the word explains, and by which share less it errs than no word does.
 LEAST_EXPLAINED, LEAST_GAIN = 0.42, 0.055
 # Squares with less in them than this share of what the fullest one holds are not looked at.
