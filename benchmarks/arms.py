@@ -141,7 +141,8 @@ class Drawer:
             pictures = reconstruct(self._vae, pictures)
         return pictures.repeat_interleave(self.draws, dim=0)
 
-    def _seeds(self, subject: Subject, prompt: int) -> list[int]:
+    def seeds(self, subject: Subject, prompt: int) -> list[int]:
+        """Of the starting noise of each picture of a prompt."""
         return [seed_of(subject.number, prompt, draw) for draw in range(self.draws)]
 
     def _prompted(self, arm: str, subject: Subject) -> Tensor:
@@ -152,7 +153,7 @@ class Drawer:
     def _draw_at_once(self, base: host.Base, word: str, subject: Subject) -> Tensor:
         """All pictures of a subject in one batch, where nothing refines the word."""
         texts = [p.text.format(word) for p in subject.prompts for _ in range(self.draws)]
-        seeds = [seed for number in range(len(subject.prompts)) for seed in self._seeds(subject, number)]
+        seeds = [seed for number in range(len(subject.prompts)) for seed in self.seeds(subject, number)]
         return host.draw(base, texts, seeds, SAMPLING)
 
     def _learned(self, arm: str, subject: Subject) -> Tensor:
@@ -168,21 +169,31 @@ class Drawer:
             return self._draw_at_once(replace(tuned, model=self.base.model), WORD, subject)
         parts = []
         for number, prompt in enumerate(subject.prompts):
-            parts.append(host.draw(tuned, [prompt.text.format(WORD)], self._seeds(subject, number), SAMPLING))
+            parts.append(host.draw(tuned, [prompt.text.format(WORD)], self.seeds(subject, number), SAMPLING))
         return torch.cat(parts)
 
 
 def personalize(
-    base: host.Base, domain: Any, photo: Tensor, mask: Tensor | None, settings: Any, **sampling: Any
+    base: host.Base,
+    domain: Any,
+    photo: Tensor,
+    mask: Tensor | None,
+    settings: Any,
+    crop: str = "middle",
+    boxes: Any = None,
+    **sampling: Any,
 ) -> host.Base:
-    """The node "E4T Personalize" on a photo ``(3, H, W)``: the base with the concept in MODEL and CLIP, drawn as ``sampling`` says."""
+    """The node "E4T Personalize" on a photo ``(3, H, W)``: the base with the concept in MODEL and CLIP, drawn as ``sampling`` says.
+
+    Portraits need no search, so that ``crop`` is the middle unless another one is asked for.
+    """
     node = host.pack("nodes.personalize").Personalize
     # Two concepts: arms of one subject share them, and 64 subjects do not fill the memory.
     host.pack("nodes.host.learning.result_store").STORE.limit = STORE_BYTES
     with torch.inference_mode():
         output = node.execute(
             model=base.model, clip=base.clip, vae=base.vae, domain=domain, image=photo.movedim(0, -1)[None], trigger=WORD,
-            seed=0, mask=mask, settings=host.chosen(settings, **sampling),
+            seed=0, mask=mask, settings=host.chosen(settings, **sampling), crop=crop, boxes=boxes,
         )  # fmt: skip
     model, clip = output.args[:2]
     return host.Base(model, clip, base.vae)

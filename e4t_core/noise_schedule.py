@@ -51,6 +51,19 @@ class NoiseSchedule:
             return signal * noise - spread * latent
         raise ValueError(f"Prediction type {prediction!r} is unknown: it must be 'epsilon' or 'v'.")
 
+    def clean(self, z: Tensor, predicted: Tensor, t: Tensor, prediction: str) -> Tensor:
+        """The clean latent that a prediction for ``z`` at ``t`` amounts to: :meth:`target` turned round.
+
+        Raises:
+            ValueError: ``prediction`` is neither "epsilon" nor "v".
+        """
+        signal, spread = self._rates(t, z)
+        if prediction == "epsilon":
+            return (z - spread * predicted) / signal
+        if prediction == "v":
+            return signal * z - spread * predicted
+        raise ValueError(f"Prediction type {prediction!r} is unknown: it must be 'epsilon' or 'v'.")
+
     def _rates(self, t: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
         kept = self.alphas_cumprod.to(like.device)[t.to(like.device)].view(-1, *[1] * (like.ndim - 1))
         return kept.sqrt().to(like.dtype), (1.0 - kept).sqrt().to(like.dtype)

@@ -6,6 +6,7 @@ Lengths are pixels of a portrait (zoom 1), origin in the middle of the head, y d
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -28,22 +29,30 @@ HAIR = _palette("1c1a1c", "6b4020", "f0cf60", "c84a18", "e6e6ea", "2c50c8", "2a8
 EYES = _palette("101010", "2070e0", "18a050", "f09a10", "9a30d8")
 FUR = _palette("28262a", "8c8c90", "f4f4f2", "e88c34", "7c4a28", "ead8b0", "5078c0", "f0a0c0")
 PAINT = _palette("000000", "3a1c10", "b83c44", "e01818", "1c3ce0", "f6e018")
+CLOTHES = "b8c4cc"
 STREAK = _palette("000000", "fafafa", "8a1cc8", "ff8a00")
 
 
 class _Canvas:
-    """A batch of pictures being painted, back to front."""
+    """A batch of pictures being painted, back to front.
 
-    def __init__(self, color: Tensor, x: Tensor, y: Tensor, scale: Tensor) -> None:
-        self.x, self.y, self.scale = x, y, scale
-        self.picture = color.expand(-1, -1, SIZE, SIZE).clone()
+    Args:
+        color: of the background ``(B, 3, 1, 1)``.
+        x, y: of every pixel ``(B, 1, H, W)``, in the lengths that shapes are given in.
+        scale: pixels per such length.
+        pen: pixels that a line of one pixel is wide, where a picture is larger than a portrait.
+    """
+
+    def __init__(self, color: Tensor, x: Tensor, y: Tensor, scale: Tensor, pen: float = 1.0) -> None:
+        self.x, self.y, self.scale, self.pen = x, y, scale, pen
+        self.picture = color.expand(-1, -1, *x.shape[-2:]).clone()
         self.ink = torch.zeros_like(x)
 
     def paint(self, distance: Tensor, color: Tensor, where: Tensor | None = None, outline: bool = True) -> None:
         """Fills ``distance < 0`` (B,1,H,W) with ``color`` (B,3,1,1), in the pictures where ``where`` (B,) holds."""
         pixels = distance * self.scale
         alpha = (0.5 - pixels).clamp(0, 1)
-        line = (1.9 - pixels.abs()).clamp(0, 1)
+        line = (1.9 * self.pen - pixels.abs()).clamp(0, 1)
         if where is not None:
             chosen = where.view(-1, 1, 1, 1).to(alpha.dtype)
             alpha, line = alpha * chosen, line * chosen
@@ -131,7 +140,7 @@ def _draw_faces(canvas: _Canvas, batch: _Batch, accessory: Tensor) -> None:
     mouth_w = batch.measure("mouth width", 6.0, 19.0)
     nose = batch.measure("nose length", 3.0, 8.5)
 
-    canvas.paint(canvas.ellipse(0.0, HEAD + 36, 44.0, 30.0), _tone("b8c4cc"))
+    canvas.paint(canvas.ellipse(0.0, HEAD + 36, 44.0, 30.0), _tone(CLOTHES))
     canvas.paint(canvas.box(0.0, HEAD + 2, 11.0, 12.0), skin * 0.88)
     curly, long, mohawk = (batch.has("hair style", s) for s in ("curly", "long", "mohawk"))
     angle = torch.atan2(y + 14, x)
@@ -221,6 +230,7 @@ def _draw_cats(canvas: _Canvas, batch: _Batch, accessory: Tensor) -> None:
     _accessory(canvas, accessory, a, top, HEAD + 3)
 
 
+_DRAWERS = {"face": _draw_faces, "cat": _draw_cats}
 _BLUR = torch.tensor([0.054, 0.244, 0.404, 0.244, 0.054])
 
 
@@ -272,7 +282,66 @@ def render(identities: Sequence[Identity], scenes: Sequence[Scene]) -> Tensor:
         x = (gx[None, None] - SIZE / 2 - shift[:, 0].view(-1, 1, 1, 1)) / scale
         y = (gy[None, None] - SIZE / 2 - 5 - shift[:, 1].view(-1, 1, 1, 1)) / scale
         canvas = _Canvas(_color(BACKGROUND, torch.tensor([s.background for s in chosen])), x, y, scale)
-        draw = _draw_faces if domain == "face" else _draw_cats
-        draw(canvas, batch, torch.tensor([s.accessory for s in chosen]))
+        _DRAWERS[domain](canvas, batch, torch.tensor([s.accessory for s in chosen]))
         result[rows] = _stylise(canvas, torch.tensor([s.style for s in chosen]), gx - SIZE / 2, gy - SIZE / 2)
     return result
+
+
+@dataclass(frozen=True)
+class Placed:
+    """Someone in a picture larger than a portrait.
+
+    Attributes:
+        left, top, side: in pixels, the square that would be a portrait of this individual.
+        accessory: index into ``ACCESSORIES``.
+    """
+
+    identity: Identity
+    left: float
+    top: float
+    side: float
+    accessory: int = 0
+
+
+@dataclass(frozen=True)
+class Thing:
+    """Something in the background: a box of one of its colors; left, top, width and height in pixels."""
+
+    left: float
+    top: float
+    width: float
+    height: float
+    color: int
+
+
+@torch.no_grad()
+def render_picture(
+    width: int, height: int, background: int, people: Sequence[Placed], things: Sequence[Thing] = ()
+) -> Tensor:
+    """A photo ``(3, height, width)`` in [0, 1] of any size, of things and, before them, individuals, painted in order.
+
+    Who is alone in a square of 128 pixels, without things, is drawn as :func:`render` draws a portrait, but for the body,
+    which goes on below the shoulders here.
+    """
+    rows, columns = (torch.arange(size, dtype=torch.float32) + 0.5 for size in (height, width))
+    gy, gx = torch.meshgrid(rows, columns, indexing="ij")
+    gx, gy = gx[None, None], gy[None, None]
+    one = torch.ones(1, 1, 1, 1)
+    canvas = _Canvas(_color(BACKGROUND, torch.tensor([background])), gx, gy, one)
+    for thing in things:
+        half_width, half_height = thing.width / 2, thing.height / 2
+        middle = thing.left + half_width, thing.top + half_height
+        box = canvas.box(*middle, torch.tensor(half_width), torch.tensor(half_height))
+        canvas.paint(box, _color(BACKGROUND, torch.tensor([thing.color])))
+    for person in people:
+        canvas.pen = person.side / SIZE
+        canvas.scale = one * canvas.pen
+        canvas.x = (gx - person.left - person.side / 2) / canvas.scale
+        canvas.y = (gy - person.top - person.side / 2) / canvas.scale - 5
+        batch, accessory = _Batch([person.identity]), torch.tensor([person.accessory])
+        if person.identity.domain == "face":
+            canvas.paint(canvas.box(0.0, HEAD + 136, 44.0, 100.0), _tone(CLOTHES))
+        _DRAWERS[person.identity.domain](canvas, batch, accessory)
+    shorter = min(width, height)
+    light_x, light_y = ((at - size / 2) * SIZE / shorter for at, size in ((gx, width), (gy, height)))
+    return _stylise(canvas, torch.tensor([0]), light_x[0, 0], light_y[0, 0])[0]

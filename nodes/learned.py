@@ -6,6 +6,7 @@ from comfy_api.latest import io
 
 from ..e4t_core.trigger import TriggerError, check_trigger
 from .host.learning.apply import applied
+from .host.learning.crops import BOX, CROPS, MIDDLE, SUBJECT
 from .host.learning.learn import learn
 from .host.learning.masks import AUTO, LEARN_HERE, LEAVE_OUT, MASK_MEANINGS
 from .host.learning.previews import AUTO as AUTO_PREVIEWS
@@ -75,6 +76,34 @@ def mask_input() -> io.Input:
         tooltip=f"What the mask marks. '{AUTO}': where to learn, unless it covers the border and spares the middle."
         f" '{LEARN_HERE}': always where to learn. '{LEAVE_OUT}': what to leave out.",
     )
+
+
+def crop_inputs() -> list[io.Input]:
+    """Which part of a photo without a mask is learned."""
+    return [
+        io.Combo.Input(
+            "crop",
+            options=list(CROPS),
+            default=SUBJECT,
+            optional=True,
+            tooltip=f"What the square that is learned follows where there is no mask. '{SUBJECT}': the domain looks for it in the"
+            f" whole photo. '{MIDDLE}': nothing, the middle of the photo is taken. '{BOX}': exactly the box that is wired in.",
+        ),
+        io.Int.Input(
+            "which",
+            default=0,
+            min=0,
+            max=99,
+            optional=True,
+            tooltip="Which subject, if the photo shows several: 1 is the first from the left. 0: the largest.",
+        ),
+        io.BoundingBox.Input(
+            "boxes",
+            optional=True,
+            force_input=True,
+            tooltip="Boxes around subjects, from a node that detects faces or objects, in place of the domain's own search.",
+        ),
+    ]
 
 
 def preview_input() -> io.Input:

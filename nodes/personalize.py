@@ -7,12 +7,14 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..e4t_core.methods.e4t.method import E4T
+from .host.learning.crops import SUBJECT, CropChoice
 from .host.learning.masks import AUTO
 from .host.learning.previews import AUTO as AUTO_PREVIEWS
 from .host.learning.request import LoadedDomain, Request
 from .host.learning.settings_choice import SettingsChoice
 from .learned import (
     LEARNED_OUTPUTS,
+    crop_inputs,
     learned,
     mask_input,
     photo_inputs,
@@ -43,6 +45,7 @@ class Personalize(io.ComfyNode):
                 SettingsIO.Input("settings", optional=True, tooltip="Unconnected: the domain's preset."),
                 *trigger_and_seed_inputs(),
                 mask_input(),
+                *crop_inputs(),
                 preview_input(),
             ],
             outputs=LEARNED_OUTPUTS,
@@ -67,6 +70,9 @@ class Personalize(io.ComfyNode):
         mask: Any = None,
         settings: SettingsChoice | None = None,
         mask_means: str = AUTO,
+        crop: str = SUBJECT,
+        which: int = 0,
+        boxes: Any = None,
         preview_every: int = AUTO_PREVIEWS,
     ) -> io.NodeOutput:
         choice, info = settings or SettingsChoice(), domain.domain.info
@@ -86,6 +92,7 @@ class Personalize(io.ComfyNode):
             sampling=choice.sampling,
             notes=choice.notes(info.preset),
             mask_means=mask_means,
+            crop=CropChoice(crop, which, boxes),
             preview_every=preview_every,
         )
         return learned(request)

@@ -142,13 +142,19 @@ def run(base, domain, monkeypatch):
         mask=None,
         of=domain,
         mask_means="auto",
+        # These random domains know no subject, and a search for one takes longer than a tuning.
+        crop="middle",
+        which=0,
+        boxes=None,
         **sampling,
     ):
         image = photo() if image is None else image
         if sampling or isinstance(settings, TuningSettings):
             settings = chosen(settings or of.info.preset, **sampling)
         loaded = LoadedDomain(of)
-        return Personalize.execute(model, clip, vae, loaded, image, word, seed, mask, settings, mask_means).args
+        return Personalize.execute(
+            model, clip, vae, loaded, image, word, seed, mask, settings, mask_means, crop, which, boxes
+        ).args
 
     execute.tunings = 0
     monkeypatch.setattr(learn, "train", counted)

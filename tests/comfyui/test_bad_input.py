@@ -11,7 +11,7 @@ import folder_paths
 import pytest
 import torch
 from e4t_pack.nodes.host import model_folders
-from e4t_pack.nodes.host.learning.photos import PhotoError, crop_square, prepare_photos
+from e4t_pack.nodes.host.learning.photos import PhotoError, cut, read_photos, usual_square
 from e4t_pack.nodes.host.learning.request import LoadedDomain, UnsupportedVAEError
 from e4t_pack.nodes.host.learning.result_store import STORE
 from e4t_pack.nodes.host.model_folders import ModelFileError
@@ -22,6 +22,7 @@ from e4t_pack.nodes.settings import Settings
 from safetensors.torch import load_file, save_file
 from world import QUICK, chosen, make_base, make_domain, make_state, photo, text_options
 
+from e4t_core.crop import Square
 from e4t_core.files.domain_file import DomainFileError, save_domain
 from e4t_core.methods.e4t.clip_backbone import BackboneError
 from e4t_core.methods.e4t.domain_info import DomainMismatchError
@@ -87,8 +88,13 @@ def test_odd_photos_simply_work(base, domain, image, mask):
     assert torch.isfinite(parts.embedding[0]).all()
 
 
+def prepared_photos(image, mask=None, size=64, margin=0.25):
+    read = read_photos(image, mask, size)
+    return cut(read, [usual_square(one, margin) for one in read.photos], size)
+
+
 def test_a_ten_thousand_pixel_photo_is_scaled_down():
-    prepared = prepare_photos(torch.rand((1, 2000, 1, 3)).expand(1, 2000, 10000, 3), None, 64, 0.25)
+    prepared = prepared_photos(torch.rand((1, 2000, 1, 3)).expand(1, 2000, 10000, 3))
     assert prepared.images.shape == (1, 64, 64, 3)
 
 
@@ -98,13 +104,16 @@ def test_the_node_takes_a_ten_thousand_pixel_photo(base, domain):
 
 
 def test_the_crop_follows_the_mask_with_the_margin_and_stays_inside():
+    def cropped(mask):
+        return usual_square(read_photos(torch.rand((1, 100, 200, 3)), mask, 64).photos[0], 0.25)
+
     mask = torch.zeros((100, 200))
     mask[40:60, 100:110] = 1
-    assert crop_square((100, 200), mask, 0.25) == (35, 90, 30)
+    assert cropped(mask) == Square(35, 90, 30)
     mask[:] = 0
     mask[0:20, 190:200] = 1
-    assert crop_square((100, 200), mask, 0.25) == (0, 170, 30)
-    assert crop_square((100, 200), None, 0.25) == (0, 50, 100)
+    assert cropped(mask) == Square(0, 170, 30)
+    assert cropped(None) == Square(0, 50, 100)
 
 
 def test_what_the_mask_marks_is_in_the_middle_of_what_is_learned():
@@ -112,7 +121,7 @@ def test_what_the_mask_marks_is_in_the_middle_of_what_is_learned():
     image[:, 40:60, 150:170] = mask[:, 40:60, 150:170, None] = 1
     mask[:, 40:60, 150:170] = 1
     image[:, 40:60, 150:170] = 1
-    prepared = prepare_photos(image, mask, 60, 0.5)
+    prepared = prepared_photos(image, mask, 60, 0.5)
     assert prepared.images[0, 30, 30].min() > 0.9 and prepared.images[0, 2, 2].max() < 0.1
     assert prepared.masks is not None and prepared.masks[0, 0, 30, 30] > 0.9
 
@@ -139,7 +148,7 @@ def test_what_a_checkpoint_does_not_hold_is_named(base, domain, missing, words):
 def test_a_word_in_use_is_refused_before_any_work(base, domain, monkeypatch):
     _, clip, _, _ = personalize(base, domain)
     monkeypatch.setattr(
-        "e4t_pack.nodes.host.learning.learn.prepare_photos", lambda *_: pytest.fail("worked before it checked")
+        "e4t_pack.nodes.host.learning.learn.read_photos", lambda *_: pytest.fail("worked before it checked")
     )
     with pytest.raises(ValueError, match="already stands for another concept"):
         personalize((base[0], clip, base[2]), domain)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from e4t_pack.nodes.host.learning import masks as meaning
 from e4t_pack.nodes.host.learning.masks import AUTO, LEARN_HERE, LEAVE_OUT, marks_surroundings
-from e4t_pack.nodes.host.learning.photos import NEUTRAL, PhotoError, prepare_photos
+from e4t_pack.nodes.host.learning.photos import NEUTRAL, PhotoError, cut, read_photos, usual_square
 from PIL import Image
 from world import photo
 
@@ -100,7 +100,8 @@ def image_of(*pictures: torch.Tensor) -> torch.Tensor:
 
 
 def prepared(image, mask=None, means=AUTO):
-    return prepare_photos(image, mask, 64, 0.25, means)
+    read = read_photos(image, mask, 64, means)
+    return cut(read, [usual_square(one, 0.25) for one in read.photos], 64)
 
 
 def test_alpha_is_the_mask_and_hidden_colors_are_not_learned():

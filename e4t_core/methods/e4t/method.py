@@ -19,6 +19,7 @@ from ...photos import Photos, TuningError
 from ...run import BaseModel, OnPass, Phase
 from ...trained_weight import TrainedWeight
 from ...training import chunks
+from ...unet import TextEncoder, UNet
 from ...weight_changes import Scaled
 from . import photo_fit, subject
 from .domain import Domain
@@ -69,14 +70,7 @@ class E4T:
             WordError: the domain word is not one token in this text encoder.
             TuningError: the photos do not fit the encoder.
         """
-        unet, info, encoder = base.unet, self.domain.info, self.domain.encoder
-        check_base(info, base.text.width, unet.prediction, unet.feature_width, unet.attention_projections())
-        given = None if photos.clip_features is None else tuple(photos.clip_features.shape[1:])
-        if given != (encoder.layers, encoder.clip_width):
-            raise TuningError(
-                f"The photos' CLIP features are {given} (layers, width), but domain {info.name!r} reads"
-                f" {(encoder.layers, encoder.clip_width)}: use the image backbone {info.backbone.architecture!r}."
-            )
+        check_fits(self.domain, base.unet, base.text, photos.clip_features)
         return E4TRun(self, base, photos, settings, seed, trigger, plan)
 
 
@@ -239,6 +233,23 @@ class E4TRun:
                 f" ({self.settings.learning_rate:g}), or run the base model in a wider float type."
             )
         return static.cpu()
+
+
+def check_fits(domain: Domain, unet: UNet, text: TextEncoder, clip_features: Tensor | None) -> None:
+    """Check that a domain can be used on a base, with such features ``(n, L, C)`` of photos.
+
+    Raises:
+        DomainMismatchError: the domain was made for another base.
+        TuningError: it reads other features.
+    """
+    info, encoder = domain.info, domain.encoder
+    check_base(info, text.width, unet.prediction, unet.feature_width, unet.attention_projections())
+    given = None if clip_features is None else tuple(clip_features.shape[1:])
+    if given != (encoder.layers, encoder.clip_width):
+        raise TuningError(
+            f"The photos' CLIP features are {given} (layers, width), but domain {info.name!r} reads"
+            f" {(encoder.layers, encoder.clip_width)}: use the image backbone {info.backbone.architecture!r}."
+        )
 
 
 def domain_changes(domain: Domain) -> tuple[Scaled, ...]:

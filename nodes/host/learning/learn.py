@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import comfy.sd
@@ -20,8 +20,9 @@ from ....e4t_core.memory_plan import MemoryPlan
 from ....e4t_core.methods.e4t.domain import Domain
 from ....e4t_core.methods.e4t.method import E4T
 from ....e4t_core.methods.textual_inversion import TextualInversion
-from ....e4t_core.photos import Photos
+from ....e4t_core.photos import Photos as LearnedPhotos
 from ....e4t_core.run import BaseModel, Method, StepReport
+from ....e4t_core.subject_search import Subject
 from ....e4t_core.training import train
 from ..networks.backbone import image_features
 from ..networks.base_model import ComfyUNet, file_name
@@ -29,13 +30,16 @@ from ..networks.compute_type import bfloat16_products, compute_type, uses_autoca
 from ..networks.text_encoder import ComfyTextEncoder, unload
 from ..sampling.held_concept import bytes_held, tensors_of
 from .content_key import WeightHashes, content_key
+from .crops import Crops, choose
 from .memory import AUTO, Free, TooLittleMemoryError, plans_that_fit, run_in_memory, work_of
 from .notes import about_request, what_was_made
-from .photos import PreparedPhotos, prepare_photos
+from .numbered import overview
+from .photos import Photo, Photos, PreparedPhotos, cut, read_photos
 from .previews import Previews
 from .progress import Progress, check_cancelled
 from .request import Request, check
 from .result_store import ResultStore
+from .subject_finder import Finder
 
 logger = logging.getLogger(__name__)
 
@@ -50,12 +54,15 @@ def learn(request: Request, store: ResultStore, progress: Progress) -> Concept:
         torch.OutOfMemoryError: the smallest memory plan did not fit after all; a note says what to lower.
     """
     check(request)
-    photos = prepare_photos(request.images, request.masks, request.image_size, request.crop_margin, request.mask_means)
+    whole = read_photos(request.images, request.masks, request.image_size, request.mask_means)
+    crops = _crops(request, whole, progress, store)
+    photos = cut(whole, crops.squares, request.image_size)
+    photos = dataclasses.replace(photos, notes=(*photos.notes, *crops.notes))
     colors = request.model.model.latent_format
     progress.previews = Previews(
         request.preview_every, request.settings.batch, colors.latent_rgb_factors, colors.latent_rgb_factors_bias
     )
-    progress.begin(photos.images, about_request(request, photos))
+    progress.begin(photos.images, about_request(request, photos), overview(whole, crops))
     key = _key(request, photos, store.hashes)
     concept = store.get(key)
     if concept is None:
@@ -74,6 +81,28 @@ def learn(request: Request, store: ResultStore, progress: Progress) -> Concept:
         logger.warning("E4T: %s", note)
     progress.done(told, concept)
     return dataclasses.replace(concept, trigger=request.trigger, sampling=request.sampling)
+
+
+def _crops(request: Request, photos: Photos, progress: Progress, store: ResultStore) -> Crops:
+    """What is learned of each photo; the domain looks for its subject where nobody said where it is."""
+    margin, size = request.crop_margin, request.image_size
+    loaded = request.loaded
+    if loaded is None:
+        return choose(photos, request.crop, margin, size, "", None)
+    word = loaded.domain.info.word
+    finder = Finder(request, progress.searching)
+
+    def find(photo: Photo) -> Sequence[Subject]:
+        # The seed and the settings of tuning decide nothing here.
+        decides = (loaded.decides(store.hashes), *_base_key(request.model, request.clip, store.hashes))
+        key = content_key("subjects", photo.picture, size, *decides, store.hashes.weights_key(request.vae.patcher))
+        known = store.subjects(key)
+        if known is None:
+            known = tuple(finder(photo))
+            store.remember_subjects(key, known)
+        return known
+
+    return choose(photos, request.crop, margin, size, word, find)
 
 
 def learn_again(
@@ -183,7 +212,9 @@ class Watcher(Protocol):
         """The core's ``on_step``."""
 
 
-def run_on(base: RunBase, settings: LoopSettings, given: Photos, watcher: Watcher, store: ResultStore) -> Concept:
+def run_on(
+    base: RunBase, settings: LoopSettings, given: LearnedPhotos, watcher: Watcher, store: ResultStore
+) -> Concept:
     """The training loop, with the fastest memory plan that fits.
 
     Raises:
@@ -212,7 +243,7 @@ def run_on(base: RunBase, settings: LoopSettings, given: Photos, watcher: Watche
         return run_in_memory(plans_that_fit(settings, work, free), run, told)
 
 
-def _encode(request: Request, photos: PreparedPhotos) -> Photos:
+def _encode(request: Request, photos: PreparedPhotos) -> LearnedPhotos:
     """What the networks make of the photos, once for the whole run."""
     check_cancelled()
     latents: Tensor = request.model.model.process_latent_in(request.vae.encode(photos.images))
@@ -222,7 +253,7 @@ def _encode(request: Request, photos: PreparedPhotos) -> Photos:
         features = image_features(request.loaded.domain, request.loaded.clip_vision, photos.images)
         check_cancelled()
     with torch.inference_mode(False):
-        return Photos(
+        return LearnedPhotos(
             latents.detach().float().cpu().clone(),
             None if features is None else features.clone(),
             None if photos.masks is None else photos.masks.clone(),

@@ -1,22 +1,22 @@
-"""From an IMAGE and a MASK to what is learned from: a square crop around the mask, at the domain's size."""
+"""From an IMAGE and a MASK to what is learned from: a square crop of each photo, at the domain's size."""
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ....e4t_core.crop import SMALLEST_SIDE, Square, middle_square, square_around
 from ....e4t_core.methods.e4t.photo_fit import shows_nothing
 from . import masks as meaning
 from .masks import AUTO, LEARN_HERE, LEAVE_OUT
 
 logger = logging.getLogger(__name__)
 
-# A smaller side holds nothing that could be recognized: probably an empty or placeholder image.
-SMALLEST_SIDE = 8
 # What stands where a picture is transparent: white, in [0, 1], as in most training pictures without a background. The mini world's
 # domains explain subjects on white as well as whole photos, and worse on gray, on black and on the subject's mean color.
 NEUTRAL = 1.0
@@ -36,6 +36,42 @@ class PhotoError(ValueError):
 
 
 @dataclass(frozen=True, eq=False)
+class Photo:
+    """One photo, whole.
+
+    Attributes:
+        picture: ``(3, H, W)`` in [0, 1], as it came in.
+        visible: ``(H, W)`` in [0, 1], where it is not transparent; none: all of it.
+        mask: ``(H, W)`` in [0, 1], 1 = learn here, not all zero; none: nobody said where.
+    """
+
+    picture: Tensor
+    visible: Tensor | None
+    mask: Tensor | None
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width) in pixels."""
+        return self.picture.shape[-2], self.picture.shape[-1]
+
+    def box(self) -> tuple[int, int, int, int] | None:
+        """The mask's (top, left, bottom, right), where it is above half of its highest value; none without a mask."""
+        if self.mask is None:
+            return None
+        high = self.mask > 0.5 * self.mask.max()
+        rows, columns = (torch.nonzero(high.any(dim=dim)) for dim in (1, 0))
+        return int(rows[0]), int(columns[0]), int(rows[-1]) + 1, int(columns[-1]) + 1
+
+
+@dataclass(frozen=True, eq=False)
+class Photos:
+    """Photos of one concept, whole, and what the artist should know of them, a sentence or two each."""
+
+    photos: tuple[Photo, ...]
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, eq=False)
 class PreparedPhotos:
     """Square crops of n photos of one concept.
 
@@ -50,10 +86,8 @@ class PreparedPhotos:
     notes: tuple[str, ...] = ()
 
 
-def prepare_photos(
-    images: Tensor, masks: Tensor | None, size: int, margin: float, mask_means: str = AUTO
-) -> PreparedPhotos:
-    """Crop and scale photos.
+def read_photos(images: Tensor, masks: Tensor | None, size: int, mask_means: str = AUTO) -> Photos:
+    """What is wired in, checked.
 
     Without a mask, a picture's transparency is its mask. Colors under transparent pixels are never learned: they are
     whatever a program left there, and nobody has seen them.
@@ -61,8 +95,7 @@ def prepare_photos(
     Args:
         images: ComfyUI IMAGE ``(n, H, W, C)`` in [0, 1] with C = 3, or 4 (alpha, 1 = opaque); any size.
         masks: ComfyUI MASK ``(n or 1, h, w)`` or ``(h, w)``; any size. All zero: no mask.
-        size: side S of the crops in pixels.
-        margin: room on each side of a mask's box, as a share of its longer side.
+        size: side in pixels that is learned from, for what is said of a photo that is too small.
         mask_means: what a mask's 1 means, one of ``masks.MASK_MEANINGS``.
 
     Raises:
@@ -72,11 +105,11 @@ def prepare_photos(
     images, alphas = _checked_images(images, size)
     count, _, height, width = images.shape
     wired = _checked_masks(masks, count, (height, width))
-    crops, mask_crops, seen, turned, empty = [], [], [], [], []
+    photos, seen, turned = [], [], []
     for index in range(count):
         # As shares of the highest value: how opaque the brush was does not matter.
         wanted = None if wired is None or not wired[index].any() else wired[index] / wired[index].max()
-        visible = None if alphas is None else _visible(alphas[index], _named(index, count))
+        visible = None if alphas is None else _visible(alphas[index], named(index, count))
         if wanted is None and visible is not None:
             seen.append(index)
         if wanted is not None and _is_turned(wanted, visible, images[index], mask_means):
@@ -87,54 +120,50 @@ def prepare_photos(
         mask = _least(wanted, visible)
         if mask is not None and not mask.max() > OPAQUE:
             raise PhotoError(
-                f"The MASK, read as mask_means = {mask_means!r}, leaves nothing to learn from in {_named(index, count)}:"
+                f"The MASK, read as mask_means = {mask_means!r}, leaves nothing to learn from in {named(index, count)}:"
                 f" paint over what is to be learned, or set mask_means to {AUTO!r}."
             )
-        top, left, side = crop_square((height, width), mask, margin)
-        window = (slice(top, top + side), slice(left, left + side))
-        crop = images[index : index + 1, :, window[0], window[1]]
-        if visible is not None:
-            crop = NEUTRAL + visible[window] * (crop - NEUTRAL)
-        crops.append(_resize(crop, size, "bicubic"))
-        if shows_nothing(crops[-1][0]):
-            empty.append(index)
-        # One photo without a mask among others with one is learned from as a whole.
-        mask_crops.append(None if mask is None else _resize(mask[None, None, window[0], window[1]], size, "bilinear"))
-    prepared = torch.cat(crops).movedim(1, -1).contiguous()
-    notes = [
-        _note(NOTHING, empty, count),
-        _note(SEEN, seen, count),
-        _note(TURNED, turned if mask_means == AUTO else [], count),
-    ]
-    for note in filter(None, notes):
-        logger.info("E4T: %s", note)
-    return PreparedPhotos(prepared, _stacked(mask_crops, size), tuple(filter(None, notes)))
+        photos.append(Photo(images[index], visible, mask))
+    notes = [note(SEEN, seen, count), note(TURNED, turned if mask_means == AUTO else [], count)]
+    return Photos(tuple(photos), tuple(filter(None, notes)))
 
 
-def crop_square(size: tuple[int, int], mask: Tensor | None, margin: float) -> tuple[int, int, int]:
-    """Top, left and side in pixels of the square to learn from.
+def cut(photos: Photos, squares: Sequence[Square], size: int) -> PreparedPhotos:
+    """Each photo's square, scaled.
 
     Args:
-        size: (height, width) of the photo.
-        mask: ``(height, width)``, not all zero, or none: then the largest square in the middle.
+        photos: whole.
+        squares: one for each, inside it.
+        size: side S of the crops in pixels.
+    """
+    count = len(photos.photos)
+    crops, mask_crops, empty = [], [], []
+    for index, (photo, square) in enumerate(zip(photos.photos, squares, strict=True)):
+        rows, columns = square.window()
+        crop = photo.picture[None, :, rows, columns]
+        if photo.visible is not None:
+            crop = NEUTRAL + photo.visible[rows, columns] * (crop - NEUTRAL)
+        crops.append(resize(crop, size, "bicubic"))
+        if shows_nothing(crops[-1][0]):
+            empty.append(index)
+        mask = photo.mask
+        # One photo without a mask among others with one is learned from as a whole.
+        mask_crops.append(None if mask is None else resize(mask[None, None, rows, columns], size, "bilinear"))
+    prepared = torch.cat(crops).movedim(1, -1).contiguous()
+    notes = tuple(filter(None, (note(NOTHING, empty, count), *photos.notes)))
+    for said in notes:
+        logger.info("E4T: %s", said)
+    return PreparedPhotos(prepared, _stacked(mask_crops, size), notes)
+
+
+def usual_square(photo: Photo, margin: float) -> Square:
+    """The square around a photo's mask; without one, the largest in its middle.
+
+    Args:
         margin: room on each side of the mask's box, as a share of its longer side.
     """
-    height, width = size
-    if mask is None:
-        side = min(height, width)
-        return (height - side) // 2, (width - side) // 2, side
-    rows, columns = (
-        torch.nonzero(mask.amax(dim=1) > 0.5 * mask.max()),
-        torch.nonzero(mask.amax(dim=0) > 0.5 * mask.max()),
-    )
-    top, bottom = int(rows[0]), int(rows[-1]) + 1
-    left, right = int(columns[0]), int(columns[-1]) + 1
-    longer = max(bottom - top, right - left)
-    side = max(SMALLEST_SIDE, min(round(longer * (1 + 2 * margin)), height, width))
-    # Centered on the box, moved back inside the photo where it would stick out.
-    y = min(max((top + bottom - side) // 2, 0), height - side)
-    x = min(max((left + right - side) // 2, 0), width - side)
-    return y, x, side
+    box = photo.box()
+    return middle_square(photo.size) if box is None else square_around(photo.size, box, margin)
 
 
 def _checked_images(images: Tensor, size: int) -> tuple[Tensor, Tensor | None]:
@@ -192,11 +221,13 @@ def _stacked(crops: list[Tensor | None], size: int) -> Tensor | None:
     return None if all(c is None for c in crops) else torch.cat([whole if c is None else c for c in crops])
 
 
-def _named(index: int, count: int) -> str:
+def named(index: int, count: int) -> str:
+    """One of the photos, in words."""
     return "the IMAGE" if count == 1 else f"photo {index + 1} of the IMAGE"
 
 
-def _note(text: str, indices: list[int], count: int) -> str:
+def note(text: str, indices: Sequence[int], count: int) -> str:
+    """A text with "{where}" in it, which says of which photos it holds unless it holds of all; empty if it holds of none."""
     if not indices:
         return ""
     numbers = ", ".join(str(index + 1) for index in indices)
@@ -204,7 +235,8 @@ def _note(text: str, indices: list[int], count: int) -> str:
     return text.format(where=where)
 
 
-def _resize(pictures: Tensor, size: int, mode: str) -> Tensor:
+def resize(pictures: Tensor, size: int, mode: str) -> Tensor:
+    """Square pictures ``(n, C, s, s)`` at another size, in [0, 1]; those of this size as they are."""
     if pictures.shape[-2:] == (size, size):
         return pictures.clamp(0, 1)
     return F.interpolate(pictures, size=(size, size), mode=mode, antialias=True).clamp(0, 1)

@@ -54,15 +54,21 @@ def contact_sheet(photos: Tensor) -> Image.Image:
     return sheet
 
 
+def beside(left: Image.Image | None, right: Image.Image) -> Image.Image:
+    """Two pictures beside each other; the right one alone, if there is no other."""
+    if left is None:
+        return right
+    both = Image.new("RGB", (left.width + right.width, max(left.height, right.height)), PAPER)
+    both.paste(left, (0, 0))
+    both.paste(right, (left.width, 0))
+    return both
+
+
 def with_curve(sheet: Image.Image, losses: tuple[float, ...]) -> Image.Image:
     """A contact sheet with the loss curve on its right, where there are steps enough for one."""
     if len(losses) < 2:
         return sheet
-    curve = loss_curve(losses)
-    both = Image.new("RGB", (sheet.width + curve.width, max(sheet.height, curve.height)), PAPER)
-    both.paste(sheet, (0, 0))
-    both.paste(curve, (sheet.width, 0))
-    return both
+    return beside(sheet, loss_curve(losses))
 
 
 def thumbnail_uri(pictures: Tensor) -> str:

@@ -18,7 +18,7 @@ from ....e4t_core.run import StepReport
 from .. import live_view
 from ..node_text import show_text
 from .panel import CANCELLED, FAILED, KNOWN, LEARNED, LearningPanel
-from .pictures import contact_sheet, dimmed, with_curve
+from .pictures import beside, contact_sheet, dimmed, with_curve
 
 if TYPE_CHECKING:
     from typing import Self
@@ -47,6 +47,7 @@ class Progress:
         self._told: tuple[str, ...] = ()
         self._memory: tuple[str, ...] = ()
         self._photos: Tensor | None = None
+        self._overview: Image.Image | None = None
         self._dimmed = False
         self._place = ""
         self._said_at = 0.0
@@ -78,16 +79,30 @@ class Progress:
             reason = (str(error) or type(error).__name__).split("\n")[0][:LONGEST]
             self._say(f"{self._trigger}: stopped by an error{place}: {reason}")
 
-    def begin(self, photos: Tensor | None, notes: Sequence[str]) -> None:
+    def searching(self) -> None:
+        """Say that the subject is looked for in the whole photo; called after every pass.
+
+        Raises:
+            InterruptProcessingException: the person has cancelled.
+        """
+        self._place = "while looking for the subject in the photo"
+        if time.monotonic() - self._said_at >= PATIENCE:
+            self._say(f"Learning {self._trigger}: looking for the subject in the photo ...")
+        check_cancelled()
+
+    def begin(self, photos: Tensor | None, notes: Sequence[str], overview: Image.Image | None = None) -> None:
         """Show what is learned from, and what the person should know about it.
 
         Args:
             photos: ``(n, H, W, 3)`` in [0, 1], after the crop; none where they are not at hand.
             notes: sentences that stay below all that is said.
+            overview: the whole photos with what was found in them; stays beside the crops.
         """
+        self._place = ""
+        self._overview = overview
         if photos is not None:
             self._photos = photos.detach().float().cpu()
-            self.sheet = contact_sheet(self._photos)
+            self.sheet = beside(overview, contact_sheet(self._photos))
         self._notes = tuple(notes)
         self._say(f"Learning {self._trigger} ...")
         self._send(0, 1, self.sheet)
@@ -112,7 +127,8 @@ class Progress:
         self.panel.at(report)
         picture = None
         if report.masks is not None and not self._dimmed and self._photos is not None:
-            self._dimmed, self.sheet = True, contact_sheet(dimmed(self._photos, report.masks))
+            crops = contact_sheet(dimmed(self._photos, report.masks))
+            self._dimmed, self.sheet = True, beside(self._overview, crops)
             picture = self.sheet
         if report.micro == report.micros and self.sheet is not None:
             picture = with_curve(self.sheet, report.losses)

@@ -16,6 +16,7 @@ from ....e4t_core.run import Method
 from . import previews
 from .apply import check_applicable
 from .content_key import WeightHashes
+from .crops import CropChoice
 from .masks import AUTO
 
 LATENT_CHANNELS, PIXELS_PER_LATENT = 4, 8
@@ -52,6 +53,7 @@ class Request:
         seed: of noise, timesteps and templates.
         image_size: side of the square crop in pixels.
         crop_margin: room around a mask's box, as a share of its longer side.
+        crop: what the crop follows where there is no mask.
         decides: what decides the result beside all this: texts, numbers, hashes.
         loaded: the domain, for methods that have one.
         sampling: how the concept is drawn.
@@ -77,6 +79,7 @@ class Request:
     notes: tuple[str, ...] = ()
     mask_means: str = AUTO
     preview_every: int = previews.AUTO
+    crop: CropChoice = field(default_factory=CropChoice)
 
 
 def check(request: Request) -> None:

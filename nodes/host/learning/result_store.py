@@ -18,6 +18,7 @@ from PIL import Image
 
 from ....e4t_core.concept import Concept
 from ....e4t_core.stored_difference import StoredDifference
+from ....e4t_core.subject_search import Subject
 from ....e4t_core.weight_changes import shared_factors
 from ..prompt.prompt_memory import PromptMemory
 from ..sampling.held_concept import HeldConcept, bytes_held, tensors_of
@@ -27,6 +28,8 @@ logger = logging.getLogger(__name__)
 
 # A share of the machine's RAM: the differences of all weights of a full-size UNet are 1.7 GB in half precision.
 SHARE = 0.2
+# Photos whose subjects are remembered: some numbers for each.
+SEARCHES = 256
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,6 +58,7 @@ class ResultStore:
         self.prompts, self.hashes = PromptMemory(), WeightHashes()
         self._results: OrderedDict[str, Kept] = OrderedDict()
         self._held: weakref.WeakValueDictionary[str, HeldConcept] = weakref.WeakValueDictionary()
+        self._subjects: OrderedDict[str, tuple[Subject, ...]] = OrderedDict()
 
     def __len__(self) -> int:
         return len(self._results)
@@ -74,6 +78,16 @@ class ResultStore:
     def sheet(self, key: str) -> Image.Image | None:
         """The preview that was kept with a result, if any."""
         return self._results[key].sheet if key in self._results else None
+
+    def subjects(self, key: str) -> tuple[Subject, ...] | None:
+        """The subjects that were found in a photo, or None if it was not looked at."""
+        return self._subjects.get(key)
+
+    def remember_subjects(self, key: str, subjects: tuple[Subject, ...]) -> None:
+        """Look for them once only."""
+        self._subjects[key] = subjects
+        while len(self._subjects) > SEARCHES:
+            self._subjects.popitem(last=False)
 
     def held(self, key: str) -> HeldConcept | None:
         """A concept on a base, if a MODEL holds it."""
@@ -110,6 +124,7 @@ class ResultStore:
         """Forget everything."""
         self._results.clear()
         self._held.clear()
+        self._subjects.clear()
         self.prompts.clear()
         self.hashes.clear()
 

@@ -1,0 +1,119 @@
+"""Whether a square of a photo frames the domain's subject: can the domain's word for it redraw what is in it?
+
+The square is hidden under noise, and denoised with the word that the encoder has for it. What comes out is compared with
+what was there, both without their mean, so that a background's color tells nothing:
+
+    explained = ||x||^2 - ||x - x'||^2,  x: the latent, x': the denoised one, each minus its spatial mean
+
+A subject framed as the domain was trained is redrawn for the most part, and better than with no word. One that
+is cut off, too small, or not there is not. ``python -m benchmarks.crop`` measures it; levels and limits were chosen on
+validation faces of the mini world.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from ...crop import Square
+from ...diffusion import draw_samples
+from ...subject_search import Care, Sight
+from .word_model import WordModel
+
+# Noise levels, as shares of the schedule (0: clean). Little noise leaves the place of things to be seen, so that a square that
+# is a bit off scores too; much noise leaves all to the word. Only a check asks the encoder for the square's own word: on the way
+# there the domain's word ranks squares as well, and costs less.
+LEVELS: dict[Care, tuple[float, ...]] = {"glance": (0.5,), "look": (0.5, 0.8), "check": (0.5, 0.65, 0.8, 0.92)}
+# What convinces: the share of the square that the word explains, and by which share less it errs than no word does.
+LEAST_EXPLAINED, LEAST_GAIN = 0.42, 0.055
+# Squares with less in them than this share of what the fullest one holds are not looked at.
+FLAT = 0.15
+# The same noise for all squares, so that they compare; whatever the seed of the learning.
+SEED = 0
+AT_ONCE = 16  # squares that pass the UNet together
+
+
+class View(Protocol):
+    """A photo, as the networks see squares of it; all on the UNet's device."""
+
+    def latents(self, squares: Sequence[Square]) -> Tensor:
+        """``(n, 4, h, w)``, clean, in the UNet's scale."""
+
+    def clip_features(self, squares: Sequence[Square]) -> Tensor:
+        """``(n, L, C)``."""
+
+
+class Redrawing:
+    """Looks at squares of one photo, as ``subject_search.Look``; call it inside ``unet.using(...)`` the domain's weights.
+
+    Args:
+        words: the untuned domain's.
+        view: the photo.
+        on_pass: called after every pass; whatever it raises passes through.
+        at_once: how many squares pass the UNet together.
+    """
+
+    def __init__(
+        self, words: WordModel, view: View, on_pass: Callable[[], object] = lambda: None, at_once: int = AT_ONCE
+    ) -> None:
+        self.words, self.view, self.on_pass, self.at_once = words, view, on_pass, at_once
+        self._fullest = 0.0
+        with torch.no_grad():
+            self._coarse = words.contexts([0], words.domain_word_embedding[None])
+
+    @torch.no_grad()
+    def __call__(self, squares: Sequence[Square], care: Care) -> list[Sight]:
+        sights: list[Sight] = []
+        for start in range(0, len(squares), self.at_once):
+            sights += self._sights(squares[start : start + self.at_once], care)
+        return sights
+
+    def _sights(self, squares: Sequence[Square], care: Care) -> list[Sight]:
+        latents = self.view.latents(squares)
+        held = structure(latents)
+        self._fullest = max(self._fullest, float(held.max()))
+        full = held > FLAT * self._fullest
+        sights = [Sight(0.0)] * len(held)
+        if not full.any():
+            return sights
+        chosen = full.nonzero().flatten().tolist()
+        latents, held, checks = latents[full], held[full], care == "check"
+        clip_features = self.view.clip_features([squares[index] for index in chosen]) if checks else None
+        errors, silent = torch.zeros_like(held), torch.zeros_like(held)
+        for level in LEVELS[care]:
+            with_word, without = self._errors(latents, clip_features, level)
+            errors, silent = errors + with_word / len(LEVELS[care]), silent + without / len(LEVELS[care])
+            self.on_pass()
+        explained = (held - errors).tolist()
+        share = (1 - errors / held).tolist()
+        gain = (1 - errors / silent).tolist() if checks else [0.0] * len(held)
+        for number, index in enumerate(chosen):
+            convinces = checks and share[number] >= LEAST_EXPLAINED and gain[number] >= LEAST_GAIN
+            sights[index] = Sight(explained[number], convinces)
+        return sights
+
+    def _errors(self, latents: Tensor, clip_features: Tensor | None, level: float) -> tuple[Tensor, Tensor | float]:
+        """Errors ``(n,)`` of what is redrawn with the square's own word and with none, or with the domain's word alone."""
+        words, unet = self.words, self.words.unet
+        count = len(latents)
+        timestep = min(round(level * unet.schedule.timesteps), unet.schedule.timesteps - 1)
+        sample = draw_samples(SEED, [timestep], latent_shape=latents.shape[1:], batch=1, stream="subject search")
+        t = torch.full((count,), timestep, device=latents.device)
+        z = unet.schedule.add_noise(latents, sample.noise.to(latents.device).expand(count, -1, -1, -1), t)
+
+        def error(context: Tensor) -> Tensor:
+            redrawn = unet.schedule.clean(z, unet.denoise(z, t, context).float(), t, unet.prediction)
+            return structure(redrawn - latents)
+
+        if clip_features is None:
+            return error(self._coarse.expand(count, -1, -1)), 0.0
+        own = words.word(z, t, clip_features)
+        return error(words.contexts([0] * count, own)), error(words.empty.expand(count, -1, -1))
+
+
+def structure(latents: Tensor) -> Tensor:
+    """How much there is to see in latents ``(n, 4, h, w)``: ``(n,)``, mean square about each channel's mean."""
+    return (latents - latents.mean(dim=(2, 3), keepdim=True)).square().mean(dim=(1, 2, 3))

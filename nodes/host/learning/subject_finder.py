@@ -1,0 +1,111 @@
+"""The domain looks for its subject in a whole photo, on ComfyUI's networks."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from ....e4t_core.crop import Square, middle_square
+from ....e4t_core.methods.e4t.method import check_fits
+from ....e4t_core.methods.e4t.redrawing import AT_ONCE, Redrawing
+from ....e4t_core.methods.e4t.word_model import WordModel
+from ....e4t_core.subject_search import Subject, search
+from ..networks.backbone import image_features
+from ..networks.base_model import ComfyUNet
+from ..networks.compute_type import bfloat16_products, compute_type, uses_autocast
+from ..networks.text_encoder import ComfyTextEncoder, unload
+from .photos import Photo, resize
+from .request import LoadedDomain, Request
+
+logger = logging.getLogger(__name__)
+
+# Squares are looked at in half the size that is learned from, but not smaller than networks see anything in.
+COARSE, LEAST_SIZE = 0.5, 128
+# Of the size that they are looked at in: a smaller square would be enlarged to nothing but blur.
+SMALLEST = 0.25
+
+
+class Finder:
+    """Finds the subjects of photos, as ``crops.Find``; networks are made ready at the first photo.
+
+    Args:
+        request: with a domain.
+        on_pass: called after every pass of the UNet; whatever it raises passes through.
+    """
+
+    def __init__(self, request: Request, on_pass: Callable[[], object]) -> None:
+        self._request, self._on_pass = request, on_pass
+        self._networks: tuple[ComfyUNet, ComfyTextEncoder] | None = None
+
+    def __call__(self, photo: Photo) -> list[Subject]:
+        with torch.inference_mode(False), torch.no_grad():
+            return self._find(photo.picture.clone())
+
+    def _find(self, picture: Tensor) -> list[Subject]:
+        request = self._request
+        assert request.loaded is not None
+        domain, size = request.loaded.domain, coarse_size(request.image_size)
+        if self._networks is None:
+            # The search holds copies of its own; so does tuning.
+            unload(request.model, request.clip.patcher)
+            device = request.model.load_device
+            rounded = device.type != "cpu" and uses_autocast(device)
+            self._networks = ComfyUNet(request.model, compute_type(device)), ComfyTextEncoder(request.clip, rounded)
+        unet, text = self._networks
+        view = _View(request, request.loaded, picture, size, unet.device)
+        photo_size = (picture.shape[-2], picture.shape[-1])
+        middle = view.clip_features([middle_square(photo_size)])
+        check_fits(domain, unet, text, middle)
+        offsets = domain.offsets.fixed(middle.cpu())
+        weights = unet.parameters()
+        lent = {name: offsets.apply(name, weights[name].float().cpu()) for name in domain.offsets.names}
+        encoder = domain.encoder.blank()
+        state = {
+            name: value.detach().to(unet.device, torch.float32) for name, value in domain.encoder.state_dict().items()
+        }
+        encoder.load_state_dict(state, assign=True)
+        info = domain.info
+        with unet.using(lent), bfloat16_products(unet.device):
+            words = WordModel.of(unet, text, encoder.eval(), info.word, info.scale, info.templates)
+            smallest = round(SMALLEST * size)
+            try:
+                return search(photo_size, smallest, Redrawing(words, view, self._on_pass))
+            except torch.OutOfMemoryError:
+                logger.info("Out of memory with %d squares at once; looking at them one by one.", AT_ONCE)
+            # Outside the handler: its traceback would keep the failed pass's tensors alive.
+            return search(photo_size, smallest, Redrawing(words, view, self._on_pass, at_once=1))
+
+
+def coarse_size(image_size: int) -> int:
+    """Side in pixels that squares are looked at in."""
+    return min(image_size, max(LEAST_SIZE, round(COARSE * image_size) // 64 * 64))
+
+
+class _View:
+    """A photo as the networks see squares of it."""
+
+    def __init__(
+        self, request: Request, loaded: LoadedDomain, picture: Tensor, size: int, device: torch.device
+    ) -> None:
+        self._request, self._loaded, self._picture, self._size, self._device = request, loaded, picture, size, device
+
+    def _cut(self, squares: Sequence[Square]) -> Tensor:
+        """``(n, S, S, 3)`` in [0, 1]."""
+        crops = [
+            resize(self._picture[None, :, rows, columns], self._size, "bicubic")
+            for rows, columns in (square.window() for square in squares)
+        ]
+        return torch.cat(crops).movedim(1, -1).contiguous()
+
+    def latents(self, squares: Sequence[Square]) -> Tensor:
+        request = self._request
+        latents: Tensor = request.model.model.process_latent_in(request.vae.encode(self._cut(squares)))
+        return latents.detach().to(self._device, torch.float32).clone()
+
+    def clip_features(self, squares: Sequence[Square]) -> Tensor:
+        return (
+            image_features(self._loaded.domain, self._loaded.clip_vision, self._cut(squares)).to(self._device).clone()
+        )

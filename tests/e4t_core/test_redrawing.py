@@ -1,0 +1,106 @@
+"""How well a word redraws a square, with a UNet that can draw one thing when it is told to, and nothing otherwise."""
+
+from collections.abc import Sequence
+
+import pytest
+import torch
+from tiny import CLIP_WIDTH, LAYERS, TinyText, TinyUNet, tiny_domain
+from torch import Tensor
+
+from e4t_core.crop import Square
+from e4t_core.methods.e4t.redrawing import LEVELS, Redrawing, structure
+from e4t_core.methods.e4t.word_model import WordModel
+from e4t_core.noise_schedule import NoiseSchedule, Prediction
+
+SUBJECT = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(3))
+OTHER = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(4))
+COLOR = torch.full((1, 4, 8, 8), 0.7)
+
+
+class Draws(TinyUNet):
+    """Predicts what makes the clean latent the subject where a word is said, and nothing (0) where none is."""
+
+    def __init__(self, prediction: Prediction = "epsilon") -> None:
+        super().__init__(prediction=prediction)
+        self.silence = TinyText().empty()
+
+    def denoise(self, z: Tensor, t: Tensor, context: Tensor) -> Tensor:
+        super().denoise(z, t, context)
+        told = ((context - self.silence).abs().amax(dim=(1, 2)) > 1e-6).float()[:, None, None, None]
+        kept = self.schedule.alphas_cumprod[t].view(-1, 1, 1, 1)
+        noise = (z - kept.sqrt() * told * SUBJECT) / (1 - kept).sqrt()
+        return noise if self.prediction == "epsilon" else (kept.sqrt() * z - told * SUBJECT) / (1 - kept).sqrt()
+
+
+class Photo:
+    """Squares are numbered by their left side: which latents are in them."""
+
+    def __init__(self, *latents: Tensor) -> None:
+        self.of, self.asked = latents, 0
+
+    def latents(self, squares: Sequence[Square]) -> Tensor:
+        return torch.cat([self.of[square.left] for square in squares])
+
+    def clip_features(self, squares: Sequence[Square]) -> Tensor:
+        self.asked += len(squares)
+        return torch.randn(len(squares), LAYERS, CLIP_WIDTH, generator=torch.Generator().manual_seed(5))
+
+
+def seen(photo: Photo, care, count: int, prediction: Prediction = "epsilon", **options):
+    unet = Draws(prediction)
+    domain = tiny_domain(unet)
+    with unet.using({}):
+        words = WordModel.of(unet, TinyText(), domain.encoder, "face", 0.5, ("a photo of {}",))
+        return Redrawing(words, photo, **options)([Square(0, number, 8) for number in range(count)], care)
+
+
+@pytest.mark.parametrize("prediction", ["epsilon", "v"])
+def test_what_the_word_redraws_convinces_and_another_thing_does_not(prediction) -> None:
+    subject, other, color = seen(Photo(SUBJECT, OTHER, COLOR), "check", 3, prediction)
+    assert subject.convinces and not other.convinces and not color.convinces
+    naive = ((SUBJECT - SUBJECT.mean(dim=(2, 3), keepdim=True)) ** 2).mean()
+    assert subject.score == pytest.approx(float(naive), rel=1e-3), "all of it is explained"
+    assert other.score < 0 < subject.score and color.score == 0
+
+
+def test_the_score_is_what_is_explained() -> None:
+    mixed = 0.8 * SUBJECT + 0.3 * OTHER
+
+    def without_mean(latent: Tensor) -> Tensor:
+        return latent - latent.mean(dim=(2, 3), keepdim=True)
+
+    expected = without_mean(mixed).square().mean() - without_mean(SUBJECT - mixed).square().mean()
+    for care in LEVELS:
+        (sight,) = seen(Photo(mixed), care, 1)
+        assert sight.score == pytest.approx(float(expected), rel=1e-3)
+
+
+def test_a_color_of_the_background_tells_nothing() -> None:
+    plain, tinted = seen(Photo(SUBJECT, SUBJECT + COLOR), "look", 2)
+    assert plain.score == pytest.approx(tinted.score, rel=1e-3)
+    assert structure(COLOR).item() == pytest.approx(0, abs=1e-6)
+
+
+def test_only_a_check_asks_for_the_photo_s_own_word() -> None:
+    photo = Photo(SUBJECT)
+    assert not seen(photo, "glance", 1)[0].convinces and not seen(photo, "look", 1)[0].convinces and photo.asked == 0
+    seen(photo, "check", 1)
+    assert photo.asked == 1
+
+
+def test_squares_are_seen_alike_however_many_pass_together() -> None:
+    photo = Photo(SUBJECT, OTHER, 0.5 * SUBJECT, COLOR)
+    together, alone = (seen(photo, "check", 4, at_once=count) for count in (16, 1))
+    for one, other in zip(together, alone, strict=True):
+        assert one.score == pytest.approx(other.score, abs=1e-5) and one.convinces == other.convinces
+
+
+@pytest.mark.parametrize("prediction", ["epsilon", "v"])
+def test_a_prediction_turned_round_is_the_latent(prediction) -> None:
+    schedule, t = NoiseSchedule.scaled_linear(), torch.tensor([0, 500, 999])
+    latent, noise = SUBJECT.expand(3, -1, -1, -1), OTHER.expand(3, -1, -1, -1)
+    z = schedule.add_noise(latent, noise, t)
+    target = schedule.target(latent, noise, t, prediction)
+    assert torch.allclose(schedule.clean(z, target, t, prediction), latent, atol=1e-4)
+    with pytest.raises(ValueError, match="'sample'"):
+        schedule.clean(z, target, t, "sample")

@@ -1,0 +1,89 @@
+"""The search, with a look whose subjects are known: how much of a square's place is a subject's own square."""
+
+from collections.abc import Sequence
+
+import pytest
+
+from e4t_core.crop import Square
+from e4t_core.subject_search import MOST, Care, Sight, Subject, chosen, search
+
+
+class Scene:
+    """Subjects, each in a square; counts what was looked at."""
+
+    def __init__(self, size: tuple[int, int], *subjects: Square) -> None:
+        self.size, self.subjects = size, subjects
+        self.seen: list[tuple[Square, Care]] = []
+
+    def __call__(self, squares: Sequence[Square], care: Care) -> list[Sight]:
+        assert squares, "nothing to look at"
+        for square in squares:
+            assert 0 <= square.top <= self.size[0] - square.side and 0 <= square.left <= self.size[1] - square.side
+        self.seen += [(square, care) for square in squares]
+        overlaps = [max((square.overlap(one) for one in self.subjects), default=0.0) for square in squares]
+        return [Sight(overlap, care == "check" and overlap > 0.7) for overlap in overlaps]
+
+    def found(self, smallest: int = 32) -> list[Square]:
+        return [subject.square for subject in search(self.size, smallest, self)]
+
+
+SIZE = (384, 512)
+
+
+@pytest.mark.parametrize(
+    "subject",
+    [Square(0, 64, 384), Square(0, 128, 384), Square(90, 10, 250), Square(234, 362, 150), Square(0, 0, 200)],
+)
+def test_one_subject_is_framed_wherever_it_is_and_however_large(subject: Square) -> None:
+    (found,) = Scene(SIZE, subject).found()
+    assert found.overlap(subject) > 0.7
+
+
+def test_several_are_found_from_left_to_right() -> None:
+    left, middle, right = Square(200, 10, 150), Square(20, 180, 180), Square(180, 370, 140)
+    found = Scene(SIZE, middle, right, left).found()
+    assert len(found) == 3
+    assert all(one.overlap(true) > 0.7 for one, true in zip(found, (left, middle, right), strict=True))
+
+
+def test_who_is_less_than_half_as_large_is_in_the_background() -> None:
+    large, small = Square(20, 20, 340), Square(20, 400, 100)
+    scene = Scene(SIZE, large, small)
+    (found,) = scene.found()
+    assert found.overlap(large) > 0.7
+    assert min(square.side for square, _ in scene.seen) >= 0.4 * found.side, "it was looked for all the same"
+
+
+def test_nothing_that_convinces_is_nobody() -> None:
+    assert Scene(SIZE).found() == []
+
+
+@pytest.mark.parametrize("subject", [Square(0, 0, 128), Square(6, 10, 112)])
+def test_a_subject_that_fills_a_square_photo_is_all_of_it_and_ends_the_search(subject: Square) -> None:
+    scene = Scene((128, 128), subject)
+    assert scene.found() == [Square(0, 0, 128)] and scene.seen == [(Square(0, 0, 128), "check")]
+
+
+def test_the_same_photo_gives_the_same_subjects_by_the_same_looks() -> None:
+    first, second = (Scene(SIZE, Square(100, 30, 170), Square(60, 280, 200)) for _ in range(2))
+    assert first.found() == second.found() and first.seen == second.seen
+
+
+def test_nothing_smaller_than_the_smallest_is_looked_at() -> None:
+    scene = Scene(SIZE, Square(200, 200, 140))
+    scene.found(smallest=200)
+    assert min(square.side for square, _ in scene.seen) >= 200
+
+
+def test_a_panorama_is_not_looked_at_for_hours() -> None:
+    scene = Scene((100, 10_000), Square(0, 5000, 100))
+    (found,) = scene.found()
+    assert found.overlap(Square(0, 5000, 100)) > 0.7
+    assert len(scene.seen) < 2 * MOST + 200
+
+
+def test_the_largest_is_chosen_by_itself_and_others_by_number() -> None:
+    subjects = [Subject(Square(0, 0, 50), 3.0), Subject(Square(0, 60, 80), 1.0), Subject(Square(0, 150, 80), 2.0)]
+    assert chosen(subjects, 0) == subjects[2], "of two as large, the better framed"
+    assert [chosen(subjects, which) for which in (1, 2, 3, 4)] == [*subjects, None]
+    assert chosen([], 0) is None and chosen([], 1) is None
