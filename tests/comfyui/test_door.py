@@ -45,7 +45,9 @@ def test_pressing_queue_twice_tunes_once_because_the_seed_stays(listed):
     seed = inputs["required"]["seed"][1]
     assert seed["control_after_generate"] == "fixed"
     assert inputs["required"]["trigger"][1]["default"] == "S*"
-    assert set(inputs["optional"]) == {"mask", "settings", "mask_means", "crop", "which", "boxes"}
+    assert set(inputs["optional"]) == {
+        *("mask", "settings", "mask_means", "crop", "which", "boxes", "preview_every"),
+    }
 
 
 def test_every_input_has_a_tooltip(listed):

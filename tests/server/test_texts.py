@@ -43,6 +43,12 @@ def test_another_client_reads_nothing_of_my_job(server: Server, client: Client, 
     assert run.status == runs["other"].status == "success"
     assert run.texts[PERSONALIZE] and run.texts[sampler_of(mine)] == ["S* in 1 of 2 prompts"]
     assert runs["other"].texts == {}
+    panels = [message for message in run.panels if message["message"] == "e4t.learning"]
+    assert panels[-1]["state"] == "learned" and {message["node"] for message in panels} == {PERSONALIZE}
+    assert panels[0]["picture"].startswith("data:image/jpeg;base64,")
+    (word,) = [message["words"] for message in run.panels if message["message"] == "e4t.words"]
+    assert word[0]["trigger"] == "S*" and len(word[0]["points"]) == 2
+    assert runs["other"].panels == [], "another client was shown my photo"
 
 
 def test_a_script_without_a_client_finds_every_text_in_the_history_and_nobody_else_reads_it(

@@ -53,7 +53,7 @@ function draw(node, message) {
   if (!LEARNERS.has(node?.comfyClass)) return;
   const place = section(node, SECTION);
   if (parts.get(node)?.place !== place) parts.set(node, build(place));
-  const { title, count, picture, preview, figures, box, curve, loss, notes } = parts.get(node);
+  const { title, count, picture, preview, figures, box, curve, from, to, notes } = parts.get(node);
   const learning = message.state === "learning";
   const [first, ...others] = message.lines;
   place.dataset.state = message.state;
@@ -68,7 +68,8 @@ function draw(node, message) {
     const [start, end] = [losses[0], losses[losses.length - 1]].map((value) => value.toPrecision(3));
     const share = message.steps && learning ? Math.min(1, message.step / message.steps) : 1;
     drawCurve(curve, losses, share, `Loss over ${message.step} steps: from ${start} to ${end}`);
-    setText(loss, `loss ${start} → ${end}`);
+    setText(from, `loss ${start} → `);
+    setText(to, end);
   }
   const text = others.join("\n");
   if (notes.dataset.text !== text) {
@@ -92,12 +93,14 @@ function build(place) {
   preview.title = preview.alt;
   preview.draggable = false;
   const curve = makeCurve();
-  const loss = make("span", "e4t-loss");
-  const box = make("div", "e4t-box", curve, loss);
+  // Where there is no room for both, the last loss counts.
+  const from = make("span", "e4t-from");
+  const to = make("span", "");
+  const box = make("div", "e4t-box", curve, make("span", "e4t-loss", from, to));
   const figures = make("div", "e4t-figures", picture, preview, box);
   const notes = make("ul", "e4t-notes");
   place.replaceChildren(make("div", "e4t-head", title, count), figures, notes);
-  return { place, title, count, picture, preview, figures, box, curve, loss, notes };
+  return { place, title, count, picture, preview, figures, box, curve, from, to, notes };
 }
 
 /** "step 7 of 15 · 4 s", or what comes before and after the steps. */
