@@ -111,9 +111,10 @@ def choose(photos: Photos, choice: CropChoice, margin: float, size: int, word: s
     notes = [
         _said_of(candidates, count, choice.which),
         note(
-            f"No {word!r} was found{{where}}, so the middle of the photo is learned: paint a mask to choose.",
+            "No {word} was found{where}, so the middle of the photo is learned: paint a mask to choose.",
             missed,
             count,
+            word=repr(word),
         ),
         note(_tiny(squares, tiny, size), tiny, count) if tiny else "",
     ]

@@ -226,13 +226,13 @@ def named(index: int, count: int) -> str:
     return "the IMAGE" if count == 1 else f"photo {index + 1} of the IMAGE"
 
 
-def note(text: str, indices: Sequence[int], count: int) -> str:
+def note(text: str, indices: Sequence[int], count: int, **more: str) -> str:
     """A text with "{where}" in it, which says of which photos it holds unless it holds of all; empty if it holds of none."""
     if not indices:
         return ""
     numbers = ", ".join(str(index + 1) for index in indices)
     where = "" if len(indices) == count else f" (photo {numbers})" if len(indices) == 1 else f" (photos {numbers})"
-    return text.format(where=where)
+    return text.format(where=where, **more)
 
 
 def resize(pictures: Tensor, size: int, mode: str) -> Tensor:

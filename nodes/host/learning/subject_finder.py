@@ -100,12 +100,16 @@ class _View:
         ]
         return torch.cat(crops).movedim(1, -1).contiguous()
 
+    # Inference mode, as ComfyUI runs nodes: a model that is loaded outside of it cannot be patched.
+
     def latents(self, squares: Sequence[Square]) -> Tensor:
         request = self._request
-        latents: Tensor = request.model.model.process_latent_in(request.vae.encode(self._cut(squares)))
+        with torch.inference_mode():
+            latents: Tensor = request.model.model.process_latent_in(request.vae.encode(self._cut(squares)))
         return latents.detach().to(self._device, torch.float32).clone()
 
     def clip_features(self, squares: Sequence[Square]) -> Tensor:
-        return (
-            image_features(self._loaded.domain, self._loaded.clip_vision, self._cut(squares)).to(self._device).clone()
-        )
+        loaded = self._loaded
+        with torch.inference_mode():
+            features = image_features(loaded.domain, loaded.clip_vision, self._cut(squares))
+        return features.to(self._device).clone()
