@@ -62,7 +62,7 @@ class CompactFitSettings(LoopSettings):
         ValueError: a value is out of range; the message names it.
     """
 
-    steps: int = setting(60, "Optimizer steps.", least=0, most=100_000)
+    steps: int = setting(30, "Optimizer steps.", least=0, most=100_000)
     learning_rate: float = setting(
         0.05, "Every step moves every number by about this share.", least=0, most=1, step=1e-3
     )
