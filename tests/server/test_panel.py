@@ -265,7 +265,11 @@ def test_the_button_copies_the_trigger_that_the_node_gives(page: Page, kept: str
     )
     card(page, APPLY, ["anna", "panel_face", "E4T · on miniworld.safetensors · domain mini_faces"])
     for node, trigger, by_key in ((LOAD, "S*", False), (APPLY, "anna", True)):
-        page.evaluate("type => app.canvas.centerOnNode(app.graph.nodes.find(node => node.type === type))", node)
+        # As large as one works at it: far away, the classic canvas draws no panels, nor any text field.
+        page.evaluate(
+            "type => { app.canvas.ds.scale = 1; app.canvas.centerOnNode(app.graph.nodes.find(n => n.type === type)) }",
+            node,
+        )
         button = page.get_by_role("button", name=f"Copy {trigger}", exact=True)
         if by_key:
             button.focus()
