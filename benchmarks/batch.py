@@ -54,7 +54,10 @@ class Jobs:
             Image.fromarray(pixels.contiguous().numpy()).save(folder / "photos" / f"face_{number:02}.png")
         (folder / "prompts.csv").write_text("\n".join(["prompt", *(f'"{text}"' for text in PROMPTS[:prompts])]))
         workflow = json.loads((WORKFLOWS / "api" / "one_photo.json").read_text(encoding="utf-8"))
-        workflow["30"] = {"class_type": "E4TSettings", "inputs": {"steps": steps, "find_subject": "off"}}
+        workflow["30"] = {
+            "class_type": "E4TSettings",
+            "inputs": {"steps": steps, "batch": 1, "micro_batch": 1, "find_subject": "off"},
+        }
         workflow["4"]["inputs"]["settings"] = ["30", 0]
         workflow["8"]["inputs"]["steps"] = 4
         (folder / "workflow.json").write_text(json.dumps(workflow))
