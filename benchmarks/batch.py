@@ -54,7 +54,10 @@ class Jobs:
             Image.fromarray(pixels.contiguous().numpy()).save(folder / "photos" / f"face_{number:02}.png")
         (folder / "prompts.csv").write_text("\n".join(["prompt", *(f'"{text}"' for text in PROMPTS[:prompts])]))
         workflow = json.loads((WORKFLOWS / "api" / "one_photo.json").read_text(encoding="utf-8"))
-        workflow["30"] = {"class_type": "E4TSettings", "inputs": {"steps": steps, "find_subject": "off"}}
+        workflow["30"] = {
+            "class_type": "E4TSettings",
+            "inputs": {"steps": steps, "find_subject": "off"},
+        }
         workflow["4"]["inputs"]["settings"] = ["30", 0]
         workflow["8"]["inputs"]["steps"] = 4
         (folder / "workflow.json").write_text(json.dumps(workflow))
@@ -196,7 +199,7 @@ def main() -> int:
     parser.add_argument("--parts", default=",".join(PARTS), help="of %(default)s")
     parser.add_argument("--photos", type=int, default=12)
     parser.add_argument("--prompts", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=2, help="of learning each photo")
+    parser.add_argument("--steps", type=int, default=1, help="of learning each photo")
     parser.add_argument(
         "--runs", type=Path, default=REPOSITORY / "runs" / "batch", help="a new folder for what is made"
     )
