@@ -250,6 +250,9 @@ class CompactFitRun:
         made = self.base.unet.denoise(self._noisy(sample), sample.timesteps, contexts)
         return (made - wanted).square().mean(dim=(1, 2, 3)) / self._moved
 
+    def context(self, _z: Tensor, _t: Tensor) -> Tensor:
+        return self.base.text.encode(self.templates[:1], self.teacher.embedding.to(self.base.unet.device)[None])
+
     def concept(self, on_pass: OnPass) -> Concept:
         """The same concept with small changes."""
         kept = [change for change in self.teacher.weights if isinstance(change, Scaled)]

@@ -153,3 +153,15 @@ def test_a_micro_batch_changes_the_first_loss_by_rounding_only_and_every_pass_is
         assert reports[-1].done == reports[-1].total
         found.append(small.losses[0])
     assert found[0] == pytest.approx(found[1], rel=1e-3)
+
+
+def test_a_preview_may_be_drawn_while_it_fits() -> None:
+    drawn: list[Tensor] = []
+
+    def look(report: StepReport) -> None:
+        if report.draw is not None and report.phase == "tuning":
+            drawn.append(report.draw())
+
+    base = BaseModel(TinyUNet(), TinyText(), "base")
+    train(CompactFit(learned(), SIZE), base, tiny_photos(), dataclasses.replace(SETTINGS, steps=1), 3, "S*", look)
+    assert drawn and all(torch.isfinite(picture).all() for picture in drawn)
