@@ -84,10 +84,11 @@ def crop_inputs() -> list[io.Input]:
         io.Combo.Input(
             "crop",
             options=list(CROPS),
-            default=SUBJECT,
+            default=MIDDLE,
             optional=True,
-            tooltip=f"What the square that is learned follows where there is no mask. '{SUBJECT}': the domain looks for it in the"
-            f" whole photo. '{MIDDLE}': nothing, the middle of the photo is taken. '{BOX}': exactly the box that is wired in.",
+            tooltip=f"What the square that is learned follows where there is no mask. '{MIDDLE}': nothing, the middle of the photo is"
+            f" taken. '{SUBJECT}': the domain looks for it in the whole photo; look at the preview. '{BOX}': exactly the box that is"
+            " wired in.",
         ),
         io.Int.Input(
             "which",
