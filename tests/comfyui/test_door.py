@@ -37,6 +37,7 @@ def test_the_nodes_are_listed_by_their_names(listed):
         "E4TApplyConcept": "Apply E4T Concept",
         "E4TMixConcepts": "Mix E4T Concepts",
         "E4TExportConcept": "Export E4T Concept",
+        "E4TRegions": "E4T Regions",
     }
 
 
