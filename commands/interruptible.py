@@ -6,6 +6,7 @@ import functools
 import os
 import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import ParamSpec
@@ -24,15 +25,43 @@ def interruptible(said: str) -> Callable[[Callable[Arguments, int]], Callable[Ar
     def decorated(main: Callable[Arguments, int]) -> Callable[Arguments, int]:
         @functools.wraps(main)
         def answering(*arguments: Arguments.args, **options: Arguments.kwargs) -> int:
-            try:
-                return main(*arguments, **options)
-            except KeyboardInterrupt:
+            with _watched() as presses:
+                try:
+                    status = main(*arguments, **options)
+                except KeyboardInterrupt:
+                    status = STOPPED
+            # A library in the middle of its work may turn the press into an error of its own.
+            if status == STOPPED or (presses and status != 0):
                 _say(said)
                 return STOPPED
+            return status
 
         return answering
 
     return decorated
+
+
+@contextmanager
+def _watched() -> Iterator[list[int]]:
+    """Ctrl-C does what it does, and is also noted in the list."""
+    presses: list[int] = []
+
+    def press(number: int, frame: object) -> None:
+        presses.append(number)
+        raise KeyboardInterrupt
+
+    # Only the main thread is interrupted, and nobody else's handler is touched.
+    if (
+        signal.getsignal(signal.SIGINT) is not signal.default_int_handler
+        or threading.current_thread() is not threading.main_thread()
+    ):
+        yield presses
+        return
+    signal.signal(signal.SIGINT, press)
+    try:
+        yield presses
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @contextmanager

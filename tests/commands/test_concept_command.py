@@ -361,7 +361,7 @@ def test_the_command_line_answers_in_a_process_of_its_own(pair: tuple[Saved, Sav
 def test_stopping_a_mix_leaves_no_traceback_and_no_file(
     pair: tuple[Saved, Saved], models: Places, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    before = signal.signal(signal.SIGALRM, signal.default_int_handler)
+    before = signal.signal(signal.SIGALRM, lambda *_: signal.raise_signal(signal.SIGINT))
     names = sorted(path.name for path in models.words.iterdir())
     try:
         signal.setitimer(signal.ITIMER_REAL, 0.01)

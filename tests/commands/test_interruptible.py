@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from commands.interruptible import GOES_ON, NOTHING_HALF, STOPPED
+from commands.interruptible import GOES_ON, NOTHING_HALF, STOPPED, interruptible
 
 ROOT = Path(__file__).parents[2]
 COMMANDS = {
@@ -55,3 +55,20 @@ def test_ctrl_c_while_a_command_imports_torch_is_answered(name: str) -> None:
     assert process.returncode == STOPPED
     assert "Traceback" not in text + errors
     assert NOTHING_HALF in errors
+
+
+def test_a_press_that_a_library_turns_into_its_own_error_is_a_stop_all_the_same(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    @interruptible("Stopped.")
+    def main(fails: bool) -> int:
+        try:
+            signal.raise_signal(signal.SIGINT)
+        except KeyboardInterrupt:
+            # As Rust code does that calls Python.
+            return 1 if fails else 0
+        return 0
+
+    assert main(True) == 130 and capsys.readouterr().err == "Stopped.\n"
+    assert main(False) == 0 and capsys.readouterr().err == "", "it had ended its work"
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
