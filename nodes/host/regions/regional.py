@@ -38,7 +38,7 @@ class Region:
 
     Attributes:
         concept: learned.
-        prompt: what its region shows, with "{}" or the trigger where the word stands.
+        prompt: what its region shows, with the trigger where the word stands.
         mask: ``(h, w)`` in 0-1.
     """
 
@@ -79,7 +79,7 @@ def regional(
         model = with_concept(model, held, store.prompts)
         concept = region.concept
         knowing = clip_with_concept(clip, concept.trigger, concept.fingerprint, concept.embedding, store.prompts)
-        encoded = knowing.encode_from_tokens_scheduled(knowing.tokenize(region.prompt.replace("{}", concept.trigger)))
+        encoded = knowing.encode_from_tokens_scheduled(knowing.tokenize(region.prompt))
         for found, wanted in ((made_positive, encoded), (made_negative, negative)):
             masked = _masked(wanted, mask, box_of(region.mask) if crop else None)
             found += comfy.hooks.set_hooks_for_conditioning(masked, hooks)
