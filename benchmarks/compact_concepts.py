@@ -195,7 +195,7 @@ class Studio:
     def pictures(self, base: host.Base, subject: Subject, refined: bool = True) -> Tensor:
         """All prompts of a subject, ``(11, 3, 128, 128)``, from the noise that all benchmarks draw them with."""
         texts = [prompt.text.format(WORD) for prompt in subject.prompts]
-        seeds = [self.drawer._seeds(subject, number)[0] for number in range(len(texts))]
+        seeds = [self.drawer.seeds(subject, number)[0] for number in range(len(texts))]
         if not refined:  # all in one batch, where nothing refines the word
             return host.draw(base, texts, seeds, SAMPLING)
         return torch.cat([host.draw(base, [text], [seed], SAMPLING) for text, seed in zip(texts, seeds, strict=True)])

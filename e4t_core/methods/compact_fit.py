@@ -171,7 +171,7 @@ class CompactFitRun:
 
     @torch.no_grad()
     def prepare(self, on_pass: OnPass) -> None:
-        """Ask the concept for its words and predictions, all at once, so that student and concept never share the memory."""
+        """Ask the concept for its contexts and predictions, all at once, so that student and concept never share the memory."""
         unet, device = self.base.unet, self.base.unet.device
         predictor = copy.deepcopy(self.teacher.predictor)
         if predictor is not None:
@@ -189,9 +189,10 @@ class CompactFitRun:
                     words = self.teacher.embedding.to(device).expand(len(indices), -1, -1)
                 else:
                     words = predictor.word(unet.features(z, sample.timesteps, empty.expand(len(indices), -1, -1)))
-                predicted = unet.denoise(z, sample.timesteps, self._contexts(sample, words))
-                for number, word, prediction in zip(indices, words, predicted, strict=True):
-                    self._taught[number] = word.cpu(), prediction.cpu()
+                contexts = self.base.text.encode([self.templates[number] for number in sample.templates], words)
+                predicted = unet.denoise(z, sample.timesteps, contexts)
+                for number, context, prediction in zip(indices, contexts, predicted, strict=True):
+                    self._taught[number] = context.cpu(), prediction.cpu()
                 on_pass()
         del taught
         untuned = {name: self._untuned(name).to(unet.dtype) for name in changes}
@@ -200,8 +201,8 @@ class CompactFitRun:
             # All of the schedule: what is moved differs by noise level.
             for indices in chunks(self.settings.batch, self.micro_batch):
                 sample = self._sample(indices)
-                words, wanted = self._lesson(sample)
-                made = unet.denoise(self._noisy(sample), sample.timesteps, self._contexts(sample, words))
+                contexts, wanted = self._lesson(sample)
+                made = unet.denoise(self._noisy(sample), sample.timesteps, contexts)
                 moved.append((made - wanted).square().mean(dim=(1, 2, 3)))
                 on_pass()
         self._moved = max(float(torch.cat(moved).mean()), torch.finfo(torch.float32).tiny)
@@ -221,14 +222,11 @@ class CompactFitRun:
         latents = self.photos.latents[sample.photos]
         return self.base.unet.schedule.add_noise(latents, sample.noise, sample.timesteps)
 
-    def _contexts(self, sample: DiffusionSample, words: Tensor) -> Tensor:
-        return self.base.text.encode([self.templates[number] for number in sample.templates], words)
-
     def _lesson(self, sample: DiffusionSample) -> tuple[Tensor, Tensor]:
-        """The concept's words and predictions for samples, on the UNet's device."""
-        words, predictions = zip(*(self._taught[number] for number in sample.numbers), strict=True)
+        """The concept's contexts and predictions for samples, on the UNet's device."""
+        contexts, predictions = zip(*(self._taught[number] for number in sample.numbers), strict=True)
         device = self.base.unet.device
-        return torch.stack(words).to(device), torch.stack(predictions).to(device)
+        return torch.stack(contexts).to(device), torch.stack(predictions).to(device)
 
     def groups(self) -> list[dict[str, Any]]:
         return []
@@ -244,9 +242,7 @@ class CompactFitRun:
         }
 
     def losses(self, sample: DiffusionSample) -> Tensor:
-        words, wanted = self._lesson(sample)
-        with torch.no_grad():
-            contexts = self._contexts(sample, words)
+        contexts, wanted = self._lesson(sample)
         made = self.base.unet.denoise(self._noisy(sample), sample.timesteps, contexts)
         return (made - wanted).square().mean(dim=(1, 2, 3)) / self._moved
 
