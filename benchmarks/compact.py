@@ -110,6 +110,7 @@ class Painter:
 
     def _draw(self, subject: Subject, form: Form) -> torch.Tensor:
         tuned, studio = self.tuned(subject, form.unet_rank), self.studio
+        shared: dict[str, Any] | None
         if form.stock:
             differences, encoder, shared = stock_changes(form, tuned, studio.shared), studio.domain.encoder, {}
         else:

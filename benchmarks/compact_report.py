@@ -73,7 +73,9 @@ def results(found: dict[str, dict[str, ArmScores]], forms: list[Form], count: in
         Result(
             form,
             sd15_bytes(form),
-            *(share(form.name, measure) for measure in MEASURES),
+            share(form.name, "NAMED"),
+            share(form.name, "likeness"),
+            share(form.name, "PROMPT"),
             {measure: round(float(mean(form.name, measure, one)[0]), 4) for measure in MEASURES},
         )
         for form in forms

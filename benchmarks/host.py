@@ -15,7 +15,6 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -70,7 +69,7 @@ def import_comfyui() -> None:
     logging.getLogger().setLevel(logging.WARNING)  # ComfyUI tells of every model that it loads
 
 
-def pack(name: str) -> ModuleType:
+def pack(name: str) -> Any:
     """A module of this pack by its dotted name, for example "nodes.host.learning.learn"."""
     import_comfyui()
     return importlib.import_module(f"{PACK}.{name}")
@@ -173,8 +172,8 @@ def chosen(settings: TuningSettings, **sampling: Any) -> Any:
 @torch.inference_mode()
 def encode(clip: Any, texts: Sequence[str]) -> Any:
     """CLIPTextEncode. Several texts become ONE conditioning with a row for each, so that they are drawn in one batch."""
-    import nodes
-
+    # ComfyUI's, which stands before this pack's on the path; a type checker would take this pack's.
+    nodes: Any = importlib.import_module("nodes")
     found = [nodes.CLIPTextEncode().encode(clip, text)[0] for text in texts]
     if len(found) == 1:
         return found[0]

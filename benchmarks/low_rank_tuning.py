@@ -23,7 +23,7 @@ def low_rank_method(domain: Any, rank: int) -> Any:
     method = host.pack("e4t_core.methods.e4t.method")
     trained = host.pack("e4t_core.trained_weight").TrainedWeight
 
-    class LowRankE4T(method.E4T):  # type: ignore[misc, name-defined]
+    class LowRankE4T(method.E4T):  # type: ignore[name-defined]
         def start(self, base: Any, photos: Any, settings: Any, *more: Any) -> Any:
             still = replace(settings, train_unet=False, train_offsets=False)
             run = super().start(base, photos, still, *more)

@@ -309,7 +309,7 @@ class Segments:
 
 def _key(tensor: Tensor) -> int:
     """Which storage is behind a tensor."""
-    return tensor.untyped_storage()._cdata  # type: ignore[no-any-return]
+    return tensor.untyped_storage()._cdata
 
 
 _PLACES: dict[CodeType, tuple[bool, str]] = {}
@@ -326,7 +326,8 @@ def _place(code: CodeType) -> tuple[bool, str]:
             name = path.relative_to(TORCH.parent).as_posix()
         else:
             name = "/".join(path.parts[-3:])
-        _PLACES[code] = ours, f"{name}:{code.co_qualname}"
+        function = code.co_qualname  # type: ignore[attr-defined]  # Python 3.11's, the least that dev.py takes
+        _PLACES[code] = ours, f"{name}:{function}"
     return _PLACES[code]
 
 

@@ -12,11 +12,11 @@ aten = torch.ops.aten
 
 
 def _attention(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
-    return sdpa_flop_count(query.shape, key.shape, value.shape)  # type: ignore[no-any-return]
+    return sdpa_flop_count(query.shape, key.shape, value.shape)
 
 
 def _attention_backward(gradient: Any, query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
-    return sdpa_backward_flop_count(gradient.shape, query.shape, key.shape, value.shape)  # type: ignore[no-any-return]
+    return sdpa_backward_flop_count(gradient.shape, query.shape, key.shape, value.shape)
 
 
 # PyTorch's table has the attention kernels of graphics cards only.

@@ -64,6 +64,9 @@ class PlainRun:
         context = self.empty.expand(len(sample.timesteps), -1, -1)
         return denoising_errors(self.base.unet, self.photos.latents[sample.photos], sample, context)
 
+    def context(self, z: Tensor, t: Tensor) -> Tensor:
+        return self.empty
+
     def concept(self, on_pass: OnPass) -> Concept:
         word = torch.zeros(1, self.base.text.width)
         return Concept(self.trigger, PlainUNet.name, "plain", "random", word, (), self.settings, self.seed)

@@ -6,9 +6,9 @@ leaves something open, the rendering that serves as the ceiling has a plain valu
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
-from miniworld.attributes import ACCESSORIES, BACKGROUNDS, STYLES, Scene
+from miniworld.attributes import ACCESSORIES, BACKGROUNDS, STYLES, Identity, Scene
 from miniworld.captions import compose, scene_phrases
 
 from .scoring import Target
@@ -30,7 +30,7 @@ class Prompt:
 
 
 def _prompt(plain: Scene, **asked: int) -> Prompt:
-    scene = replace(plain, **asked)
+    scene = plain.edited(**asked)
     named = {edit: edit in asked for edit in ("accessory", "background", "zoom")}
     text = compose(scene.style, "{}", scene_phrases(scene, **named))
     return Prompt(text, scene, tuple(asked))
@@ -58,9 +58,9 @@ def prompts(photo: Scene, number: int) -> tuple[Prompt, ...]:
     )
 
 
-def targets(identity: object, asked: tuple[Prompt, ...]) -> list[Target]:
+def targets(identity: Identity, asked: tuple[Prompt, ...]) -> list[Target]:
     """What the pictures of one identity should show, prompt by prompt."""
-    return [Target(identity, prompt.scene, prompt.asked) for prompt in asked]  # type: ignore[arg-type]
+    return [Target(identity, prompt.scene, prompt.asked) for prompt in asked]
 
 
 def seed_of(number: int, prompt: int, draw: int) -> int:

@@ -168,7 +168,7 @@ def _halves(encoded: Sequence[Any], hooks: Sequence[Any] = ()) -> Any:
     """Conditionings of the left and the right half, as Conditioning (Set Area with Percentage) and (Combine) make them."""
     import comfy.hooks
 
-    found = []
+    found: list[Any] = []
     for number, conditioning in enumerate(encoded):
         area = {"area": ("percentage", 1.0, 0.5, 0.0, 0.5 * number), "strength": 1.0}
         placed = [[tensor, {**values, **area}] for tensor, values in conditioning]
@@ -195,7 +195,9 @@ def scored(pictures: Tensor, wanted: Sequence[Target], others: Sequence[Target],
         found: np.ndarray = value.reshape(pairs, -1).sum(1) / np.maximum(weight.reshape(pairs, -1).sum(1), 1e-9)
         return found
 
-    points, counts = sum(part.value for part in classes), sum(part.weight for part in classes)
+    nothing = np.zeros(len(wanted))
+    points = sum((part.value for part in classes), nothing)
+    counts = sum((part.weight for part in classes), nothing)
     return Scores(mean(own.value, own.weight), mean(other.value, other.weight), mean(points, counts))
 
 

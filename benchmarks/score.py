@@ -47,9 +47,9 @@ def scene_of(prompt: str) -> tuple[Scene, tuple[str, ...]]:
         for edit, values in (("accessory", ACCESSORIES), ("background", BACKGROUNDS), ("zoom", ZOOMS)):
             alone = {e: e == edit for e in ("accessory", "background", "zoom")}
             for index in range(len(values)):
-                if scene_phrases(Scene(**{edit: index}), **alone) == [part]:
+                if scene_phrases(Scene().edited(**{edit: index}), **alone) == [part]:
                     asked[edit] = index
-    return Scene(**asked), tuple(asked)
+    return Scene().edited(**asked), tuple(asked)
 
 
 def shipped_judges() -> dict[str, Judge]:

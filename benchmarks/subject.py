@@ -70,7 +70,8 @@ def worn(person: Subject) -> Tensor:
 
 def main() -> None:
     options = sheet_options(__doc__, Path("runs/subject.png"))
-    finder, sums, shown = Finder(options.domain), [], []
+    finder, sums = Finder(options.domain), []
+    shown: list[list[Tensor]] = []
     for person in Progress(load_subjects(options.split, options.identities, options.domain), desc="photos"):
         found = finder.find(person.photo)
         exact = subject_masks([person.identity], [person.scene], person.photo[None])

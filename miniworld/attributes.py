@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
+from typing import Any
 
 import numpy as np
 
@@ -151,6 +152,11 @@ class Scene:
 
     def value(self, edit: str) -> str:
         return EDITS[edit][getattr(self, edit)]
+
+    def edited(self, **edits: int) -> Scene:
+        """The same scene with other values of some of ``EDITS``, by name."""
+        changes: dict[str, Any] = {**edits}
+        return replace(self, **changes)
 
 
 def random_identity(rng: np.random.Generator, domain: str, split: str | None = None) -> Identity:

@@ -75,6 +75,9 @@ def _decoder(shape: AutoencoderShape) -> nn.Sequential:
 class Autoencoder(nn.Module):
     """Pictures ``(B, 3, 128, 128)`` in [0, 1] <-> raw latents ``(B, 4, 16, 16)``."""
 
+    latent_mean: Tensor
+    latent_std: Tensor
+
     def __init__(self, shape: AutoencoderShape = AutoencoderShape()) -> None:
         super().__init__()
         self.shape = shape
@@ -105,8 +108,10 @@ def start_from_colors(model: Autoencoder) -> None:
     with torch.no_grad():
         for module in model.modules():
             if isinstance(module, _Block):
-                module.conv[4].weight.mul_(0.1)
-                module.conv[4].bias.zero_()
+                last = module.conv[4]
+                assert isinstance(last, nn.Conv2d) and last.bias is not None
+                last.weight.mul_(0.1)
+                last.bias.zero_()
         for part in (model.taesd_encoder, model.taesd_decoder):
             for layer in part:
                 if isinstance(layer, nn.Conv2d):

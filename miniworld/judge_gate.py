@@ -124,7 +124,7 @@ def area_under_curve(same: Tensor, different: Tensor) -> float:
 
 def identity_area(judge: Judge, twins: Tensor, told_apart: Tensor) -> float:
     """AUC over hard pairs in different scenes: (A1, A2) and (B1, B2) against (A1, B2) and (B1, A2)."""
-    a1, b1, a2, b2 = judge.read(twins).identity.view(-1, PICTURES_EACH, judge.identify[-1].out_features).unbind(1)
+    a1, b1, a2, b2 = judge.read(twins).identity.unflatten(0, (-1, PICTURES_EACH)).unbind(1)
     same = torch.cat([(a1 * a2).sum(1), (b1 * b2).sum(1)])
     different = torch.cat([(a1 * b2).sum(1)[told_apart], (b1 * a2).sum(1)[told_apart]])
     return area_under_curve(same, different)

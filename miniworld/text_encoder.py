@@ -81,6 +81,10 @@ def word_rows(seed: int = 0) -> Tensor:
 class TextEncoder(nn.Module):
     """Token ids ``(B, 77)`` -> hidden states ``(B, 77, 768)`` behind the final norm; shorter rows work as well."""
 
+    known: Tensor
+    lookup: Tensor
+    unknown: Tensor
+
     def __init__(self, shape: TextShape = TextShape()) -> None:
         super().__init__()
         self.shape = shape
@@ -92,9 +96,10 @@ class TextEncoder(nn.Module):
         self.register_buffer("unknown", word_rows(), persistent=False)
         self.rows = nn.Parameter(torch.randn(len(known), WIDTH) * 0.02)
         self.position = nn.Parameter(torch.randn(LENGTH, WIDTH) * 0.005)
-        self.layers = nn.ModuleList(_Layer(shape) for _ in range(shape.layers))
+        layers = [_Layer(shape) for _ in range(shape.layers)]
+        self.layers = nn.ModuleList(layers)
         self.final_layer_norm = nn.LayerNorm(WIDTH)
-        for layer in self.layers:
+        for layer in layers:
             nn.init.normal_(layer.out_proj.weight, std=0.01)
             nn.init.normal_(layer.fc2.weight, std=0.01)
 

@@ -21,7 +21,7 @@ from . import judge_gate, train_autoencoder, train_backbone, train_base, train_j
 from .dataset import Pictures
 from .judge import ARCHITECTURES
 from .judge_pairs import Twins
-from .models import load_text, load_vae, weights_path
+from .models import channels_last, load_text, load_vae, weights_path
 from .training import Schedule
 from .weights import save_weights
 
@@ -93,7 +93,7 @@ def train_domain(options: argparse.Namespace) -> None:
 def train_judge(options: argparse.Namespace) -> None:
     steps, rate = JUDGES[options.what]
     schedule = Schedule(options.steps or steps, learning_rate=rate, decay=0.5, weight_decay=0.05)
-    vae, folder = load_vae().to(memory_format=torch.channels_last), RUNS / "judges"
+    vae, folder = channels_last(load_vae()), RUNS / "judges"
     twins = Twins(folder, TWIN_GROUPS, vae)
     # Unlike the other models, two judges of one seed would still agree too much: each has its own.
     seed = options.seed + 100 * list(ARCHITECTURES).index(options.what)

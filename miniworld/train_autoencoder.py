@@ -12,6 +12,7 @@ from torch import Tensor
 from .attributes import identities_of, random_scene
 from .autoencoder import Autoencoder, peak_signal_to_noise, start_from_colors, whiten
 from .dataset import Pictures
+from .models import channels_last
 from .renderer import render
 from .training import Run, Schedule
 
@@ -56,7 +57,7 @@ def train(
     torch.manual_seed(seed)
     model = Autoencoder()
     start_from_colors(model)
-    model = model.to(memory_format=torch.channels_last)
+    model = channels_last(model)
     run = Run(folder, model, schedule)
     batches = pictures.batches(batch, seed, run.step)
 

@@ -135,7 +135,7 @@ def train(
         return value, {"found": float((logits.argmax(1) == torch.arange(batch)).float().mean())}
 
     run.train(loss)
-    return run.finish()  # type: ignore[return-value]
+    return run.finish()
 
 
 def gate(model: ContrastiveTraining, text: TextEncoder, groups: int = 8) -> float:

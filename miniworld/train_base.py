@@ -18,6 +18,7 @@ from e4t_core.fingerprint import fingerprint
 from .autoencoder import Autoencoder
 from .captions import describe
 from .dataset import Pictures
+from .models import channels_last
 from .sampling import alphas_cumprod, sample
 from .text_encoder import TextEncoder, pad_tokens
 from .training import Run, Schedule
@@ -97,7 +98,7 @@ def train(
 ) -> UNetModel:
     """Trains from scratch; an interrupted run in ``folder`` goes on."""
     torch.manual_seed(seed)
-    model = UNetModel().to(memory_format=torch.channels_last)
+    model = channels_last(UNetModel())
     # Residual branches that begin at zero let the first steps learn colors and places, not untangle noise.
     for name, parameter in model.named_parameters():
         if name.endswith(("out_layers.3.weight", "proj_out.weight", "out.2.weight")):
@@ -133,7 +134,7 @@ def train(
         save_weights(folder / "unet.safetensors", averaged)
 
     run.train(loss, on_checkpoint)
-    return run.finish()  # type: ignore[return-value]
+    return run.finish()
 
 
 def save_weights(path: Path, model: torch.nn.Module, metadata: dict[str, str] | None = None) -> None:

@@ -21,6 +21,7 @@ from .attributes import DOMAINS, EDITS, Identity, Scene
 from .dataset import Pictures, shifted
 from .judge import ARCHITECTURES, SHIFT_UNIT, Judge, Place, Reading, measures, questions
 from .judge_pairs import PICTURES_EACH, Twins
+from .models import channels_last
 from .training import Run, Schedule
 from .visibility import true_value
 
@@ -106,7 +107,7 @@ def train(
 ) -> Judge:
     """Trains one judge; three quarters of a batch of ``batch`` pictures are twins."""
     torch.manual_seed(seed)
-    trained = _Trained(Judge(ARCHITECTURES[name])).to(memory_format=torch.channels_last)
+    trained = channels_last(_Trained(Judge(ARCHITECTURES[name])))
     run = Run(folder, trained, schedule)
     groups = batch * 3 // 4 // PICTURES_EACH
     plain = pictures.batches(batch - groups * PICTURES_EACH, seed, run.step)

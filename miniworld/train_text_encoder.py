@@ -149,4 +149,4 @@ def train(folder: Path, schedule: Schedule, batch: int, seed: int) -> TextTraini
         return value, {"right": right}
 
     run.train(loss)
-    return run.finish()  # type: ignore[return-value]
+    return run.finish()

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +19,7 @@ from e4t_core.files.whole_file import replacing
 
 log = logging.getLogger(__name__)
 Loss = tuple[Tensor, Mapping[str, float]]
+Trained = TypeVar("Trained", bound=nn.Module)
 
 
 @dataclass(frozen=True)
@@ -43,16 +45,16 @@ class Schedule:
         return self.learning_rate * min(1.0, (step + 1) / max(1, self.warmup), max(0.0, (self.steps - step) / ending))
 
 
-class Run:
+class Run(Generic[Trained]):
     """One model in training under ``folder``; ``model`` holds the averaged weights after ``finish``."""
 
-    def __init__(self, folder: Path, model: nn.Module, schedule: Schedule, autocast: bool = True) -> None:
+    def __init__(self, folder: Path, model: Trained, schedule: Schedule, autocast: bool = True) -> None:
         self.folder, self.model, self.schedule = folder, model, schedule
         folder.mkdir(parents=True, exist_ok=True)
         self.device = next(model.parameters()).device
         decayed = [p for p in model.parameters() if p.requires_grad and p.ndim > 1]
         plain = [p for p in model.parameters() if p.requires_grad and p.ndim <= 1]
-        groups = [{"params": decayed}, {"params": plain, "weight_decay": 0.0}]
+        groups: list[dict[str, Any]] = [{"params": decayed}, {"params": plain, "weight_decay": 0.0}]
         self.optimizer = torch.optim.AdamW(
             groups, lr=schedule.learning_rate, betas=schedule.betas, weight_decay=schedule.weight_decay, fused=True
         )
@@ -116,7 +118,7 @@ class Run:
                     if on_checkpoint is not None:
                         on_checkpoint(self.step)
 
-    def finish(self) -> nn.Module:
+    def finish(self) -> Trained:
         """The model with its averaged weights."""
         if self.average is not None:
             self.model.load_state_dict(self.average)

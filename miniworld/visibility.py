@@ -60,7 +60,7 @@ def changed(identity: Identity, scene: Scene, attribute: str) -> tuple[Identity,
     """The same picture with one attribute changed."""
     spec = identity.spec
     if attribute in EDITS:
-        return identity, replace(scene, **{attribute: _other(getattr(scene, attribute), len(EDITS[attribute]))})
+        return identity, scene.edited(**{attribute: _other(getattr(scene, attribute), len(EDITS[attribute]))})
     name = attribute.removeprefix(f"{identity.domain} ")
     value = true_value(identity, scene, attribute)
     if name in spec.named:

@@ -128,5 +128,7 @@ class ApplyConcept(io.ComfyNode):
 
 
 def _sampling(own: SamplingSettings, start: float, end: float) -> SamplingSettings:
-    changes = {name: value for name, value in (("start_percent", start), ("end_percent", end)) if value >= 0}
+    changes: dict[str, Any] = {
+        name: value for name, value in (("start_percent", start), ("end_percent", end)) if value >= 0
+    }
     return dataclasses.replace(own, **changes)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, final
 
 import comfy.model_management
 from comfy_api.latest import ComfyAPISync
@@ -21,8 +21,6 @@ from .panel import CANCELLED, FAILED, KNOWN, LEARNED, LearningPanel
 from .pictures import beside, contact_sheet, dimmed, with_curve
 
 if TYPE_CHECKING:
-    from typing import Self
-
     from .previews import Previews
 
 # Seconds between two texts that differ in the time left only.
@@ -31,6 +29,7 @@ PATIENCE = 1.0
 LONGEST = 300
 
 
+@final
 class Progress:
     """One run of a node that learns, as a ``with`` block: whatever ends it is said on the node.
 
@@ -64,7 +63,7 @@ class Progress:
         self.panel = LearningPanel(trigger)
         """What the browser draws of it."""
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> Progress:
         return self
 
     def __exit__(

@@ -10,6 +10,7 @@ import functools
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
 
 import comfy.model_sampling
 import torch
@@ -73,7 +74,7 @@ def file_name(model: ModelPatcher) -> str:
     return os.path.basename(path) if isinstance(path, str) else ""
 
 
-def _check_sampling(sampling: torch.nn.Module) -> None:
+def _check_sampling(sampling: Any) -> None:
     """That what the network predicts is epsilon or v, for timesteps that are the numbers of the schedule's sigmas.
 
     ComfyUI's ``ModelSampling…`` nodes replace it by LCM's, by EDM's, … (comfy/model_sampling.py,

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import comfy.model_management
 import torch
@@ -70,7 +71,8 @@ def bfloat16_products(device: torch.device) -> Iterator[None]:
     if device.type != "cpu" or not has_matrix_units():
         yield
         return
-    backends = (torch.backends.mkldnn.matmul, torch.backends.mkldnn.conv)
+    mkldnn: Any = torch.backends.mkldnn  # PyTorch puts an object in the module's place: these two are its attributes
+    backends = (mkldnn.matmul, mkldnn.conv)
     before = [backend.fp32_precision for backend in backends]
     try:
         for backend in backends:

@@ -17,7 +17,7 @@ class ConceptPatch(tuple):
     __slots__ = ()
 
 
-class LowRankPatch(LoRAAdapter):  # type: ignore[misc]
+class LowRankPatch(LoRAAdapter):
     """A weight patch of ours as thin factors, which ComfyUI multiplies when it loads the model.
 
     Args:
@@ -56,7 +56,7 @@ class EffectiveWeights(Mapping[str, Tensor]):
             # Computed and rounded as ComfyUI does when it loads the model.
             patched = convert(raw.detach().to(device=self._device, dtype=torch.float32, copy=True))
             key = self._prefix + name
-            return comfy.lora.calculate_weight(foreign, patched, key).to(raw.dtype).float()  # type: ignore[no-any-return]
+            return comfy.lora.calculate_weight(foreign, patched, key).to(raw.dtype).float()
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._patches)
@@ -66,4 +66,4 @@ class EffectiveWeights(Mapping[str, Tensor]):
 
     def shape(self, name: str) -> torch.Size:
         """The shape of a weight, without computing it."""
-        return self._patches[name][0][0].shape  # type: ignore[no-any-return]
+        return self._patches[name][0][0].shape

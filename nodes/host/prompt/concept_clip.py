@@ -141,7 +141,9 @@ class ConceptCLIP(comfy.sd.CLIP):
         sections = _sections(tokens, self.tokenizer.clip_name)
         places, concepts = self._places(sections or [])
         # Some packs keep a prompt's tokens to themselves; the text still told of a trigger.
-        hidden = getattr(tokens, "triggers", frozenset()) - set(concepts.values()) if not places else frozenset()
+        hidden: frozenset[str] = (
+            getattr(tokens, "triggers", frozenset()) - set(concepts.values()) if not places else frozenset()
+        )
         concepts |= {self.concepts[trigger].fingerprint: trigger for trigger in hidden}
         even = sections is not None and static.shape[0] == 1 and static.shape[1] % len(sections) == 0
         recipe = self._recipe(tokens, sections, places, static, keyframes) if even and sections and places else None

@@ -103,7 +103,7 @@ def angled(target: Tensor, blends: Sequence[Arithmetic]) -> Arithmetic | None:
         slerp = float(torch.asin((share * angle.sin()).clamp(-1, 1)) / angle)
         for v in (slerp, share / (a + b)):
             for kind in ("slerp", "magnitude"):
-                mixed = Mixed((*low, *high), round(v, 3) if abs(v - round(v, 3)) < 1e-4 else v, kind)  # type: ignore[arg-type]
+                mixed = Mixed((*low, *high), round(v, 3) if abs(v - round(v, 3)) < 1e-4 else v, kind)
                 if _same(mixed.mix(values[0][None], values[1][None])[0], target):
                     return mixed
     return None
@@ -143,10 +143,10 @@ def _renormalized(sources: tuple[Source, ...], factors: Tensor) -> Reweighted | 
     if bool((weights == 1).all()):
         return None
     for keeps in ("mean", "norm"):
-        made = Reweighted(sources, weights, keeps)  # type: ignore[arg-type]
+        made = Reweighted(sources, weights, keeps)
         scale = float(factors[-1]) / float(made.kept(plain))
         if abs(scale - round(scale, 3)) < CLEAN * 2:
-            return Reweighted(sources, weights, keeps, round(scale, 3))  # type: ignore[arg-type]
+            return Reweighted(sources, weights, keeps, round(scale, 3))
     return None
 
 

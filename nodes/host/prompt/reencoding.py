@@ -129,7 +129,7 @@ def _are_alike(words: Tensor) -> bool:
 
 
 def _with_vector(item: Any, vector: Tensor, factor: float) -> Any:
-    token = vector if factor == 1.0 else vector * factor
+    token: Any = vector if factor == 1.0 else vector * factor
     if isinstance(item[0], dict):
         token = {**item[0], "data": token}
     changed = (token, *item[1:])

@@ -11,7 +11,7 @@ Patches = Mapping[float, Mapping[str, Any]]
 """Strength -> the model's key -> a patch."""
 
 
-class ConceptHook(comfy.hooks.WeightHook):  # type: ignore[misc]
+class ConceptHook(comfy.hooks.WeightHook):
     """What one concept adds to a MODEL's weights.
 
     ComfyUI clones hooks by calling their class without arguments (comfy/hooks.py).

@@ -12,7 +12,7 @@ import torch
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor, nn
 
-from ....e4t_core.concept import Concept
+from ....e4t_core.concept import Concept, WordPredictor
 from ....e4t_core.stored_difference import StoredDifference
 from ....e4t_core.weight_changes import Difference, LowRank, own_differences, shared_differences, shared_factors
 from .place import Place
@@ -76,6 +76,12 @@ class HeldConcept:
     def drawn_as(self, concept: Concept, strength: float = 1.0) -> HeldConcept:
         """The same with what says how it is drawn: trigger, sampling and strengths change nothing that was learned."""
         return dataclasses.replace(self, concept=concept, strength=strength, prepared=self.prepared or self)
+
+    @property
+    def predictor(self) -> WordPredictor:
+        """What predicts its word anew; to be asked for of concepts that are refined only."""
+        assert self.concept.predictor is not None
+        return self.concept.predictor
 
     def size(self) -> int:
         """Bytes of RAM, as if no other concept held any of them."""

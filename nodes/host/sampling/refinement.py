@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from comfy.patcher_extension import WrapperExecutor
 from torch import Tensor
 
 from ..node_text import show_text
@@ -77,7 +78,7 @@ class Refinement:
             # A picture must not be lost because of a curve.
             logger.warning("E4T: the word's lengths could not be told: %s", error, exc_info=True)
 
-    def begin(self, executor: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+    def begin(self, executor: WrapperExecutor, *arguments: Any, **options: Any) -> Any:
         """The OUTER_SAMPLE wrapper: only here are the prompts' roles known ("positive", "negative" ...)."""
         conds = getattr(executor.class_obj, "conds", {})
         self._run.roles = {cond.get("uuid"): role for role, group in conds.items() for cond in group or ()}

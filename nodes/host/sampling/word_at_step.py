@@ -193,7 +193,7 @@ class WordAtStep:
             self._passes.append(made)
         key = held.concept.fingerprint
         if key not in made.words:
-            made.words[key] = held.concept.predictor.word(made.features)
+            made.words[key] = held.predictor.word(made.features)
             self.lengths.note(held, made.words[key], model, sigma)
         return made.words[key]
 
@@ -207,7 +207,7 @@ class WordAtStep:
             piece = place.piece(x)
             size = (piece.shape[0], *piece.shape[2:])
             features = self._features(held, model, held.empty, None, piece, sigma, size, place)
-            word = held.concept.predictor.word(features)
+            word = held.predictor.word(features)
             made = _Pass(held.empty, (x, sigma), (x.clone(), sigma.clone()), features, {key: word})
             self._passes.append(made)
             self.lengths.note(held, word, model, sigma)
@@ -261,7 +261,7 @@ class WordAtStep:
                 return spatial_means(kept)
             return spatial_means(outputs)
 
-        return bounded_features(means, x, size).to(next(held.concept.predictor.network.parameters()).device)
+        return bounded_features(means, x, size).to(next(held.predictor.network.parameters()).device)
 
     def _size_given(self, x: Tensor) -> Size:
         """How large a latent the UNet is given of one like ``x``; looked for once per run and shape."""
