@@ -191,12 +191,12 @@ def identity_report(cropper: Cropper, domain: str, people: Sequence[Subject], ki
             arms.setdefault(arm, []).append(torch.cat(pictures))
     scores: dict[str, tuple[np.ndarray, np.ndarray]] = {}
     for arm, parts in arms.items():
-        pictures = torch.cat(parts)
-        sums = [named(judge.read(pictures), wanted, seen) for judge in judges.values()]
-        value = sum(one.value for one in sums).reshape(len(people), -1).sum(1)
-        weight = sum(one.weight for one in sums).reshape(len(people), -1).sum(1)
+        shown, nothing = torch.cat(parts), np.zeros(len(wanted))
+        sums = [named(judge.read(shown), wanted, seen) for judge in judges.values()]
+        value = sum((one.value for one in sums), nothing).reshape(len(people), -1).sum(1)
+        weight = sum((one.weight for one in sums), nothing).reshape(len(people), -1).sum(1)
         scores[arm] = value, weight
-    of = {arm: (lambda w, arm=arm: weighted_ratio(w, *scores[arm])) for arm in scores}  # type: ignore[misc]
+    of = {arm: (lambda w, arm=arm: weighted_ratio(w, *scores[arm])) for arm in scores}
     rows = []
     for arm in scores:
         lost = bootstrap(lambda w, arm=arm: of["portrait"](w) - of[arm](w), len(people))  # type: ignore[misc]

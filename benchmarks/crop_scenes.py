@@ -106,13 +106,11 @@ def photograph(identities: Sequence[Identity], kind: str) -> Photographed:
         # Whoever stands in front hides others' bodies, not their heads.
         if all(abs(a.left + a.side / 2 - b.left - b.side / 2) > 0.5 * (a.side + b.side) * 0.8 for a, b in pairs):
             break
-    things = [
-        Thing(
-            *(float(rng.uniform(0, 0.8 * length)) for length in (about.width, about.height)),
-            *(float(rng.uniform(0.1, 0.45)) * shorter for _ in range(2)),
-            (scene.background + int(rng.integers(1, len(BACKGROUNDS)))) % len(BACKGROUNDS),
-        )
-        for _ in range(about.things)
-    ]
+    things = []
+    for _ in range(about.things):
+        left, top = (float(rng.uniform(0, 0.8 * length)) for length in (about.width, about.height))
+        width, height = (float(rng.uniform(0.1, 0.45)) * shorter for _ in range(2))
+        color = (scene.background + int(rng.integers(1, len(BACKGROUNDS)))) % len(BACKGROUNDS)
+        things.append(Thing(left, top, width, height, color))
     photo = render_picture(about.width, about.height, scene.background, people[::-1], things)
     return Photographed(photo, tuple(people))
