@@ -58,7 +58,7 @@ ROOT = host.ROOT / "runs" / "compact"
 SPLIT, DOMAIN = "validation", "face"
 PROBED = 2  # faces whose noise predictions are compared
 # Another number where the fit's own code changes what comes out: kept pictures are of one fit.
-FITTED = 1
+FITTED = 2
 
 
 class Painter:

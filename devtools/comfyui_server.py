@@ -16,6 +16,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, final
 
+import psutil
+
 from .comfyui_client import Client
 from .console import Failure, reason
 from .places import PACK_NAME, REPOSITORY, venv_python
@@ -165,6 +167,11 @@ class Server:
     def said(self) -> str:
         """What ComfyUI has written so far."""
         return self.log.read_text(encoding="utf-8", errors="replace")
+
+    def memory(self) -> int:
+        """Bytes that the running process holds in RAM."""
+        assert self._process is not None
+        return int(psutil.Process(self._process.pid).memory_info().rss)
 
     def kill(self) -> None:
         """Ends the process at once, as a power failure would."""

@@ -22,7 +22,7 @@ EMPTY_SHARE = 0.1
 SYNONYM_SHARE = 0.1
 
 
-def _identity_phrase(attribute: str, value: str) -> str:
+def identity_phrase(attribute: str, value: str) -> str:
     if attribute == "skin":
         return f"{value} skin"
     if attribute == "hair colour":
@@ -55,7 +55,7 @@ def scene_phrases(scene: Scene, accessory: bool = True, background: bool = True,
 
 def subject_phrases(identity: Identity) -> list[str]:
     """Every named attribute in words: the oracle's way to describe a person."""
-    return [_identity_phrase(attribute, identity.value(attribute)) for attribute in identity.spec.named]
+    return [identity_phrase(attribute, identity.value(attribute)) for attribute in identity.spec.named]
 
 
 def compose(style: int, word: str, phrases: list[str]) -> str:
@@ -98,7 +98,7 @@ def describe(identity: Identity, scene: Scene, rng: np.random.Generator) -> Capt
     if identity.domain == "face" and identity.value("hair style") == "bald" and identity.value("beard") == "none":
         said = [a for a in said if a != "hair colour"]
     shown = {part: bool(rng.random() < p) for part, p in (("accessory", 0.9), ("background", 0.8), ("zoom", 0.95))}
-    phrases = [_identity_phrase(a, identity.value(a)) for a in said] + scene_phrases(scene, **shown)
+    phrases = [identity_phrase(a, identity.value(a)) for a in said] + scene_phrases(scene, **shown)
     article = "a " if name is None and rng.random() < 0.3 else ""
     return Caption(
         text=compose(scene.style, article + word, phrases),
@@ -117,7 +117,7 @@ def vocabulary() -> list[str]:
     texts = [*STYLE_PHRASES.values(), "wearing a hat", "no glasses", "no beard", "bald", "mohawk", "closeup", "afar"]
     for spec in DOMAINS.values():
         texts += [spec.word, *spec.synonyms, *spec.names]
-        texts += [_identity_phrase(a, v) for a, values in spec.named.items() for v in values]
+        texts += [identity_phrase(a, v) for a, values in spec.named.items() for v in values]
     for accessory in range(5):
         for background in range(8):
             texts += scene_phrases(Scene(accessory=accessory, background=background))

@@ -62,11 +62,11 @@ class CompactFitSettings(LoopSettings):
         ValueError: a value is out of range; the message names it.
     """
 
-    steps: int = setting(30, "Optimizer steps.", least=0, most=100_000)
+    steps: int = setting(60, "Optimizer steps.", least=0, most=100_000)
     learning_rate: float = setting(
-        0.05, "Every step moves every number by about this share.", least=0, most=1, step=1e-3
+        0.03, "Every step moves every number by about this share.", least=0, most=1, step=1e-3
     )
-    batch: int = setting(8, "Noise levels of the photo per step.", least=1, most=256, unit="samples")
+    batch: int = setting(4, "Noise levels of the photo per step.", least=1, most=256, unit="samples")
     rate_decay: bool = setting(True, "Lowers the learning rate to zero over the second half of the steps.")
     weight_decay: float = setting(0.0, "AdamW: pull of every trained number to zero.", least=0, most=0.5, step=0.001)
 
@@ -272,6 +272,8 @@ class _Student:
         # A component of nothing has no size.
         self._sizes = [max(float(one.values().square().mean().sqrt()), 1e-12) for one in rows]
         self._steps = [one.steps.to(start.device) for one in rows]
+        # Of each factor: which state of it was rounded last, and to what. A step asks twice, once with gradients.
+        self._kept: list[tuple[int, Tensor]] = [(-1, Tensor())] * len(rows)
         self.factors = tuple(
             nn.Parameter((one.values() / size).to(start.device)) for one, size in zip(rows, self._sizes, strict=True)
         )
@@ -281,9 +283,10 @@ class _Student:
         found = []
         for number, (factor, size) in enumerate(zip(self.factors, self._sizes, strict=True)):
             rows = factor * size
-            kept = QuantizedRows.near(rows, self._steps[number], self._part.bits)
-            self._steps[number] = kept.steps
-            found.append(rows + (kept.values() - rows).detach())
+            if self._kept[number][0] != factor._version:
+                near = QuantizedRows.near(rows, self._steps[number], self._part.bits)
+                self._steps[number], self._kept[number] = near.steps, (factor._version, near.values())
+            found.append(rows + (self._kept[number][1] - rows).detach())
         return found[0], found[1]
 
     def trained(self) -> TrainedWeight:

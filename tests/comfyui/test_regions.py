@@ -24,9 +24,18 @@ def noise(width: int = 16) -> torch.Tensor:
     return torch.randn((1, 4, 8, width), generator=torch.Generator().manual_seed(7))
 
 
-def sample(model, positive, negative, start: torch.Tensor, steps: int = STEPS) -> torch.Tensor:
+def sample(
+    model,
+    positive,
+    negative,
+    start: torch.Tensor,
+    steps: int = STEPS,
+    latent: torch.Tensor | None = None,
+    denoise: float = 1.0,
+) -> torch.Tensor:
+    latent = torch.zeros_like(start) if latent is None else latent
     return comfy.sample.sample(
-        model, start, steps, CFG, "euler", "normal", positive, negative, torch.zeros_like(start), disable_pbar=True
+        model, start, steps, CFG, "euler", "normal", positive, negative, latent, denoise=denoise, disable_pbar=True
     )
 
 
@@ -48,9 +57,9 @@ def regions(base, *concepts, model=None, **options):
     ).args
 
 
-def alone(base, concept, start: torch.Tensor) -> torch.Tensor:
+def alone(base, concept, start: torch.Tensor, **more) -> torch.Tensor:
     model, clip = applied(base[0], base[1], concept, STORE)
-    return sample(model, encode(clip, f"a photo of {concept.trigger}"), encode(clip, "blurry"), start)
+    return sample(model, encode(clip, f"a photo of {concept.trigger}"), encode(clip, "blurry"), start, **more)
 
 
 def half_mask(side: slice) -> torch.Tensor:
@@ -69,6 +78,17 @@ def test_a_region_of_its_own_draws_what_its_concept_draws_alone(base, pair, trig
         assert (made[..., side] - wanted).norm() < 1e-3 * wanted.norm()
     assert (alone(base, one, noise()[..., RIGHT]) - made[..., RIGHT]).norm() > 0.05 * made[..., RIGHT].norm()
     untouched()
+
+
+def test_a_second_pass_over_the_picture_made_larger_goes_on_with_the_same_people(base, pair):
+    # Image to image, and hires fix: what was drawn is scaled up and drawn over.
+    model, positive, negative, _ = regions(base, *pair, each_region=OWN)
+    drawn_first = torch.nn.functional.interpolate(sample(model, positive, negative, noise()), scale_factor=2)
+    start = torch.randn(drawn_first.shape, generator=torch.Generator().manual_seed(8))
+    made = sample(model, positive, negative, start, latent=drawn_first, denoise=0.6)
+    for concept, half in zip(pair, (slice(0, 16), slice(16, 32)), strict=True):
+        wanted = alone(base, concept, start[..., half], latent=drawn_first[..., half], denoise=0.6)
+        assert (made[..., half] - wanted).norm() < 1e-3 * wanted.norm()
 
 
 def test_what_is_nobodys_region_is_the_bases(base, pair):

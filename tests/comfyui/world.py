@@ -99,6 +99,9 @@ def make_base(seed: int = 0, embeddings: Path | None = None, **options):
     model, clip, vae, _ = comfy.sd.load_state_dict_guess_config(
         make_state(seed), embedding_directory=folders, te_model_options=text_options(), model_options=options
     )
+    # Checkpoints of Stable Diffusion 1.5 bring none, so ComfyUI leaves memory as it was there: sometimes NaN, which no
+    # comparison of weights would survive.
+    torch.nn.init.eye_(clip.cond_stage_model.clip_l.transformer.text_projection.weight)
     return model, clip, vae
 
 

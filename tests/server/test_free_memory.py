@@ -5,8 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-import psutil
-
 from devtools.comfyui_client import Client, Workflow
 from devtools.comfyui_server import Server
 
@@ -24,15 +22,6 @@ def free(client: Client) -> None:
         time.sleep(1)
 
 
-def memory(server: Server) -> int:
-    process = next(
-        psutil.Process(at.pid)
-        for at in psutil.net_connections("tcp")
-        if at.status == "LISTEN" and at.laddr.port == server.client.port
-    )
-    return process.memory_info().rss
-
-
 def learned(client: Client, workflow: Workflow) -> None:
     run = client.run(workflow)
     assert run.status == "success", run.error
@@ -43,16 +32,16 @@ def test_free_releases_concepts_prompts_and_encoders(server: Server, client: Cli
     # Libraries, caches of the allocator and the like come with the first one and stay.
     learned(client, workflow(E4TPersonalize={"seed": 400}))
     free(client)
-    without = memory(server)
+    without = server.memory()
     for seed in range(CONCEPTS):
         learned(client, workflow(E4TPersonalize={"seed": 401 + seed}))
-    held = memory(server)
+    held = server.memory()
     free(client)
-    after = memory(server)
+    after = server.memory()
     deadline = time.monotonic() + 60
     while after - without >= ROOM and time.monotonic() < deadline:  # a busy machine takes its time
         free(client)
-        after = memory(server)
+        after = server.memory()
     told = f"{without / 2**20:.0f} MB before, {held / 2**20:.0f} MB with concepts, {after / 2**20:.0f} MB freed"
     assert held - without > CONCEPTS * ROOM, f"too little was held to prove anything: {told}"
     assert after - without < ROOM, told
