@@ -62,7 +62,7 @@ def _all(identity: Identity, photo: Scene, number: int) -> Iterator[Asked]:
     plain = Scene(style=PHOTO, background=backgrounds[6])
 
     def scene(kind: str, who: Identity, **edits: int) -> Asked:
-        shown = replace(plain, **edits)
+        shown = plain.edited(**edits)
         named = {edit: edit in edits for edit in ("accessory", "background", "zoom")}
         return Asked(kind, compose(shown.style, "{}", scene_phrases(shown, **named)), shown, tuple(edits), who)
 

@@ -118,8 +118,8 @@ class Prompts:
         """A job's."""
         made, word, ends = self.learned(job.concept), "S*", ("4", "4")
         if job.kind != "learn":
-            for node in ("2", "3", "4", "30"):
-                del made[node]
+            for unused in ("2", "3", "4", "30"):
+                del made[unused]
             word, ends = "face", ("1", "1")
         if job.kind in ("saved", "two", "at .5"):
             word = "S*"
