@@ -18,8 +18,7 @@ from ....e4t_core.loop_settings import LoopSettings
 from ....e4t_core.memory_need import need
 from ....e4t_core.memory_plan import MemoryPlan
 from ....e4t_core.methods.e4t.domain import Domain
-from ....e4t_core.methods.e4t.method import E4T
-from ....e4t_core.methods.textual_inversion import TextualInversion
+from ....e4t_core.methods.registered import method_of
 from ....e4t_core.photos import Photos as LearnedPhotos
 from ....e4t_core.run import BaseModel, Method, StepReport
 from ....e4t_core.subject_search import Subject
@@ -134,8 +133,7 @@ def learn_again(
     key = content_key("recipe", concept.fingerprint, *given, *_base_key(model, clip, store.hashes))
     found = store.get(key)
     if found is None:
-        domain = domain_of(concept)
-        method: Method = TextualInversion(concept.word) if domain is None else E4T(domain)
+        method = method_of(concept, domain_of(concept))
         # The plan decides the order of sums: the same one gives the same concept, bit for bit on a CPU.
         settings = dataclasses.replace(concept.settings, memory=recipe.plan.name, micro_batch=recipe.plan.micro_batch)
         base = RunBase(model, clip, method, concept.seed, concept.trigger)

@@ -1,0 +1,8 @@
+"""The nodes "Learn Photo (...)", one for each method of ``e4t_core.methods.registered.SIBLINGS``."""
+
+from __future__ import annotations
+
+from .learn_photo import LearnPhoto
+from .textual_inversion import LearnTextualInversion
+
+LEARNING_NODES: tuple[type[LearnPhoto], ...] = (LearnTextualInversion,)

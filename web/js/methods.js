@@ -1,0 +1,16 @@
+/**
+ * The ways to learn a photo, as in e4t_core/methods/registered.py; a test compares the two.
+ */
+
+/** Name of a method, as files carry it -> what people call it. */
+export const METHODS = new Map([
+  ["e4t", "E4T"],
+  ["textual_inversion", "Textual Inversion"],
+]);
+
+/** Classes of the nodes that learn a photo, or may learn it again. */
+export const LEARNERS = new Set([
+  "E4TPersonalize",
+  "E4TApplyConcept",
+  "E4TTextualInversion",
+]);
