@@ -14,9 +14,11 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from .attention_changes import AttentionChange
 from .concept import Concept
 from .diffusion import DiffusionSample, denoising_errors
 from .fingerprint import fingerprint
+from .layer_contexts import Context, changed
 from .loop_settings import LoopSettings
 from .memory_need import Trained
 from .memory_plan import FAST, MemoryPlan
@@ -119,6 +121,10 @@ class SiblingRun:
         """What was learned in the UNet's weights, on the CPU; called without gradients."""
         return ()
 
+    def attention(self) -> AttentionChange | None:
+        """What was learned for single cross-attention layers, on the CPU; called without gradients."""
+        return None
+
     def learned_from(self) -> dict[str, Tensor]:
         """What decides the concept beside settings, seed, base and class word, by a name each."""
         masks = self.photos.masks
@@ -146,13 +152,13 @@ class SiblingRun:
             None if masks is None else masks[sample.photos],
         )
 
-    def contexts(self, templates: Sequence[int]) -> Tensor:
-        """Contexts ``(B, L, D)`` of B templates by their numbers, with the word as it is now."""
+    def contexts(self, templates: Sequence[int]) -> Context:
+        """Contexts ``(B, L, D)`` of B templates by their numbers, with the word as it is now; or those of each layer."""
         prompts = [self.templates[number] for number in templates]
         return self.base.text.encode(prompts, self.word().expand(len(prompts), -1, -1))
 
-    def context(self, _z: Tensor, _t: Tensor) -> Tensor:
-        return self.contexts([0]).detach()
+    def context(self, _z: Tensor, _t: Tensor) -> Context:
+        return changed(self.contexts([0]), torch.Tensor.detach)
 
     def concept(self, on_pass: OnPass) -> Concept:
         """What was learned.
@@ -179,6 +185,7 @@ class SiblingRun:
             base_fingerprint=base_fingerprint,
             embedding=embedding,
             weights=self.changes(),
+            attention=self.attention(),
             settings=self.settings,
             seed=self.seed,
             word=self.method.class_word,
