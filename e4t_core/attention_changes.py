@@ -24,6 +24,10 @@ class LayerWords:
         """The word ``(V, D)`` that a layer reads; None: the concept's own."""
         return self.embeddings[self.layers.index(layer)] if layer in self.layers else None
 
+    def tensors(self) -> tuple[Tensor, ...]:
+        """All that it holds."""
+        return (self.embeddings,)
+
     def mean(self) -> Tensor:
         """The mean word ``(V, D)``, for programs that know one only; of equal words it is that word, bit for bit."""
         return mean_word(self.embeddings)

@@ -54,8 +54,8 @@ def changed(context: Context, change: Callable[[Tensor], Tensor]) -> Context:
 
 
 def cross_attentions(projections: Iterable[str]) -> tuple[str, ...]:
-    """Names of the cross-attention layers, in the order in which the names of their projections are given."""
-    return tuple(name.removesuffix(f"{KEY}.weight") for name in projections if name.endswith(_WEIGHT))
+    """Names of the cross-attention layers whose projections are among these, in the order of names."""
+    return tuple(sorted(name.removesuffix(f"{KEY}.weight") for name in projections if name.endswith(_WEIGHT)))
 
 
 class ContextHooks:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from .attention_changes import AttentionChange, LayerWords
 from .concept import Concept, WordPredictor
 from .fingerprint import fingerprint
 from .weight_changes import Full, Scaled, WeightChange, full_differences
@@ -96,6 +97,7 @@ def mix(concepts: Sequence[Concept], weights: Sequence[float], trigger: str) -> 
         settings=first.settings,
         seed=first.seed,
         predictor=MixedPredictor.of(known, shares) if known else None,
+        attention=_mixed_words(chosen, shares),
         word=first.word,
         start=first.start,
         prediction=first.prediction,
@@ -132,6 +134,11 @@ def _check_alike(concepts: Sequence[Concept]) -> None:
             raise MixError(
                 f"{names}: the word of only one of them is refined; wire in both at a word strength above 0."
             )
+        if (other.attention and other.attention.layers) != (first.attention and first.attention.layers):
+            raise MixError(
+                f"{names}: their words are not for the same layers; wire in both at a word strength above 0, learned on base"
+                " models of one family."
+            )
         mine, its = (full_differences(concept.weights) for concept in (first, other))
         wrong = next((n for n in mine.keys() & its.keys() if mine[n].values.shape != its[n].values.shape), None)
         if wrong:
@@ -144,6 +151,13 @@ def _mixed_changes(concepts: Sequence[Concept], shares: Sequence[float]) -> Iter
     for name in dict.fromkeys(name for differences in stored for name in differences):
         holding = [(part[name].value(), share) for part, share in zip(stored, shares, strict=True) if name in part]
         yield Full.of(name, _average([value for value, _ in holding], [share for _, share in holding]))
+
+
+def _mixed_words(concepts: Sequence[Concept], shares: Sequence[float]) -> AttentionChange | None:
+    changes = [concept.attention for concept in concepts if concept.attention is not None]
+    if not changes:
+        return None
+    return LayerWords(changes[0].layers, _average([change.embeddings for change in changes], shares))
 
 
 def _notes(concepts: Sequence[Concept]) -> tuple[str, ...]:

@@ -56,10 +56,14 @@ def at_word_strength(concept: Concept, strength: float) -> Concept:
             f"The strength of the word of {concept.trigger!r} must be 1: its file does not say what word it started from."
         )
     embedding = concept.start.expand_as(concept.embedding)
+    attention = concept.attention
     if strength == 0:
-        return dataclasses.replace(concept, embedding=embedding.clone(), predictor=None)
+        return dataclasses.replace(concept, embedding=embedding.clone(), predictor=None, attention=None)
     predictor = concept.predictor
     if predictor is not None:
         predictor = PredictorAtStrength(predictor, concept.start, strength)
     embedding = embedding + strength * (concept.embedding - embedding)
-    return dataclasses.replace(concept, embedding=embedding, predictor=predictor)
+    if attention is not None:
+        words = concept.start + strength * (attention.embeddings - concept.start)
+        attention = dataclasses.replace(attention, embeddings=words)
+    return dataclasses.replace(concept, embedding=embedding, predictor=predictor, attention=attention)

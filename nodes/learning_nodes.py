@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
+from .extended_textual_inversion import LearnExtendedTextualInversion
 from .learn_photo import LearnPhoto
 from .textual_inversion import LearnTextualInversion
 
-LEARNING_NODES: tuple[type[LearnPhoto], ...] = (LearnTextualInversion,)
+LEARNING_NODES: tuple[type[LearnPhoto], ...] = (LearnTextualInversion, LearnExtendedTextualInversion)

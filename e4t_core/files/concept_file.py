@@ -18,6 +18,7 @@ import torch
 from ..concept import Concept, WordPredictor
 from ..methods.e4t.domain import Domain
 from ..weight_changes import WeightChange
+from .attention_tensors import attention_keys, attention_of, check_attention
 from .checked_file import (
     Header,
     check_dtypes,
@@ -136,7 +137,8 @@ def _loaded(path: Path, weights: Sequence[Path]) -> tuple[Concept, ConceptInfo, 
     changes, predictor = _read_weights(path, weights, info) if info.weights_file else ((), None)
     parts = None
     if info.body == COMPACT:
-        parts = compact_parts(path, CONCEPT, tensors, info)
+        layers = attention_keys(tensors)
+        parts = compact_parts(path, CONCEPT, {name: part for name, part in tensors.items() if name not in layers}, info)
         changes = parts.weights
     recipe = recipe_of(path, CONCEPT, tensors, info) if info.body == RECIPE else None
     concept = Concept(
@@ -149,6 +151,7 @@ def _loaded(path: Path, weights: Sequence[Path]) -> tuple[Concept, ConceptInfo, 
         settings=info.loop_settings(),
         seed=int(info.seed),
         predictor=predictor,
+        attention=attention_of(tensors),
         word=info.word,
         start=tensors.get(START),
         prediction=info.prediction,
@@ -220,7 +223,9 @@ def check_main(path: Path, header: Header, info: ConceptInfo, kind: FileKind) ->
     shape = found[key].shape
     if len(shape) != 2 or shape[1] != width or not 1 <= shape[0] <= TOKENS:
         raise kind.fault(path, f"holds a word of the shape {shown(shape, 40)}; 1 to {TOKENS} rows of {width} are read")
-    words = {key, *({START} & set(found))}
+    layers = attention_keys(found) if info.body != RECIPE else set()
+    words = {key, *({START} & set(found)), *layers}
+    check_attention(path, kind, {name: found[name] for name in layers}, shape)
     if info.body == COMPACT:
         check_compact(path, kind, {name: part for name, part in found.items() if name not in words}, info)
     else:

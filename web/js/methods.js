@@ -6,6 +6,7 @@
 export const METHODS = new Map([
   ["e4t", "E4T"],
   ["textual_inversion", "Textual Inversion"],
+  ["extended_textual_inversion", "Extended Textual Inversion"],
 ]);
 
 /** Classes of the nodes that learn a photo, or may learn it again. */
@@ -13,4 +14,5 @@ export const LEARNERS = new Set([
   "E4TPersonalize",
   "E4TApplyConcept",
   "E4TTextualInversion",
+  "E4TExtendedTextualInversion",
 ]);

@@ -34,6 +34,11 @@ def make_lora(concept: Concept, model: ModelPatcher, exact: bool, error: float, 
         raise ValueError(
             f"{concept.trigger} is a recipe that was not learned again yet: wire in the concept that Apply E4T Concept gives."
         )
+    if concept.attention is not None and not concept.weights:
+        raise ValueError(
+            f"{concept.trigger} is another word in each layer of the network, which no stock file holds: save it by Save E4T Concept,"
+            " whose file stock prompts read as the mean of these words."
+        )
     if not concept.weights:
         raise ValueError(
             f"{concept.trigger} is a word alone, without weights, so there is no LoRA to make: keep the word by Save E4T Concept."

@@ -15,6 +15,7 @@ from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import CallbacksMP, WrappersMP
 from torch import Tensor
 
+from ....e4t_core.attention_changes import AttentionChange
 from ....e4t_core.canonical_names import canonical_names
 from ....e4t_core.stored_difference import StoredDifference, energy_lost
 from ....e4t_core.weight_changes import Difference, LowRank
@@ -91,7 +92,14 @@ def _changes_alike(held: HeldConcept, added: HeldConcept) -> bool:
         and held.differences.keys() == added.differences.keys()
         and (held.concept.predictor is None) == (added.concept.predictor is None)
         and torch.equal(held.concept.embedding, added.concept.embedding)
+        and _same_tensors(held.concept.attention, added.concept.attention)
     )
+
+
+def _same_tensors(one: AttentionChange | None, other: AttentionChange | None) -> bool:
+    if one is None or other is None:
+        return one is other
+    return all(torch.equal(a, b) for a, b in zip(one.tensors(), other.tensors(), strict=True))
 
 
 def check_free(model: ModelPatcher, trigger: str) -> None:
