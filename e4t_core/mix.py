@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from .attention_changes import AttentionChange, LayerWords
+from .attention_changes import AttentionChange, GatedEdit, LayerWords
 from .concept import Concept, WordPredictor
 from .fingerprint import fingerprint
 from .weight_changes import Full, Scaled, WeightChange, full_differences
@@ -134,6 +134,10 @@ def _check_alike(concepts: Sequence[Concept]) -> None:
             raise MixError(
                 f"{names}: the word of only one of them is refined; wire in both at a word strength above 0."
             )
+        if isinstance(other.attention, GatedEdit) or isinstance(first.attention, GatedEdit):
+            raise MixError(
+                f"{names}: an edit of layers (Perfusion) acts on one word, so two have no average; write both words into a prompt."
+            )
         if (other.attention and other.attention.layers) != (first.attention and first.attention.layers):
             raise MixError(
                 f"{names}: their words are not for the same layers; wire in both at a word strength above 0, learned on base"
@@ -154,7 +158,7 @@ def _mixed_changes(concepts: Sequence[Concept], shares: Sequence[float]) -> Iter
 
 
 def _mixed_words(concepts: Sequence[Concept], shares: Sequence[float]) -> AttentionChange | None:
-    changes = [concept.attention for concept in concepts if concept.attention is not None]
+    changes = [concept.attention for concept in concepts if isinstance(concept.attention, LayerWords)]
     if not changes:
         return None
     return LayerWords(changes[0].layers, _average([change.embeddings for change in changes], shares))

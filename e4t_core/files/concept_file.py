@@ -151,7 +151,7 @@ def _loaded(path: Path, weights: Sequence[Path]) -> tuple[Concept, ConceptInfo, 
         settings=info.loop_settings(),
         seed=int(info.seed),
         predictor=predictor,
-        attention=attention_of(tensors),
+        attention=attention_of(path, CONCEPT, tensors),
         word=info.word,
         start=tensors.get(START),
         prediction=info.prediction,
@@ -224,13 +224,13 @@ def check_main(path: Path, header: Header, info: ConceptInfo, kind: FileKind) ->
     if len(shape) != 2 or shape[1] != width or not 1 <= shape[0] <= TOKENS:
         raise kind.fault(path, f"holds a word of the shape {shown(shape, 40)}; 1 to {TOKENS} rows of {width} are read")
     layers = attention_keys(found) if info.body != RECIPE else set()
-    words = {key, *({START} & set(found)), *layers}
+    words = {key, *({START} & set(found))}
     check_attention(path, kind, {name: found[name] for name in layers}, shape)
     if info.body == COMPACT:
-        check_compact(path, kind, {name: part for name, part in found.items() if name not in words}, info)
+        check_compact(path, kind, {name: part for name, part in found.items() if name not in words | layers}, info)
     else:
         recipe = {name for name in found if info.body == RECIPE and name.startswith(RECIPE_PREFIX)}
-        check_keys(path, kind, found, words | recipe)
+        check_keys(path, kind, found, words | recipe | layers)
         check_dtypes(path, kind, {name: found[name] for name in recipe}, (torch.float16, torch.float32))
     if START in found:
         check_shapes(path, kind, found, {START: (width,)})

@@ -9,9 +9,10 @@ from ..sibling import Sibling
 from .e4t.domain import Domain
 from .e4t.method import E4T
 from .extended_textual_inversion import ExtendedTextualInversion
+from .perfusion import Perfusion
 from .textual_inversion import TextualInversion
 
-SIBLINGS: tuple[type[Sibling], ...] = (TextualInversion, ExtendedTextualInversion)
+SIBLINGS: tuple[type[Sibling], ...] = (TextualInversion, ExtendedTextualInversion, Perfusion)
 """Those that need no domain file. The node of each is called :func:`node_id`, in ComfyUI's workflows and for its help page."""
 
 SETTINGS: dict[str, type[LoopSettings]] = {

@@ -193,7 +193,7 @@ def test_regions_draw_it_where_it_belongs(base, domain):
 
 def test_no_stock_file_holds_it_and_the_node_says_so(base, stock_folder):
     model, clip, concept, _ = learn(base, steps=1)
-    with pytest.raises(ValueError, match="another word in each layer of the network, which no stock file holds"):
+    with pytest.raises(ValueError, match="read by each layer of the network in a way of its own, which no stock file"):
         ExportConcept.execute(concept, model, clip, "out", "LoRA and embedding")
 
 

@@ -5,9 +5,9 @@ from collections.abc import Mapping
 
 import pytest
 import torch
-import torch.nn.functional as F
+from naive_layers import naive_error
 from tiny import TinyText, TinyUNet, tiny_photos
-from torch import Tensor
+from torch import Tensor, nn
 
 from e4t_core.attention_changes import LayerWords, mean_word
 from e4t_core.concept import Concept
@@ -37,36 +37,18 @@ def learn(settings: ExtendedTextualInversionSettings = QUICK, photos: Photos | N
     return train(ExtendedTextualInversion("face"), base(), photos, settings, seed)
 
 
-def naive_prediction(unet: TinyUNet, z: Tensor, t: Tensor, contexts: list[Tensor]) -> Tensor:
-    """The whole network written out, its layers reading one context after the other."""
-    net = unet.network
-    x = (
-        net.conv_in(z)
-        + net.time_embedding(torch.cos(t.to(z)[:, None] / 1000 * z.new_tensor([1.0, 5.0])))[:, :, None, None]
-    )
-    x = F.silu(net.down_blocks[0].conv(x))
-    for transformer, context in zip(net.down_blocks[0].attentions, contexts, strict=True):
-        block, flat = transformer.transformer_blocks[0], x.flatten(2).transpose(1, 2)
-        for attention, read in ((block.attn1, None), (block.attn2, context)):
-            read = flat if read is None else read
-            q, k, v = flat @ attention.to_q.weight.T, read @ attention.to_k.weight.T, read @ attention.to_v.weight.T
-            flat = flat + torch.softmax(q @ k.transpose(1, 2) / q.shape[-1] ** 0.5, dim=-1) @ v
-        x = flat.transpose(1, 2).reshape(x.shape)
-    return F.pixel_shuffle(net.conv_out(F.silu(net.mid_block(x))), 2)
-
-
 def naive_losses(run: ExtendedTextualInversionRun, words: Tensor, sample: DiffusionSample) -> Tensor:
-    unet, text = run.base.unet, run.base.text
-    assert isinstance(unet, TinyUNet)
-    kept = unet.schedule.alphas_cumprod[sample.timesteps].view(-1, 1, 1, 1).to(words)
-    z = kept.sqrt() * run.photos.latents[sample.photos] + (1 - kept).sqrt() * sample.noise
+    unet, text, photos = run.base.unet, run.base.text, run.photos
+    assert isinstance(unet, TinyUNet) and photos.masks is not None
     losses = []
     for row, template in enumerate(sample.templates):
         contexts = [text.encode([NEUTRAL[template]], word[None]) for word in words]
-        error = naive_prediction(unet, z[row : row + 1], sample.timesteps[row : row + 1], contexts) - sample.noise[row]
-        assert run.photos.masks is not None
-        mask = run.photos.masks[sample.photos[row]]
-        losses.append((error.square() * mask / mask.mean()).mean())
+        photo, t, noise = sample.photos[row], sample.timesteps[row], sample.noise[row]
+
+        def read(layer: int, attention: nn.Module, contexts: list[Tensor] = contexts) -> tuple[Tensor, Tensor]:
+            return contexts[layer] @ attention.to_k.weight.T, contexts[layer] @ attention.to_v.weight.T
+
+        losses.append(naive_error(unet, photos.latents[photo], photos.masks[photo], noise, t, read))
     return torch.stack(losses)
 
 

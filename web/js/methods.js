@@ -7,6 +7,7 @@ export const METHODS = new Map([
   ["e4t", "E4T"],
   ["textual_inversion", "Textual Inversion"],
   ["extended_textual_inversion", "Extended Textual Inversion"],
+  ["perfusion", "Perfusion"],
 ]);
 
 /** Classes of the nodes that learn a photo, or may learn it again. */
@@ -15,4 +16,5 @@ export const LEARNERS = new Set([
   "E4TApplyConcept",
   "E4TTextualInversion",
   "E4TExtendedTextualInversion",
+  "E4TPerfusion",
 ]);

@@ -36,8 +36,8 @@ def make_lora(concept: Concept, model: ModelPatcher, exact: bool, error: float, 
         )
     if concept.attention is not None and not concept.weights:
         raise ValueError(
-            f"{concept.trigger} is another word in each layer of the network, which no stock file holds: save it by Save E4T Concept,"
-            " whose file stock prompts read as the mean of these words."
+            f"{concept.trigger} is read by each layer of the network in a way of its own, which no stock file holds: keep it by"
+            " Save E4T Concept, whose file stock prompts read as one plain word."
         )
     if not concept.weights:
         raise ValueError(

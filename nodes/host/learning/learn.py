@@ -39,6 +39,7 @@ from .progress import Progress, check_cancelled
 from .request import Request, check
 from .result_store import ResultStore
 from .subject_finder import Finder
+from .text_knowledge import with_covariance
 
 logger = logging.getLogger(__name__)
 
@@ -225,6 +226,8 @@ def run_on(
         hashes = store.hashes
         known = hashes.base_fingerprint(hashes.weights_key(base.model), unet.parameters())
         network = BaseModel(unet, text, known)
+        text_key = content_key(hashes.weights_key(base.clip.patcher), base.clip.layer_idx)
+        method = with_covariance(base.method, text, text_key, store)
         free = Free.now(unet.device)
         work = work_of(base.method, settings, unet, given.latents.shape[-1] * given.latents.shape[-2])
 
@@ -235,7 +238,7 @@ def run_on(
             logger.info("E4T: %s.", told(plan))
             watcher.memory(told(plan))
             with bfloat16_products(unet.device):
-                concept = train(base.method, network, given, settings, base.seed, base.trigger, watcher.step, plan)
+                concept = train(method, network, given, settings, base.seed, base.trigger, watcher.step, plan)
             return dataclasses.replace(concept, base_name=file_name(base.model))
 
         return run_in_memory(plans_that_fit(settings, work, free), run, told)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from ....e4t_core.attention_changes import LayerWords
+from ....e4t_core.attention_changes import GatedEdit, LayerWords
 from ..prompt.encoded_prompt import EncodedPrompt
 from ..prompt.recognition import Recipe
 from .held_concept import HeldConcept
@@ -81,8 +81,10 @@ class LayerReading:
         keys: dict[str, Tensor] = {}
         values: dict[str, Tensor] = {}
         for layer in (self._places or {}).values():
-            read = {prompt: self._read(prompt, layer, encode) for prompt in prompts}
-            keys[layer] = values[layer] = recipe.rebuild({**fresh, **read})
+            read = {prompt: self._read(prompt, layer, fresh, encode) for prompt in prompts}
+            keys[layer], values[layer] = (
+                recipe.rebuild({**fresh, **{prompt: both[part] for prompt, both in read.items()}}) for part in (0, 1)
+            )
         made = Layered(given, keys, values, region)
         if not fresh:
             if len(self._known) >= REMEMBERED:
@@ -91,14 +93,31 @@ class LayerReading:
             self._known[id(recipe)] = (recipe, made)
         return made
 
-    def _read(self, prompt: EncodedPrompt, layer: str, encode: EncodeWith) -> Tensor:
+    def _read(
+        self, prompt: EncodedPrompt, layer: str, fresh: Mapping[EncodedPrompt, Tensor], encode: EncodeWith
+    ) -> tuple[Tensor, Tensor]:
+        """A prompt as a layer's keys and its values read it."""
+        changes = {key: self.concepts[key] for key in prompt.concepts if key in self.concepts}
         words = {}
-        for key in prompt.concepts:
-            change = self.concepts[key].concept.attention if key in self.concepts else None
-            word = change.at(layer) if isinstance(change, LayerWords) else None
+        for key, held in changes.items():
+            own = held.concept.attention
+            word = own.at(layer) if isinstance(own, LayerWords) else None
             if word is not None:
                 words[key] = word[None]
-        return encode(prompt, words)
+        context = encode(prompt, words) if words else fresh.get(prompt, prompt.static)
+        keys = values = context
+        for held in changes.values():
+            edit = held.concept.attention
+            # In a region of its own a concept's weights are at full strength there, and none in the MODEL.
+            strength = held.strength if held.place is None else 1.0
+            if isinstance(edit, GatedEdit) and strength:
+                by_key, by_value = edit.edited(layer, context, strength)
+                # Of several words each edit adds what it changes.
+                keys, values = (
+                    made if part is context else part + (made - context)
+                    for part, made in ((keys, by_key), (values, by_value))
+                )
+        return keys, values
 
 
 def rows_of(words: Mapping[str, Tensor], latents: Sequence[int]) -> dict[str, Tensor]:
