@@ -19,6 +19,7 @@ from .export_concept import ExportConcept
 from .host.learning.free_memory import free_with_node_cache
 from .host.learning.result_store import STORE
 from .host.node_text import clear_at_every_new_job
+from .hypernetwork import LearnHyperNetwork
 from .learning_nodes import LEARNING_NODES
 from .load_concept import LoadConcept
 from .load_domain import LoadDomain
@@ -43,6 +44,7 @@ class E4TExtension(ComfyExtension):
             LoadDomain,
             Personalize,
             Settings,
+            LearnHyperNetwork,
             *LEARNING_NODES,
             SaveConcept,
             LoadConcept,

@@ -16,7 +16,7 @@ from .faults import BatchError
 
 Nodes = dict[str, dict[str, Any]]
 
-LEARNING = ("E4TPersonalize", *(node_id(kind) for kind in SIBLINGS))
+LEARNING = ("E4TPersonalize", "E4THyperNetwork", *(node_id(kind) for kind in SIBLINGS))
 """Classes of the nodes that learn a photo."""
 SAVING = "E4TSaveConcept"
 EXPORT = "open it in ComfyUI, choose File, Export (API), and name the file that this writes"

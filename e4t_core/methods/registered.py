@@ -7,6 +7,7 @@ from ..loop_settings import LoopSettings
 from ..run import Method
 from ..sibling import Sibling
 from .e4t.domain import Domain
+from .e4t.hypernetwork import HyperNetwork
 from .e4t.method import E4T
 from .extended_textual_inversion import ExtendedTextualInversion
 from .perfusion import Perfusion
@@ -17,11 +18,16 @@ SIBLINGS: tuple[type[Sibling], ...] = (TextualInversion, ExtendedTextualInversio
 
 SETTINGS: dict[str, type[LoopSettings]] = {
     E4T.name: E4T.Settings,
+    HyperNetwork.name: HyperNetwork.Settings,
     **{kind.name: kind.Settings for kind in SIBLINGS},
 }
 """Name of a method -> its settings."""
 
-TITLES: dict[str, str] = {E4T.name: "E4T", **{kind.name: kind.title for kind in SIBLINGS}}
+TITLES: dict[str, str] = {
+    E4T.name: "E4T",
+    HyperNetwork.name: "HyperNetwork",
+    **{kind.name: kind.title for kind in SIBLINGS},
+}
 """Name of a method -> what people call it."""
 
 
@@ -37,7 +43,7 @@ def method_of(concept: Concept, domain: Domain | None) -> Method:
         ValueError: its file says a method that it cannot be of.
     """
     if domain is not None:
-        return E4T(domain)
+        return HyperNetwork(domain) if concept.method == HyperNetwork.name else E4T(domain)
     for kind in SIBLINGS:
         if kind.name == concept.method:
             return kind(concept.word)

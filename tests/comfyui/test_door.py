@@ -32,6 +32,7 @@ def test_the_nodes_are_listed_by_their_names(listed):
         "E4TLoadDomain": "Load E4T Domain",
         "E4TPersonalize": "E4T Personalize",
         "E4TSettings": "E4T Settings",
+        "E4THyperNetwork": "Learn Photo (HyperNetwork)",
         **{node_id(kind): f"Learn Photo ({kind.title})" for kind in SIBLINGS},
         "E4TSaveConcept": "Save E4T Concept",
         "E4TLoadConcept": "Load E4T Concept",

@@ -5,6 +5,7 @@
 /** Name of a method, as files carry it -> what people call it. */
 export const METHODS = new Map([
   ["e4t", "E4T"],
+  ["hypernetwork", "HyperNetwork"],
   ["textual_inversion", "Textual Inversion"],
   ["extended_textual_inversion", "Extended Textual Inversion"],
   ["perfusion", "Perfusion"],
@@ -14,6 +15,7 @@ export const METHODS = new Map([
 export const LEARNERS = new Set([
   "E4TPersonalize",
   "E4TApplyConcept",
+  "E4THyperNetwork",
   "E4TTextualInversion",
   "E4TExtendedTextualInversion",
   "E4TPerfusion",

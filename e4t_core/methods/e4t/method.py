@@ -88,6 +88,7 @@ class E4TRun:
         plan: MemoryPlan,
     ) -> None:
         domain = method.domain
+        self.method = method.name
         self.domain, self.base, self.settings, self.seed, self.trigger = domain, base, settings, seed, trigger
         self.effective = base.unet.parameters()
         self.micro_batch = plan.within(settings.batch).micro_batch
@@ -177,7 +178,7 @@ class E4TRun:
         )
         return Concept(
             trigger=self.trigger,
-            method=E4T.name,
+            method=self.method,
             fingerprint=self._fingerprint(static, base_fingerprint),
             base_fingerprint=base_fingerprint,
             embedding=static[None],
