@@ -25,6 +25,7 @@ from .run import BaseModel, OnPass, Phase
 from .settings import setting
 from .templates import NEUTRAL
 from .trained_weight import TrainedWeight
+from .unet import UNet
 from .weight_changes import WeightChange
 
 
@@ -62,8 +63,8 @@ class Sibling:
     def __init__(self, class_word: str, templates: tuple[str, ...] = NEUTRAL) -> None:
         self.class_word, self.templates = class_word, templates
 
-    def trained(self, settings: Any) -> Trained:
-        """How much it trains, for the choice of a memory plan; a word alone is nothing."""
+    def trained(self, settings: Any, unet: UNet) -> Trained:
+        """How much it trains on a UNet, for the choice of a memory plan; a word alone is nothing."""
         return Trained()
 
     def start(

@@ -6,11 +6,14 @@ from ..concept import Concept
 from ..loop_settings import LoopSettings
 from ..run import Method
 from ..sibling import Sibling
+from .dreambooth import DreamBooth
+from .dreambooth_ti import DreamBoothTI
 from .e4t.domain import Domain
 from .e4t.method import E4T
+from .lora import LoRA
 from .textual_inversion import TextualInversion
 
-SIBLINGS: tuple[type[Sibling], ...] = (TextualInversion,)
+SIBLINGS: tuple[type[Sibling], ...] = (TextualInversion, LoRA, DreamBooth, DreamBoothTI)
 """Those that need no domain file. The node of each is called :func:`node_id`, in ComfyUI's workflows and for its help page."""
 
 SETTINGS: dict[str, type[LoopSettings]] = {
