@@ -33,9 +33,6 @@ STEPS, GUIDANCE = 30, 7.5
 AT_ONCE = 4
 """Pictures that are drawn together: in groups of always the same, because what is beside a picture may change its last bits."""
 
-OnPicture = Callable[[int, int], object]
-"""Called while pictures are drawn with how many are done, and of how many; what it raises ends the drawing."""
-
 
 @dataclass(frozen=True)
 class PriorSettings(SiblingSettings):
@@ -93,34 +90,29 @@ def kept(latents: Tensor) -> Tensor:
 
 @torch.no_grad()
 def draw_prior(
-    base: BaseModel, wanted: WantedPrior, size: tuple[int, int], on_picture: OnPicture = lambda done, total: None
+    base: BaseModel,
+    wanted: WantedPrior,
+    numbers: Sequence[int],
+    size: tuple[int, int],
+    on_step: Callable[[], object] = lambda: None,
 ) -> Tensor:
-    """The pictures as latents ``(n, 4, h, w)`` in the UNet's scale, float16 on the CPU, by DDIM.
+    """Some of the pictures as latents ``(n, 4, h, w)`` in the UNet's scale, by DDIM in :data:`STEPS` steps.
 
     Args:
         base: untouched.
         wanted: which.
+        numbers: of the pictures; one of :meth:`WantedPrior.groups`.
         size: (h, w) of the latents.
-        on_picture: see :data:`OnPicture`; called after every step of a group.
+        on_step: called after every step; what it raises ends the drawing.
 
     Raises:
         WordError: the class word is not one token.
     """
     unet, text = base.unet, base.text
     context = text.encode([TEMPLATE], text.word(wanted.word)[None]).detach().to(unet.device)
-    drawn, groups = [], wanted.groups()
+    z = wanted.noise(numbers, size).to(unet.device)
     with unet.using({}):
-        for number, group in enumerate(groups):
-            steps = 0
-
-            def on_step(number: int = number) -> None:
-                nonlocal steps
-                steps += 1
-                on_picture(number * STEPS + steps, len(groups) * STEPS)
-
-            z = wanted.noise(group, size).to(unet.device)
-            drawn.append(kept(ddim(unet, z, lambda _z, _t: context, text.empty(), STEPS, GUIDANCE, on_step)))
-    return torch.cat(drawn)[: wanted.count]
+        return ddim(unet, z, lambda _z, _t: context, text.empty(), STEPS, GUIDANCE, on_step)
 
 
 class PriorSibling(Sibling):

@@ -7,6 +7,7 @@ are added by ComfyUI when it loads the model, so they live with LoRAs before and
 from __future__ import annotations
 
 import logging
+import uuid
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 
@@ -19,7 +20,7 @@ from ....e4t_core.canonical_names import canonical_names
 from ....e4t_core.stored_difference import StoredDifference, energy_lost
 from ....e4t_core.weight_changes import Difference, LowRank
 from ..networks.base_model import PREFIX
-from ..networks.effective_weights import ConceptPatch, LowRankPatch
+from ..networks.effective_weights import ConceptPatch, LowRankPatch, is_ours
 from ..prompt.prompt_memory import PromptMemory
 from .held_concept import HeldConcept
 from .pieces import KEY
@@ -39,6 +40,22 @@ def held_concepts(model: ModelPatcher) -> tuple[HeldConcept, ...]:
     """The concepts a MODEL holds, in the order they were added."""
     wrappers = model.get_wrappers(WrappersMP.CALC_COND_BATCH, KEY)
     return wrappers[0].concepts if wrappers else ()
+
+
+def without_concepts(model: ModelPatcher) -> ModelPatcher:
+    """A clone of a MODEL without the concepts it holds; LoRAs and other packs' patches stay."""
+    new = model.clone()
+    if not held_concepts(model):
+        return new
+    kept = {key: [patch for patch in patches if not is_ours(patch)] for key, patches in new.patches.items()}
+    new.patches = {key: patches for key, patches in kept.items() if patches}
+    # By it ComfyUI knows whether the weights that are loaded are this clone's.
+    new.patches_uuid = uuid.uuid4()
+    new.set_additional_models(KEY, [])
+    for kind in (WrappersMP.CALC_COND_BATCH, WrappersMP.OUTER_SAMPLE, WrappersMP.PREDICT_NOISE):
+        new.remove_wrappers_with_key(kind, KEY)
+    new.remove_callbacks_with_key(CallbacksMP.ON_CLEANUP, KEY)
+    return new
 
 
 def with_concept(model: ModelPatcher, added: HeldConcept, memory: PromptMemory) -> ModelPatcher:
