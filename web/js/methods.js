@@ -6,6 +6,9 @@
 export const METHODS = new Map([
   ["e4t", "E4T"],
   ["textual_inversion", "Textual Inversion"],
+  ["lora", "LoRA"],
+  ["dreambooth", "DreamBooth"],
+  ["dreambooth_ti", "DreamBooth + Textual Inversion"],
 ]);
 
 /** Classes of the nodes that learn a photo, or may learn it again. */
@@ -13,4 +16,7 @@ export const LEARNERS = new Set([
   "E4TPersonalize",
   "E4TApplyConcept",
   "E4TTextualInversion",
+  "E4TLoRA",
+  "E4TDreamBooth",
+  "E4TDreamBoothTI",
 ]);

@@ -43,19 +43,17 @@ def held_concepts(model: ModelPatcher) -> tuple[HeldConcept, ...]:
 
 
 def without_concepts(model: ModelPatcher) -> ModelPatcher:
-    """A clone of a MODEL without the concepts it holds; LoRAs and other packs' patches stay."""
-    new = model.clone()
-    if not held_concepts(model):
-        return new
-    kept = {key: [patch for patch in patches if not is_ours(patch)] for key, patches in new.patches.items()}
-    new.patches = {key: patches for key, patches in kept.items() if patches}
-    # By it ComfyUI knows whether the weights that are loaded are this clone's.
-    new.patches_uuid = uuid.uuid4()
-    new.set_additional_models(KEY, [])
+    """A clone of a MODEL that holds no concept; LoRAs and all else stay."""
+    plain = model.clone()
+    kept = {name: [p for p in found if not is_ours(p)] for name, found in plain.patches.items()}
+    plain.patches = {name: found for name, found in kept.items() if found}
+    # ComfyUI tells clones with other patches apart by it.
+    plain.patches_uuid = uuid.uuid4()
     for kind in (WrappersMP.CALC_COND_BATCH, WrappersMP.OUTER_SAMPLE, WrappersMP.PREDICT_NOISE):
-        new.remove_wrappers_with_key(kind, KEY)
-    new.remove_callbacks_with_key(CallbacksMP.ON_CLEANUP, KEY)
-    return new
+        plain.remove_wrappers_with_key(kind, KEY)
+    plain.remove_callbacks_with_key(CallbacksMP.ON_CLEANUP, KEY)
+    plain.remove_additional_models(KEY)
+    return plain
 
 
 def with_concept(model: ModelPatcher, added: HeldConcept, memory: PromptMemory) -> ModelPatcher:
