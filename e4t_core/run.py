@@ -118,8 +118,8 @@ class Method(Protocol):
 
     name: str
 
-    def trained(self, settings: Any) -> Trained:
-        """How much it trains, for the choice of a memory plan."""
+    def trained(self, settings: Any, unet: UNet) -> Trained:
+        """How much it trains on a UNet, for the choice of a memory plan."""
 
     def start(self, base: BaseModel, photos: Photos, settings: Any, seed: int, trigger: str, plan: MemoryPlan) -> Run:
         """Check what is given and make a run, whose masters live where the plan says."""

@@ -27,6 +27,7 @@ from .run import BaseModel, OnPass, Phase
 from .settings import setting
 from .templates import NEUTRAL
 from .trained_weight import TrainedWeight
+from .unet import UNet
 from .weight_changes import WeightChange
 
 
@@ -64,8 +65,8 @@ class Sibling:
     def __init__(self, class_word: str, templates: tuple[str, ...] = NEUTRAL) -> None:
         self.class_word, self.templates = class_word, templates
 
-    def trained(self, settings: Any) -> Trained:
-        """How much it trains, for the choice of a memory plan; a word alone is nothing."""
+    def trained(self, settings: Any, unet: UNet) -> Trained:
+        """How much it trains on a UNet, for the choice of a memory plan; a word alone is nothing."""
         return Trained()
 
     def start(
@@ -148,17 +149,21 @@ class SiblingRun:
             self.base.unet,
             latents,
             sample,
-            self.contexts(sample.templates),
+            self.read(sample.templates),
             None if masks is None else masks[sample.photos],
         )
 
-    def contexts(self, templates: Sequence[int]) -> Context:
-        """Contexts ``(B, L, D)`` of B templates by their numbers, with the word as it is now; or those of each layer."""
+    def read(self, templates: Sequence[int]) -> Context:
+        """What the UNet reads of B templates: :meth:`contexts`, or one for each cross-attention layer."""
+        return self.contexts(templates)
+
+    def contexts(self, templates: Sequence[int]) -> Tensor:
+        """Contexts ``(B, L, D)`` of B templates by their numbers, with the word as it is now."""
         prompts = [self.templates[number] for number in templates]
         return self.base.text.encode(prompts, self.word().expand(len(prompts), -1, -1))
 
     def context(self, _z: Tensor, _t: Tensor) -> Context:
-        return changed(self.contexts([0]), torch.Tensor.detach)
+        return changed(self.read([0]), torch.Tensor.detach)
 
     def concept(self, on_pass: OnPass) -> Concept:
         """What was learned.

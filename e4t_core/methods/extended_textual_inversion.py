@@ -68,7 +68,7 @@ class ExtendedTextualInversionRun(SiblingRun):
     def groups(self) -> list[dict[str, Any]]:
         return [{"params": [self.embeddings]}]
 
-    def contexts(self, templates: Sequence[int]) -> LayerContexts:
+    def read(self, templates: Sequence[int]) -> LayerContexts:
         """Templates with each layer's word; equal templates are encoded once."""
         different = sorted(set(templates))
         prompts = [self.templates[number] for number in different]

@@ -143,7 +143,7 @@ class PerfusionRun(SiblingRun):
         if step != self._step:
             self._end_step()
             self._step = step
-        context = self.contexts(sample.templates)
+        context = self.read(sample.templates)
         rows = self._at_word(context.plain.detach(), sample.templates).float()
         self._seen.update(zip(sample.numbers, rows, strict=True))
         latents, masks = self.photos.latents[sample.photos], self.photos.masks
@@ -159,10 +159,9 @@ class PerfusionRun(SiblingRun):
             self._follow(KEPT * self.encoding + (1 - KEPT) * mean)
         self._seen = {}
 
-    def contexts(self, templates: Sequence[int]) -> LayerContexts:
+    def read(self, templates: Sequence[int]) -> LayerContexts:
         """Templates with what each layer's keys and values are made of."""
-        prompts = [self.templates[number] for number in templates]
-        plain = self.base.text.encode(prompts, self.embedding.expand(len(prompts), -1, -1))
+        plain = self.contexts(templates)
         gate = self.settings.bias, self.settings.temperature
         keys = gated_edit(plain, self.encoding, self.direction, self.key, *gate)
         values = {

@@ -6,14 +6,24 @@ from ..concept import Concept
 from ..loop_settings import LoopSettings
 from ..run import Method
 from ..sibling import Sibling
+from .dreambooth import DreamBooth
+from .dreambooth_ti import DreamBoothTI
 from .e4t.domain import Domain
 from .e4t.hypernetwork import HyperNetwork
 from .e4t.method import E4T
 from .extended_textual_inversion import ExtendedTextualInversion
+from .lora import LoRA
 from .perfusion import Perfusion
 from .textual_inversion import TextualInversion
 
-SIBLINGS: tuple[type[Sibling], ...] = (TextualInversion, ExtendedTextualInversion, Perfusion)
+SIBLINGS: tuple[type[Sibling], ...] = (
+    TextualInversion,
+    ExtendedTextualInversion,
+    Perfusion,
+    LoRA,
+    DreamBooth,
+    DreamBoothTI,
+)
 """Those that need no domain file. The node of each is called :func:`node_id`, in ComfyUI's workflows and for its help page."""
 
 SETTINGS: dict[str, type[LoopSettings]] = {

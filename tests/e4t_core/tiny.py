@@ -25,6 +25,8 @@ CONTEXT = 6
 WIDTH = 12
 LAYERS = 2
 CLIP_WIDTH = 5
+LONGEST = 9  # rows of a context, for words of up to 4 tokens
+ONE_TOKEN = ("face", "dog", "sks", "ohwx")
 
 
 class Attention(nn.Module):
@@ -161,7 +163,7 @@ class TinyText:
         self.templates: list[str] = []
 
     def word(self, word: str) -> Tensor:
-        if word != "face":
+        if word not in ONE_TOKEN:
             raise WordError(f"The word {word!r} is not one token but {list(word)}: choose another domain.")
         return self._row(word)
 
@@ -171,10 +173,12 @@ class TinyText:
         # E4T gives words (B, D), Textual Inversion (B, V, D).
         words = words if words.ndim == 3 else words[:, None]
         # The clone is what a host whose weights are inference tensors has to do as well.
-        return torch.tanh(torch.cat([rows, words, rows + words], dim=1) @ self._mix.clone())
+        # As long whatever the word is, as a real one's contexts are.
+        room = torch.zeros(len(rows), LONGEST - 1 - 2 * words.shape[1], self.width)
+        return torch.tanh(torch.cat([rows, words, rows + words, room], dim=1) @ self._mix.clone())
 
     def empty(self) -> Tensor:
-        return torch.tanh(self._row("")[None, None].repeat(1, 3, 1) @ self._mix)
+        return torch.tanh(self._row("")[None, None].repeat(1, LONGEST, 1) @ self._mix)
 
     def _row(self, text: str) -> Tensor:
         seed = int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "little")

@@ -9,6 +9,9 @@ export const METHODS = new Map([
   ["textual_inversion", "Textual Inversion"],
   ["extended_textual_inversion", "Extended Textual Inversion"],
   ["perfusion", "Perfusion"],
+  ["lora", "LoRA"],
+  ["dreambooth", "DreamBooth"],
+  ["dreambooth_ti", "DreamBooth + Textual Inversion"],
 ]);
 
 /** Classes of the nodes that learn a photo, or may learn it again. */
@@ -19,4 +22,7 @@ export const LEARNERS = new Set([
   "E4TTextualInversion",
   "E4TExtendedTextualInversion",
   "E4TPerfusion",
+  "E4TLoRA",
+  "E4TDreamBooth",
+  "E4TDreamBoothTI",
 ]);

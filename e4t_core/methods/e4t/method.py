@@ -49,7 +49,7 @@ class E4T:
     def __init__(self, domain: Domain, unet: Mapping[str, Tensor] | None = None) -> None:
         self.domain, self.unet = domain, unet
 
-    def trained(self, settings: TuningSettings) -> Trained:
+    def trained(self, settings: TuningSettings, unet: UNet) -> Trained:
         domain = self.domain
         through, beside = (sum(p.numel() for p in part.parameters()) for part in (domain.offsets, domain.encoder))
         return Trained(settings.train_unet, through, beside if settings.train_encoder else 0)

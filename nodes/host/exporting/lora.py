@@ -6,7 +6,7 @@ import torch
 from comfy.model_patcher import ModelPatcher
 
 from ....e4t_core.concept import Concept
-from ....e4t_core.files.stock_lora import StockLora, exact_lora, low_rank_lora
+from ....e4t_core.files.stock_lora import StockLora, exact_lora, low_rank_lora, thin_lora
 from ....e4t_core.weight_changes import TotalDifferences
 from ..learning.result_store import STORE
 from ..networks.base_model import ComfyUNet
@@ -52,6 +52,10 @@ def make_lora(concept: Concept, model: ModelPatcher, exact: bool, error: float, 
             " learned on."
         )
     with torch.inference_mode(False):
+        # What was learned thin goes out as it is, whatever form is asked for; a rank by hand makes it thinner.
+        own = thin_lora(concept.weights)
+        if own is not None and not 0 < rank < own.rank:
+            return own
         differences = TotalDifferences(concept.weights, base)
         if exact:
             return exact_lora(differences, advance)

@@ -35,6 +35,7 @@ from .notes import about_request, what_was_made
 from .numbered import overview
 from .photos import Photo, Photos, PreparedPhotos, cut, read_photos
 from .previews import Previews
+from .prior_pictures import with_prior
 from .progress import Progress, check_cancelled
 from .request import Request, check
 from .result_store import ResultStore
@@ -135,6 +136,7 @@ def learn_again(
     found = store.get(key)
     if found is None:
         method = method_of(concept, domain_of(concept))
+        method = _with_prior(method, concept.settings, model, clip, photos, progress, store)
         # The plan decides the order of sums: the same one gives the same concept, bit for bit on a CPU.
         settings = dataclasses.replace(concept.settings, memory=recipe.plan.name, micro_batch=recipe.plan.micro_batch)
         base = RunBase(model, clip, method, concept.seed, concept.trigger)
@@ -195,10 +197,31 @@ def _base_key(model: ModelPatcher, clip: comfy.sd.CLIP, hashes: WeightHashes) ->
 
 def _learn(request: Request, photos: PreparedPhotos, progress: Progress, store: ResultStore) -> Concept:
     given = _encode(request, photos)
+    model, clip, settings = request.model, request.clip, request.settings
+    method = _with_prior(request.method, settings, model, clip, given, progress, store)
     # Their full memory is better spent on tuning, which holds its own copies; the sampler loads them again.
-    unload(request.model, request.clip.patcher, request.vae.patcher)
-    base = RunBase(request.model, request.clip, request.method, request.seed, request.trigger)
-    return run_on(base, request.settings, given, progress, store)
+    unload(model, clip.patcher, request.vae.patcher)
+    base = RunBase(model, clip, method, request.seed, request.trigger)
+    return run_on(base, settings, given, progress, store)
+
+
+def _with_prior(
+    method: Method,
+    settings: LoopSettings,
+    model: ModelPatcher,
+    clip: comfy.sd.CLIP,
+    photos: LearnedPhotos,
+    progress: Progress,
+    store: ResultStore,
+) -> Method:
+    """The method with what it asks of the base beside photos."""
+    height, width = photos.latents.shape[2:]
+    key = _base_key(model, clip, store.hashes)
+    method, fault = with_prior(method, settings, model, clip, (height, width), key, progress.drawing)
+    if fault:
+        progress.note(fault)
+        logger.warning("E4T: %s", fault)
+    return method
 
 
 class Watcher(Protocol):
