@@ -3,6 +3,7 @@
 import dataclasses
 
 import pytest
+import tiny
 import torch
 from naive_layers import naive_error
 from tiny import TinyText, TinyUNet, tiny_photos
@@ -197,11 +198,15 @@ def test_it_learns_a_value_for_each_layer_and_leaves_the_base() -> None:
     assert torch.equal(start.values, start.key.expand(3, -1)) and torch.equal(start.encoding, start.key)
 
 
-def test_the_covariance_is_the_mean_over_the_captions_tokens() -> None:
+@pytest.mark.parametrize("known", [(), ("bird", "lamp", "face", "cup")])
+def test_the_covariance_is_the_mean_over_the_captions_tokens(monkeypatch, known: tuple[str, ...]) -> None:
+    """Each sentence with two words that the text encoder knows, taken in turn; else with the class word and its opposite."""
     text, passes = TinyText(), []
+    monkeypatch.setattr(tiny, "ONE_TOKEN", {"face", *known})
     found = text_covariance(text, "face", lambda: passes.append(1))
-    row = text.word("face")
-    tokens = [text.encode([one], word[None])[0, 1].double() for one in captions() for word in (row, -row)]
+    rows = [text.word(word) for word in known] or [text.word("face"), -text.word("face")]
+    taken = [(one, rows[(number + shift) % len(rows)]) for number, one in enumerate(captions()) for shift in (0, 1)]
+    tokens = [text.encode([one], word[None])[0, 1].double() for one, word in taken]
     wanted = sum(torch.outer(token, token) for token in tokens) / len(tokens)
     assert torch.allclose(found, wanted, rtol=1e-9, atol=1e-12) and len(passes) == PASSES
     concept = train(Perfusion("face"), base(), tiny_photos(2, masks=True), QUICK, 5)
