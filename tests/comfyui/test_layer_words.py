@@ -6,6 +6,7 @@ import dataclasses
 
 import pytest
 import torch
+from comfy.ldm.modules.attention import attention_pytorch
 from e4t_pack.nodes.export_concept import ExportConcept
 from e4t_pack.nodes.extended_textual_inversion import LearnExtendedTextualInversion
 from e4t_pack.nodes.host.networks.base_model import ComfyUNet
@@ -135,6 +136,29 @@ def test_each_layer_reads_its_own_word_as_a_written_out_patch_gives_it(row, base
     assert (ours - expected).abs().max() <= 1e-5 * expected.abs().max()
     fixed = row.sample(world.stock_model, plain)
     assert (ours - fixed).abs().max() > 1e-3 * expected.abs().max(), "the layers' words make no difference"
+
+
+def test_other_packs_patches_of_attention_see_what_layers_read(base, domain):
+    """One that is called before ours, and one in place of attention itself, which gets keys and values made of our contexts."""
+    part = with_words(base, domain, {"S": words(3, 1)})["S"]
+    model, clip, _ = apply(base, part.concept)
+    wanted = draw(model, clip)
+    seen = []
+
+    def before(n, context, value, options):
+        seen.append("patch")
+        return n, context, value
+
+    def instead(q, k, v, options):
+        seen.append("attention")
+        return attention_pytorch(q, k, v, options["n_heads"])
+
+    other = model.clone()
+    other.set_model_attn2_patch(before)
+    for block, number in (("input", 1), ("middle", 0), ("output", 0), ("output", 1)):
+        other.set_model_attn2_replace(instead, block, number)
+    assert torch.allclose(draw(other, clip), wanted, atol=1e-5)
+    assert {"patch", "attention"} == set(seen)
 
 
 def test_it_is_learned_kept_and_drawn_and_the_base_stays(base, places, untouched):

@@ -188,7 +188,7 @@ def test_cancelling_while_prior_pictures_are_drawn_keeps_those_there_are(base, p
     untouched()
 
 
-@pytest.mark.parametrize("method", WEIGHTED)
+@pytest.mark.parametrize("method", LEARNING)
 def test_cancel_a_fault_and_no_memory_harm_nothing(base, untouched, monkeypatch, method):
     original = progress.Progress.step
 
@@ -249,7 +249,7 @@ def test_an_identifier_of_several_tokens_is_named(base):
         learn("lora", base, identifier="facelessness")
 
 
-@pytest.mark.parametrize("method", WEIGHTED)
+@pytest.mark.parametrize("method", LEARNING)
 def test_masks_and_several_photos_count(base, method):
     mask = torch.zeros((1, 80, 64))
     mask[:, 20:40, 20:40] = 1
