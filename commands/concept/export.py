@@ -19,6 +19,8 @@ from e4t_core.files.file_name import checked_name
 from e4t_core.files.stock_export import Exported, Folders, export_bundle, export_pair
 from e4t_core.files.stock_lora import ERROR, LEAST_ERROR, StockLora, exact_lora, low_rank_lora, thin_lora
 from e4t_core.fingerprint import fingerprint
+from e4t_core.methods.extended_textual_inversion import ExtendedTextualInversion
+from e4t_core.methods.perfusion import Perfusion
 from e4t_core.weight_changes import TotalDifferences
 
 from .places import absolute, made, weights_folder
@@ -109,6 +111,12 @@ def _check_kept(path: Path) -> None:
             path,
             "is a recipe, which holds no weights yet",
             "in ComfyUI load it, wire it into Apply E4T Concept, and export or save what that gives",
+        )
+    if info.method in (ExtendedTextualInversion.name, Perfusion.name):
+        raise CONCEPT.fault(
+            path,
+            "is read by each layer of the network in a way of its own, which no stock file holds",
+            "draw it in ComfyUI with this extension",
         )
     if info.body != EXACT:
         raise CONCEPT.fault(
