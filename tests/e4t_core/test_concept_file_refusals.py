@@ -90,7 +90,7 @@ LAYER = "layer.down_blocks.0.attentions.1.transformer_blocks.0.attn2"
 @pytest.mark.parametrize(
     ("make", "change", "told"),
     [
-        (by_layers, {"layer.x": (1, 768)}, "'layer.x', which is no cross-attention layer's word"),
+        (by_layers, {"layer.x": (1, 768)}, "holds layer.x, which is no cross-attention layer's word"),
         (by_layers, {LAYER: (2, 768)}, LAYER),
         (by_layers, {LAYER: (768,)}, LAYER),
         (by_layers, {"edit.gate": (2,)}, "edit."),
