@@ -56,7 +56,7 @@ class PriorSettings(SiblingSettings):
         least=1,
         most=1000,
     )
-    prior_seed: int = setting(0, "Of those pictures. Another one draws others.", least=0, most=2**31 - 1, advanced=True)
+    prior_seed: int = setting(0, "Of those pictures. Another one draws others.", least=0, most=1_000_000, advanced=True)
 
 
 @dataclass(frozen=True)
