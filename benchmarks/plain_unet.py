@@ -16,6 +16,7 @@ from e4t_core.memory_plan import MemoryPlan
 from e4t_core.photos import Photos
 from e4t_core.run import BaseModel, OnPass, Phase
 from e4t_core.trained_weight import TrainedWeight
+from e4t_core.unet import UNet
 
 
 class PlainUNet:
@@ -23,7 +24,7 @@ class PlainUNet:
 
     name = "plain"
 
-    def trained(self, settings: LoopSettings) -> Trained:
+    def trained(self, settings: LoopSettings, unet: UNet) -> Trained:
         return Trained(unet=True)
 
     def start(

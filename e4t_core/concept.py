@@ -7,6 +7,7 @@ from typing import Protocol
 
 from torch import Tensor, nn
 
+from .attention_changes import AttentionChange
 from .loop_settings import LoopSettings, SamplingSettings
 from .recipe import Recipe
 from .weight_changes import WeightChange
@@ -41,6 +42,7 @@ class Concept:
         base_fingerprint: content hash of the effective base weights it was tuned on.
         embedding: ``(V, D)``, the word embedding as V tokens; for E4T its mean over noise levels.
         weights: what it changes of the base's weights; only tensors that changed.
+        attention: what it changes of a prompt for single cross-attention layers; none for most methods.
         settings: how it was learned.
         seed: of noise, timesteps and templates.
         predictor: refines the word at every evaluation; none where the word is fixed.
@@ -65,6 +67,7 @@ class Concept:
     settings: LoopSettings
     seed: int
     predictor: WordPredictor | None = None
+    attention: AttentionChange | None = None
     word: str = ""
     start: Tensor | None = None
     prediction: str = ""

@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .layer_contexts import Context
 from .unet import UNet
 
 
@@ -101,7 +102,7 @@ def denoising_errors(
     unet: UNet,
     latents: Tensor,
     sample: DiffusionSample,
-    context: Tensor,
+    context: Context,
     masks: Tensor | None = None,
     z: Tensor | None = None,
 ) -> Tensor:
@@ -111,7 +112,7 @@ def denoising_errors(
         unet: call it, and the backward pass, inside ``unet.using(...)``.
         latents: ``(B, 4, h, w)``, clean, in the UNet's scale.
         sample: its timesteps and noise, on the latents' device.
-        context: of the prompts, ``(B, L, D)``.
+        context: of the prompts, ``(B, L, D)``, or one for each cross-attention layer.
         masks: ``(B, 1, H, W)`` in 0-1, 1 = learn here; resized to the latent.
         z: the noisy latents, if they were made already.
     """

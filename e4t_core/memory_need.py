@@ -32,12 +32,14 @@ class Trained:
         through: numbers of which UNet weights are made; held whether they train or not.
         beside: numbers that train on the card beside them.
         held: numbers of weights that are held as they were, in the UNet's type, where masters live.
+        passes: of the UNet for each sample, held at once for the backward pass.
     """
 
     unet: bool = False
     through: int = 0
     beside: int = 0
     held: int = 0
+    passes: int = 1
 
 
 @dataclass(frozen=True)
@@ -84,7 +86,7 @@ def need(plan: MemoryPlan, work: Work) -> Need:
     gradients = work.itemsize * work.unet if masters and plan.micro_batch < work.batch else 0
     beside = 4 * FLOAT32 * trained.beside
     kept = KEPT_CHECKPOINTED if plan.checkpointing else KEPT
-    activations = kept * work.itemsize * work.width * work.cells * plan.micro_batch
+    activations = kept * work.itemsize * work.width * work.cells * plan.micro_batch * trained.passes
     card = leaves + gradients + beside + activations + (0 if plan.state_in_ram else state)
     return Need(card * GAPS + WORKSPACES, state if plan.state_in_ram else 0.0)
 

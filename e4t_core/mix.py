@@ -11,9 +11,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from .attention_changes import AttentionChange, GatedEdit, LayerWords
 from .concept import Concept, WordPredictor
 from .fingerprint import fingerprint
-from .weight_changes import Full, Scaled, WeightChange, full_differences
+from .weight_changes import Full, LowRank, Scaled, WeightChange, own_differences
 
 MOST = 4
 """Concepts in a mix."""
@@ -96,6 +97,7 @@ def mix(concepts: Sequence[Concept], weights: Sequence[float], trigger: str) -> 
         settings=first.settings,
         seed=first.seed,
         predictor=MixedPredictor.of(known, shares) if known else None,
+        attention=_mixed_words(chosen, shares),
         word=first.word,
         start=first.start,
         prediction=first.prediction,
@@ -132,18 +134,46 @@ def _check_alike(concepts: Sequence[Concept]) -> None:
             raise MixError(
                 f"{names}: the word of only one of them is refined; wire in both at a word strength above 0."
             )
-        mine, its = (full_differences(concept.weights) for concept in (first, other))
-        wrong = next((n for n in mine.keys() & its.keys() if mine[n].values.shape != its[n].values.shape), None)
+        if isinstance(other.attention, GatedEdit) or isinstance(first.attention, GatedEdit):
+            raise MixError(
+                f"{names}: an edit of layers (Perfusion) acts on one word, so two have no average; write both words into a prompt."
+            )
+        if (other.attention and other.attention.layers) != (first.attention and first.attention.layers):
+            raise MixError(
+                f"{names}: their words are not for the same layers; wire in both at a word strength above 0, learned on base"
+                " models of one family."
+            )
+        mine, its = ({change.name: change.shape for change in concept.weights} for concept in (first, other))
+        wrong = next((n for n in mine.keys() & its.keys() if mine[n] != its[n]), None)
         if wrong:
             raise MixError(f"{names}: they change {wrong} of base models of different shapes.")
 
 
 def _mixed_changes(concepts: Sequence[Concept], shares: Sequence[float]) -> Iterator[WeightChange]:
     yield from (change for change in concepts[0].weights if isinstance(change, Scaled))
-    stored = [full_differences(concept.weights) for concept in concepts]
-    for name in dict.fromkeys(name for differences in stored for name in differences):
-        holding = [(part[name].value(), share) for part, share in zip(stored, shares, strict=True) if name in part]
-        yield Full.of(name, _average([value for value, _ in holding], [share for _, share in holding]))
+    kept = [own_differences(concept.weights) for concept in concepts]
+    for name in dict.fromkeys(name for differences in kept for name in differences):
+        holding = [(part[name], share) for part, share in zip(kept, shares, strict=True) if name in part]
+        thin = [(change, share) for change, share in holding if isinstance(change, LowRank)]
+        if len(thin) == len(holding) and sum(change.rank for change, _ in thin) <= _thinnest(thin[0][0]):
+            # Side by side, the factors make the sum of their products.
+            up = torch.cat([share * change.up for change, share in thin], dim=1)
+            yield LowRank(name, up, torch.cat([change.down for change, _ in thin]), thin[0][0].shape)
+        else:
+            yield Full.of(name, _average([change.value() for change, _ in holding], [share for _, share in holding]))
+
+
+def _thinnest(change: LowRank) -> int:
+    """The rank from which on factors are no smaller than half of the matrix."""
+    rows, columns = len(change.up), change.down.shape[1]
+    return rows * columns // (2 * (rows + columns))
+
+
+def _mixed_words(concepts: Sequence[Concept], shares: Sequence[float]) -> AttentionChange | None:
+    changes = [concept.attention for concept in concepts if isinstance(concept.attention, LayerWords)]
+    if not changes:
+        return None
+    return LayerWords(changes[0].layers, _average([change.embeddings for change in changes], shares))
 
 
 def _notes(concepts: Sequence[Concept]) -> tuple[str, ...]:

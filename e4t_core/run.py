@@ -10,6 +10,7 @@ from torch import Tensor
 
 from .concept import Concept
 from .diffusion import DiffusionSample
+from .layer_contexts import Context
 from .memory_need import Trained
 from .memory_plan import MemoryPlan
 from .photos import Photos
@@ -101,7 +102,7 @@ class Run(Protocol):
     def losses(self, sample: DiffusionSample) -> Tensor:
         """The loss ``(B,)`` of every sample."""
 
-    def context(self, z: Tensor, t: Tensor) -> Tensor:
+    def context(self, z: Tensor, t: Tensor) -> Context:
         """The first template with the word as it is now ``(1, L, D)``, for ``z`` ``(1, 4, h, w)`` at ``t`` ``(1,)``."""
 
     def concept(self, on_pass: OnPass) -> Concept:
@@ -117,8 +118,8 @@ class Method(Protocol):
 
     name: str
 
-    def trained(self, settings: Any) -> Trained:
-        """How much it trains, for the choice of a memory plan."""
+    def trained(self, settings: Any, unet: UNet) -> Trained:
+        """How much it trains on a UNet, for the choice of a memory plan."""
 
     def start(self, base: BaseModel, photos: Photos, settings: Any, seed: int, trigger: str, plan: MemoryPlan) -> Run:
         """Check what is given and make a run, whose masters live where the plan says."""

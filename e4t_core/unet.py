@@ -14,6 +14,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from .layer_contexts import Context
 from .noise_schedule import NoiseSchedule, Prediction
 
 
@@ -62,8 +63,11 @@ class UNet(Protocol):
         Leaving it, also by an exception, restores the base bit for bit.
         """
 
-    def denoise(self, z: Tensor, t: Tensor, context: Tensor) -> Tensor:
-        """Noisy latents ``(B, 4, h, w)``, timesteps ``(B,)`` in 0..T-1, context ``(B, L, D)`` -> ``(B, 4, h, w)`` float32."""
+    def denoise(self, z: Tensor, t: Tensor, context: Context) -> Tensor:
+        """Noisy latents ``(B, 4, h, w)``, timesteps ``(B,)`` in 0..T-1, context ``(B, L, D)`` -> ``(B, 4, h, w)`` float32.
+
+        In place of one context it takes one for each cross-attention layer.
+        """
 
     def features(self, z: Tensor, t: Tensor, context: Tensor) -> Tensor:
         """Spatial means of conv_in's, every down block's output and the mid block: ``(B, feature_width)`` float32."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
+from .attention_changes import with_words
 from .concept import Concept, WordPredictor
 
 
@@ -56,10 +57,11 @@ def at_word_strength(concept: Concept, strength: float) -> Concept:
             f"The strength of the word of {concept.trigger!r} must be 1: its file does not say what word it started from."
         )
     embedding = concept.start.expand_as(concept.embedding)
+    attention = with_words(concept.attention, concept.start, strength)
     if strength == 0:
-        return dataclasses.replace(concept, embedding=embedding.clone(), predictor=None)
+        return dataclasses.replace(concept, embedding=embedding.clone(), predictor=None, attention=attention)
     predictor = concept.predictor
     if predictor is not None:
         predictor = PredictorAtStrength(predictor, concept.start, strength)
     embedding = embedding + strength * (concept.embedding - embedding)
-    return dataclasses.replace(concept, embedding=embedding, predictor=predictor)
+    return dataclasses.replace(concept, embedding=embedding, predictor=predictor, attention=attention)

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 
 import torch
 from torch import Tensor
 from torch.nn.utils.stateless import _reparametrize_module
 
 from e4t_core.canonical_names import canonical_names
+from e4t_core.layer_contexts import Context, ContextHooks, cross_attentions
 from e4t_core.noise_schedule import NoiseSchedule, Prediction
 from e4t_core.unet import WordError
 
@@ -29,6 +30,10 @@ class TrainingUNet:
         self.network = model.eval().requires_grad_(False)
         self.schedule = NoiseSchedule(alphas_cumprod())
         self._native = {canonical: native for native, canonical in canonical_names(model.state_dict()).items()}
+        layers = {name: self._native[f"{name}.to_k.weight"] for name in cross_attentions(self._native)}
+        self._hooks = ContextHooks(
+            model, {name: native.removesuffix(".to_k.weight") for name, native in layers.items()}
+        )
 
     @property
     def device(self) -> torch.device:
@@ -54,13 +59,18 @@ class TrainingUNet:
         }
 
     def using(self, weights: Mapping[str, Tensor], checkpointing: bool = False) -> AbstractContextManager[object]:
-        return _reparametrize_module(self.network, {self._native[name]: weight for name, weight in weights.items()})
+        return self._lent({self._native[name]: weight for name, weight in weights.items()})
 
-    def denoise(self, z: Tensor, t: Tensor, context: Tensor) -> Tensor:
-        return self.network(z.contiguous(memory_format=torch.channels_last), t, context)
+    @contextmanager
+    def _lent(self, weights: dict[str, Tensor]) -> Iterator[None]:
+        with _reparametrize_module(self.network, weights), self._hooks.placed():
+            yield
+
+    def denoise(self, z: Tensor, t: Tensor, context: Context) -> Tensor:
+        return self.network(z.contiguous(memory_format=torch.channels_last), t, self._hooks.plain(context))
 
     def features(self, z: Tensor, t: Tensor, context: Tensor) -> Tensor:
-        outputs, _ = self.network.encode(z.contiguous(memory_format=torch.channels_last), t, context)
+        outputs, _ = self.network.encode(z.contiguous(memory_format=torch.channels_last), t, self._hooks.plain(context))
         return torch.cat([output.mean(dim=(2, 3)) for output in outputs], dim=1)
 
 

@@ -19,6 +19,8 @@ from .export_concept import ExportConcept
 from .host.learning.free_memory import free_with_node_cache
 from .host.learning.result_store import STORE
 from .host.node_text import clear_at_every_new_job
+from .hypernetwork import LearnHyperNetwork
+from .learning_nodes import LEARNING_NODES
 from .load_concept import LoadConcept
 from .load_domain import LoadDomain
 from .mix_concepts import MixConcepts
@@ -26,7 +28,6 @@ from .personalize import Personalize
 from .regions import Regions
 from .save_concept import SaveConcept
 from .settings import Settings
-from .textual_inversion import LearnTextualInversion
 
 
 class E4TExtension(ComfyExtension):
@@ -43,7 +44,8 @@ class E4TExtension(ComfyExtension):
             LoadDomain,
             Personalize,
             Settings,
-            LearnTextualInversion,
+            LearnHyperNetwork,
+            *LEARNING_NODES,
             SaveConcept,
             LoadConcept,
             ApplyConcept,

@@ -121,7 +121,7 @@ def _told(made: Exported, form: str, lora: StockLora, lost: LostEffect) -> list[
     both = f"{made.lora.name} in {made.lora.parent} and in {made.embedding.parent}"
     if form == BUNDLE:
         both += ", as a copy: this disk gives no second names" if made.copied else ", two names of one file"
-    weights = "exactly the concept's" if form == EXACT else f"rank {lora.rank}, weights off by {_percent(lora.error)}"
+    weights = "exactly the concept's" if lora.error == 0 else f"rank {lora.rank}, weights off by {_percent(lora.error)}"
     lines = [
         f"Saved {both}.",
         f"Load LoRA: {made.lora.name}, strength 1. In prompts: {made.prompt}",

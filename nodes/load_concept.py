@@ -90,7 +90,7 @@ def _card(info: ConceptInfo) -> str:
     """What was loaded, in one line."""
     kept = {
         RECIPE: ", a recipe: Apply E4T Concept learns it again",
-        WORD: ", its fixed word alone" if info.method == "e4t" else "",
+        WORD: ", its fixed word alone" if info.domain_fingerprint else "",
     }.get(info.body, "")
     base = f", on {info.base_name}" if info.base_name else ""
     domain = f", domain {info.domain_name}" if info.domain_name else ""

@@ -214,6 +214,8 @@ def test_methods_know_the_core_and_not_one_another() -> None:
     methods = ROOT / "e4t_core" / "methods"
     for path in sorted(methods.rglob("*.py")):
         own = path.relative_to(methods).parts[0].removesuffix(".py")
+        if own == "registered":
+            continue  # the list of them
         for line, module, _ in _imports(_name(path), path.read_text(encoding="utf-8")):
             parts = module.split("/")
             if parts[:2] == ["e4t_core", "methods"] and len(parts) > 2:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 from diffusers import UNet2DConditionModel
 from torch import Tensor
 from torch.nn.utils.stateless import _reparametrize_module
 
+from e4t_core.layer_contexts import Context, ContextHooks, changed, cross_attentions
 from e4t_core.noise_schedule import NoiseSchedule, Prediction
 
 PROJECTIONS = tuple(f"attn{number}.to_{part}.weight" for number in (1, 2) for part in "qkv")
@@ -35,6 +36,8 @@ class DiffusersUNet:
     ) -> None:
         self.network = network.eval().requires_grad_(False)
         self._schedule, self._prediction = schedule, prediction
+        layers = cross_attentions(name for name, _ in network.named_parameters())
+        self._hooks = ContextHooks(network, {name: name for name in layers})
         if gradient_checkpointing:
             network.enable_gradient_checkpointing()
 
@@ -96,25 +99,29 @@ class DiffusersUNet:
         unknown = sorted(weights.keys() - known.keys())
         if unknown:
             raise KeyError(f"The UNet has no parameter {unknown[0]!r}.")
-        # functional_call would take the weights back before the backward pass, which breaks checkpointing.
-        return _reparametrize_module(
-            self.network, {name: weight.to(known[name].device, known[name].dtype) for name, weight in weights.items()}
-        )
+        return self._lent({name: weight.to(known[name].device, known[name].dtype) for name, weight in weights.items()})
 
-    def denoise(self, z: Tensor, t: Tensor, context: Tensor) -> Tensor:
+    @contextmanager
+    def _lent(self, weights: dict[str, Tensor]) -> Iterator[None]:
+        # functional_call would take the weights back before the backward pass, which breaks checkpointing.
+        with _reparametrize_module(self.network, weights), self._hooks.placed():
+            yield
+
+    def denoise(self, z: Tensor, t: Tensor, context: Context) -> Tensor:
         """The network's prediction ``(B, 4, h, w)``, float32."""
-        z, t, context = self._inputs(z, t, context)
+        z, t, read = self._inputs(z, t, context)
         with self._computing():
-            return self.network(z, t, encoder_hidden_states=context, return_dict=False)[0].float()
+            plain = self._hooks.plain(read)
+            return self.network(z, t, encoder_hidden_states=plain, return_dict=False)[0].float()
 
     def features(self, z: Tensor, t: Tensor, context: Tensor) -> Tensor:
         """Spatial means of conv_in's, every down block's output and of the mid block: ``(B, feature_width)``, float32.
 
         The up half, more than half of the cost of a pass, is not computed.
         """
-        z, t, context = self._inputs(z, t, context)
+        z, t, read = self._inputs(z, t, context)
         with self._computing():
-            return self._means(z, t, context)
+            return self._means(z, t, self._hooks.plain(read))
 
     def _means(self, z: Tensor, t: Tensor, context: Tensor) -> Tensor:
         network = self.network
@@ -137,9 +144,10 @@ class DiffusersUNet:
             return nullcontext()
         return torch.autocast(weight.device.type, weight.dtype, cache_enabled=False)
 
-    def _inputs(self, z: Tensor, t: Tensor, context: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _inputs(self, z: Tensor, t: Tensor, context: Context) -> tuple[Tensor, Tensor, Context]:
         weight = self.network.conv_in.weight
-        return z.to(weight.device, weight.dtype), t.to(weight.device), context.to(weight.device, weight.dtype)
+        read = changed(context, lambda one: one.to(weight.device, weight.dtype))
+        return z.to(weight.device, weight.dtype), t.to(weight.device), read
 
 
 def narrowed(

@@ -10,12 +10,13 @@ from typing import Any
 
 from e4t_core.files.file_errors import FileError, FileKind, shown
 from e4t_core.files.whole_file import check_is_file
+from e4t_core.methods.registered import SIBLINGS, node_id
 
 from .faults import BatchError
 
 Nodes = dict[str, dict[str, Any]]
 
-LEARNING = ("E4TPersonalize", "E4TTextualInversion")
+LEARNING = ("E4TPersonalize", "E4THyperNetwork", *(node_id(kind) for kind in SIBLINGS))
 """Classes of the nodes that learn a photo."""
 SAVING = "E4TSaveConcept"
 EXPORT = "open it in ComfyUI, choose File, Export (API), and name the file that this writes"
@@ -110,6 +111,6 @@ def read_workflow(path: Path) -> ApiWorkflow:
         raise FILE.fault(
             path,
             "has no node that learns a photo",
-            "add E4T Personalize or Learn Photo (Textual Inversion), and export it again",
+            "add E4T Personalize or one of the nodes Learn Photo, and export it again",
         )
     return workflow

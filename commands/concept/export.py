@@ -17,8 +17,10 @@ from e4t_core.files.concept_info import EXACT, RECIPE
 from e4t_core.files.file_errors import FileError, shortened
 from e4t_core.files.file_name import checked_name
 from e4t_core.files.stock_export import Exported, Folders, export_bundle, export_pair
-from e4t_core.files.stock_lora import ERROR, LEAST_ERROR, StockLora, exact_lora, low_rank_lora
+from e4t_core.files.stock_lora import ERROR, LEAST_ERROR, StockLora, exact_lora, low_rank_lora, thin_lora
 from e4t_core.fingerprint import fingerprint
+from e4t_core.methods.extended_textual_inversion import ExtendedTextualInversion
+from e4t_core.methods.perfusion import Perfusion
 from e4t_core.weight_changes import TotalDifferences
 
 from .places import absolute, made, weights_folder
@@ -110,6 +112,12 @@ def _check_kept(path: Path) -> None:
             "is a recipe, which holds no weights yet",
             "in ComfyUI load it, wire it into Apply E4T Concept, and export or save what that gives",
         )
+    if info.method in (ExtendedTextualInversion.name, Perfusion.name):
+        raise CONCEPT.fault(
+            path,
+            "is read by each layer of the network in a way of its own, which no stock file holds",
+            "draw it in ComfyUI with this extension",
+        )
     if info.body != EXACT:
         raise CONCEPT.fault(
             path,
@@ -160,6 +168,10 @@ def _check_fits(concept: Concept, base: Mapping[str, Tensor], path: Path) -> Non
 def _lora(concept: Concept, base: Mapping[str, Tensor], options: argparse.Namespace) -> StockLora:
     from commands.progress import Progress
 
+    # As the node: what was learned thin goes out as it is.
+    own = thin_lora(concept.weights)
+    if own is not None and not 0 < options.rank < own.rank:
+        return own
     differences = TotalDifferences(concept.weights, base)
     with Progress(desc="LoRA", unit="step") as bar:
 
@@ -176,9 +188,7 @@ def _lora(concept: Concept, base: Mapping[str, Tensor], options: argparse.Namesp
 
 
 def _told(exported: Exported, form: str, lora: StockLora) -> list[str]:
-    kept = (
-        "exactly the concept's" if form == EXACT_PAIR else f"rank {lora.rank}, weights off by {100 * lora.error:.1f} %"
-    )
+    kept = "exactly the concept's" if lora.error == 0 else f"rank {lora.rank}, weights off by {100 * lora.error:.1f} %"
     other = f"Written: {shortened(str(exported.embedding))}"
     if form == BUNDLE:
         other += (

@@ -18,6 +18,7 @@ import torch
 from ..concept import Concept, WordPredictor
 from ..methods.e4t.domain import Domain
 from ..weight_changes import WeightChange
+from .attention_tensors import attention_keys, attention_of, check_attention
 from .checked_file import (
     Header,
     check_dtypes,
@@ -136,7 +137,8 @@ def _loaded(path: Path, weights: Sequence[Path]) -> tuple[Concept, ConceptInfo, 
     changes, predictor = _read_weights(path, weights, info) if info.weights_file else ((), None)
     parts = None
     if info.body == COMPACT:
-        parts = compact_parts(path, CONCEPT, tensors, info)
+        layers = attention_keys(tensors)
+        parts = compact_parts(path, CONCEPT, {name: part for name, part in tensors.items() if name not in layers}, info)
         changes = parts.weights
     recipe = recipe_of(path, CONCEPT, tensors, info) if info.body == RECIPE else None
     concept = Concept(
@@ -149,6 +151,7 @@ def _loaded(path: Path, weights: Sequence[Path]) -> tuple[Concept, ConceptInfo, 
         settings=info.loop_settings(),
         seed=int(info.seed),
         predictor=predictor,
+        attention=attention_of(path, CONCEPT, tensors),
         word=info.word,
         start=tensors.get(START),
         prediction=info.prediction,
@@ -220,12 +223,14 @@ def check_main(path: Path, header: Header, info: ConceptInfo, kind: FileKind) ->
     shape = found[key].shape
     if len(shape) != 2 or shape[1] != width or not 1 <= shape[0] <= TOKENS:
         raise kind.fault(path, f"holds a word of the shape {shown(shape, 40)}; 1 to {TOKENS} rows of {width} are read")
+    layers = attention_keys(found) if info.body != RECIPE else set()
     words = {key, *({START} & set(found))}
+    check_attention(path, kind, {name: found[name] for name in layers}, shape)
     if info.body == COMPACT:
-        check_compact(path, kind, {name: part for name, part in found.items() if name not in words}, info)
+        check_compact(path, kind, {name: part for name, part in found.items() if name not in words | layers}, info)
     else:
         recipe = {name for name in found if info.body == RECIPE and name.startswith(RECIPE_PREFIX)}
-        check_keys(path, kind, found, words | recipe)
+        check_keys(path, kind, found, words | recipe | layers)
         check_dtypes(path, kind, {name: found[name] for name in recipe}, (torch.float16, torch.float32))
     if START in found:
         check_shapes(path, kind, found, {START: (width,)})

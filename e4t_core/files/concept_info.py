@@ -11,12 +11,8 @@ from typing import Any
 from ..loop_settings import LoopSettings, SamplingSettings
 from ..memory_plan import PLANS
 from ..methods.e4t.domain_info import BLOCKS, FEATURES, READINGS, TOKENS, WIDTH
-from ..methods.e4t.method import E4T
-from ..methods.textual_inversion import TextualInversion
+from ..methods.registered import SETTINGS
 from .description import check_fields, choice, from_json, number, table, text
-
-METHODS: dict[str, type[LoopSettings]] = {kind.name: kind.Settings for kind in (E4T, TextualInversion)}
-"""Name of a method -> its settings."""
 
 EXACT, COMPACT, RECIPE, WORD = "exact", "compact", "recipe", "word"
 BODIES = (EXACT, COMPACT, RECIPE, WORD)
@@ -81,7 +77,7 @@ class ConceptInfo:
 
     trigger: str = text(100, least=2)
     title: str = text(200)
-    method: str = choice(tuple(METHODS))
+    method: str = choice(tuple(SETTINGS))
     body: str = choice(BODIES)
     fingerprint: str = text(64, least=1)
     base_fingerprint: str = text(64)
@@ -128,7 +124,7 @@ class ConceptInfo:
         Raises:
             ValueError: one of them is unknown or out of range.
         """
-        found: LoopSettings = from_json(METHODS[self.method], dict(self.settings))
+        found: LoopSettings = from_json(SETTINGS[self.method], dict(self.settings))
         return found
 
     def sampling_settings(self) -> SamplingSettings:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ..concept import Concept
+from .attention_tensors import attention_tensors
 from .checked_file import Header, TensorInfo, check_finite, write_tensors
 from .compact_body import CompactSettings
 from .concept_compact import compact_tensors
@@ -106,6 +107,7 @@ def body_for(concept: Concept, body: str) -> str:
         raise ValueError(
             f"{concept.trigger!r} has no recipe (a mix has none, nor has a concept from an exact file): save it as exact."
         )
+    # What single layers read is always kept with the word.
     if body in (EXACT, COMPACT) and not concept.weights and concept.predictor is None:
         return WORD
     return body
@@ -231,6 +233,8 @@ def _main_tensors(
         tensors[START] = concept.start.detach().to("cpu", torch.float32).contiguous().clone()
     if body == RECIPE and concept.recipe is not None:
         tensors |= recipe_tensors(concept.recipe)
+    else:
+        tensors |= attention_tensors(concept.attention)
     if body != COMPACT:
         return tensors, {}
     body_tensors, described = compact_tensors(concept, compact, on_part)

@@ -1,7 +1,7 @@
 """A concept as named tensors, and back: the exact body, and the recipe.
 
-Exact: ``weights.<name>`` with ``scales`` (one for each, in the order of names), ``shared.<name>.p`` and ``.q``, and for
-each word predictor ``predictor.<i>.encoder.<key>``, ``.clip_features`` and ``.domain_word``. Recipe: ``recipe.latents``,
+Exact: ``weights.<name>`` with ``scales`` (one for each, in the order of names), ``factors.<name>.up`` ``(M, R)`` and ``.down`` ``(R,
+...)`` with the weight's other axes for those kept thin, ``shared.<name>.p`` and ``.q``, and for each word predictor ``predictor.<i>.encoder.<key>``, ``.clip_features`` and ``.domain_word``. Recipe: ``recipe.latents``,
 ``.clip_features``, ``.masks``.
 """
 
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -26,12 +26,14 @@ from ..mix import MixedPredictor
 from ..photos import Photos, TuningError
 from ..recipe import Recipe
 from ..stored_difference import SMALLEST_SCALE, StoredDifference
-from ..weight_changes import Full, Scaled, WeightChange, full_differences, shared_factors
+from ..weight_changes import Full, LowRank, Scaled, WeightChange, own_differences, shared_factors
 from .checked_file import Header, TensorInfo, check_dtypes, check_finite, check_keys, check_shapes
+from .compact_body import AXES, RANK
 from .concept_info import ConceptInfo, PredictorInfo
 from .file_errors import FileKind, shown_name
 
 WEIGHTS, SHARED, PREDICTOR, RECIPE, SCALES = "weights.", "shared.", "predictor.", "recipe.", "scales"
+FACTORS = "factors."
 CHANNELS = 4
 """Of a latent."""
 _WEIGHT_NAME = re.compile(r"[a-z0-9_]+(\.[a-z0-9_]+)*")
@@ -85,10 +87,15 @@ def exact_tensors(concept: Concept) -> dict[str, Tensor]:
     Raises:
         ValueError: see :func:`parts_of`.
     """
-    stored = full_differences(concept.weights)
+    own = own_differences(concept.weights)
+    stored = {name: kept for name, kept in own.items() if not isinstance(kept, LowRank)}
     tensors = {f"{WEIGHTS}{name}": stored[name].values for name in sorted(stored)}
     if stored:
         tensors[SCALES] = torch.tensor([stored[name].scale for name in sorted(stored)], dtype=torch.float32)
+    for name, kept in own.items():
+        if isinstance(kept, LowRank):
+            down = kept.down.reshape(kept.rank, *kept.shape[1:])
+            tensors |= {f"{FACTORS}{name}.up": kept.up.contiguous(), f"{FACTORS}{name}.down": down.contiguous()}
     for name, (p, q) in shared_factors(concept.weights).items():
         tensors |= {f"{SHARED}{name}.p": p, f"{SHARED}{name}.q": q}
     for number, (part, _) in enumerate(parts_of(concept.predictor)):
@@ -139,7 +146,10 @@ def check_exact(path: Path, kind: FileKind, header: Header, info: ConceptInfo) -
             raise kind.fault(path, f"holds {shown_name(key)}, which no weight is called")
     scales = {SCALES: (len(weights),)} if weights else {}
     check_shared(path, kind, shared)
-    known = [*predictors, *weights, *shared, *scales]
+    factors = {key: part for key, part in found.items() if key.startswith(FACTORS)}
+    check_dtypes(path, kind, factors, (torch.float32,))
+    _check_factors(path, kind, factors, {key.removeprefix(WEIGHTS) for key in weights})
+    known = [*predictors, *weights, *factors, *shared, *scales]
     check_keys(path, kind, found, known)
     check_shapes(path, kind, found, scales)
     check_dtypes(path, kind, {key: found[key] for key in scales}, (torch.float32,))
@@ -164,6 +174,19 @@ def check_shared(path: Path, kind: FileKind, shared: Mapping[str, TensorInfo]) -
             or not _WEIGHT_NAME.fullmatch(name)
         ):
             raise kind.fault(path, f"holds factors of the shapes {p} and {q} for {shown_name(name)}, which cannot be")
+
+
+def _check_factors(path: Path, kind: FileKind, factors: Mapping[str, TensorInfo], others: Collection[str]) -> None:
+    """Check that thin changes come in pairs that fit, each of a weight that nothing else of the file changes."""
+    names = {key.removeprefix(FACTORS).removesuffix(".up").removesuffix(".down") for key in factors}
+    check_keys(path, kind, factors, [f"{FACTORS}{name}.{part}" for name in names for part in ("up", "down")])
+    for name in names:
+        up, down = (factors[f"{FACTORS}{name}.{part}"].shape for part in ("up", "down"))
+        fits = len(up) == 2 and 2 <= len(down) <= AXES and up[1] == down[0] and 0 not in (*up, *down)
+        if not fits or up[1] > RANK or name in others or not _WEIGHT_NAME.fullmatch(name):
+            raise kind.fault(
+                path, f"holds factors of the shapes {up} and {down} for {shown_name(name)}, which cannot be"
+            )
 
 
 def check_values(path: Path, kind: FileKind, tensors: Mapping[str, Tensor]) -> dict[str, float]:
@@ -197,6 +220,11 @@ def exact_parts(
         if key.startswith(SHARED) and key.endswith(".p"):
             name = key.removeprefix(SHARED).removesuffix(".p")
             changes.append(Scaled(name, p, tensors[f"{SHARED}{name}.q"], info.domain_fingerprint))
+    for key, up in tensors.items():
+        if key.startswith(FACTORS) and key.endswith(".up"):
+            name = key.removeprefix(FACTORS).removesuffix(".up")
+            down = tensors[f"{FACTORS}{name}.down"]
+            changes.append(LowRank(name, up, down.flatten(1), (len(up), *down.shape[1:])))
     for name, scale in scales.items():
         changes.append(Full(name, StoredDifference(tensors[f"{WEIGHTS}{name}"], scale)))
     predictors = []

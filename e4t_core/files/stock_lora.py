@@ -18,7 +18,7 @@ some large matrices that move predictions little.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -26,6 +26,7 @@ from torch import Tensor
 
 from ..rank_choice import Spectrum, choose_ranks, factors
 from ..stored_difference import StoredDifference
+from ..weight_changes import LowRank, WeightChange
 
 PREFIX = "lora_unet_"
 ERROR = 0.2
@@ -117,6 +118,33 @@ def _ranks(
             spectra[name] = Spectrum.of(stored.value().flatten(1).to(device)).relative()
     count = sum(bool(spectrum.energies.any()) for spectrum in spectra.values())
     return choose_ranks(spectra, (error - ROUNDING) ** 2 * count)
+
+
+def thin_lora(changes: Sequence[WeightChange]) -> StockLora | None:
+    """A LoRA of a concept's own factors, bit for bit; none where it changes anything otherwise than by factors.
+
+    Args:
+        changes: of one concept.
+    """
+    thin = [change for change in changes if isinstance(change, LowRank)]
+    if not thin or len(thin) < len(changes):
+        return None
+    alpha = max(change.rank for change in thin)
+    tensors: dict[str, Tensor] = {}
+    for change in thin:
+        up, down, rank = change.up, change.down, change.rank
+        if rank < alpha:
+            # Zeros to the common rank keep the factors, and one alpha is all that diffusers reads.
+            up = torch.cat([up, up.new_zeros(len(up), alpha - rank)], dim=1)
+            down = torch.cat([down, down.new_zeros(alpha - rank, down.shape[1])])
+        kernel = change.shape[2:]
+        parts = {
+            "lora_up.weight": up.reshape(*up.shape, *[1] * len(kernel)),
+            "lora_down.weight": down.reshape(alpha, *change.shape[1:]),
+            "alpha": torch.tensor(float(alpha)),
+        }
+        tensors |= {f"{layer_key(change.name)}.{part}": tensor.contiguous().clone() for part, tensor in parts.items()}
+    return StockLora(tensors, alpha, 0.0)
 
 
 def exact_lora(differences: Mapping[str, StoredDifference], told: Told = lambda _step, _steps: None) -> StockLora:

@@ -40,6 +40,7 @@ from ..settings import setting
 from ..templates import NEUTRAL
 from ..trained_weight import TrainedWeight
 from ..training import chunks
+from ..unet import UNet
 from ..weight_changes import Full, LowRank, Scaled, TotalDifferences, WeightChange, shared_factors
 
 PROMPTS = (
@@ -90,7 +91,7 @@ class CompactFit:
         own = (change for change in self.concept.weights if not isinstance(change, Scaled))
         return {change.name: weight_part(change.name, tuple(change.shape), self.size) for change in own}
 
-    def trained(self, settings: LoopSettings) -> Trained:
+    def trained(self, settings: LoopSettings, unet: UNet) -> Trained:
         parts = self.parts().values()
         return Trained(
             through=sum(r * n for part in parts if part.rank for r, n in part.rows()),

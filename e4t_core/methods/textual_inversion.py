@@ -9,29 +9,17 @@ masked. It needs no domain file, so it works on every base.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from ..concept import Concept
-from ..diffusion import DiffusionSample, denoising_errors
-from ..fingerprint import fingerprint
-from ..loop_settings import LoopSettings
-from ..memory_need import Trained
-from ..memory_plan import FAST, MemoryPlan
-from ..photos import Photos, TuningError
-from ..run import BaseModel, OnPass, Phase
 from ..settings import setting
-from ..templates import NEUTRAL
-from ..trained_weight import TrainedWeight
+from ..sibling import Sibling, SiblingRun, SiblingSettings
 
 
 @dataclass(frozen=True)
-class TextualInversionSettings(LoopSettings):
+class TextualInversionSettings(SiblingSettings):
     """Settings of Textual Inversion.
 
     Raises:
@@ -42,10 +30,6 @@ class TextualInversionSettings(LoopSettings):
     learning_rate: float = setting(
         5e-3, "Every step moves every number of the word by about this much.", least=0, most=1, step=1e-4
     )
-    batch: int = setting(4, "Noise levels of the photos per step.", least=1, most=256, unit="samples")
-    rate_decay: bool = setting(
-        True, "Lowers the learning rate to zero over the second half of the steps.", advanced=True
-    )
     weight_decay: float = setting(
         0.0, "AdamW: pull of every trained number to zero.", least=0, most=0.5, step=0.001, advanced=True
     )
@@ -54,110 +38,24 @@ class TextualInversionSettings(LoopSettings):
     )
 
 
-class TextualInversion:
-    """The method, from a coarse word.
+class TextualInversionRun(SiblingRun):
+    """A run that trains ``settings.vectors`` copies of the class word's embedding."""
 
-    Args:
-        class_word: what kind of thing the photos show ("face", "dog"); one token of the text encoder.
-        templates: prompts, each with "{}" once where the word stands.
-    """
+    def __init__(self, *given: Any) -> None:
+        super().__init__(*given)
+        self.embedding = nn.Parameter(self.class_row.expand(self.settings.vectors, -1).clone())
 
-    name = "textual_inversion"
-    Settings = TextualInversionSettings
-
-    def __init__(self, class_word: str, templates: tuple[str, ...] = NEUTRAL) -> None:
-        self.class_word, self.templates = class_word, templates
-
-    def trained(self, settings: TextualInversionSettings) -> Trained:
-        return Trained()
-
-    def start(
-        self,
-        base: BaseModel,
-        photos: Photos,
-        settings: TextualInversionSettings,
-        seed: int,
-        trigger: str,
-        plan: MemoryPlan = FAST,
-    ) -> TextualInversionRun:
-        """A run that trains ``settings.vectors`` copies of the class word's embedding.
-
-        Raises:
-            WordError: the class word is not one token.
-        """
-        return TextualInversionRun(self, base, photos, settings, seed, trigger)
-
-
-class TextualInversionRun:
-    """One run; see ``run.Run``."""
-
-    def __init__(
-        self,
-        method: TextualInversion,
-        base: BaseModel,
-        photos: Photos,
-        settings: TextualInversionSettings,
-        seed: int,
-        trigger: str,
-    ) -> None:
-        self.base, self.settings, self.seed, self.trigger = base, settings, seed, trigger
-        self.effective = base.unet.parameters()
-        device = base.unet.device
-        self.photos = photos.for_training(settings, device)
-        self.templates: Sequence[str] = method.templates
-        self.notes: tuple[str, ...] = ()
-        self.word = method.class_word
-        start = base.text.word(method.class_word).detach().to(device, torch.float32)
-        self.start = start.cpu().clone()
-        self.embedding = nn.Parameter(start.expand(settings.vectors, -1).clone())
-
-    def passes(self) -> Mapping[Phase, int]:
-        return {}
-
-    def prepare(self, on_pass: OnPass) -> None:
-        """Nothing has to be known before."""
+    def word(self) -> Tensor:
+        return self.embedding
 
     def groups(self) -> list[dict[str, Any]]:
         return [{"params": [self.embedding]}]
 
-    def weights(self) -> Mapping[str, TrainedWeight]:
-        return {}
 
-    def losses(self, sample: DiffusionSample) -> Tensor:
-        prompts = [self.templates[number] for number in sample.templates]
-        context = self.base.text.encode(prompts, self.embedding.expand(len(prompts), -1, -1))
-        latents, masks = self.photos.latents[sample.photos], self.photos.masks
-        return denoising_errors(
-            self.base.unet, latents, sample, context, None if masks is None else masks[sample.photos]
-        )
+class TextualInversion(Sibling):
+    """The method."""
 
-    def context(self, _z: Tensor, _t: Tensor) -> Tensor:
-        return self.base.text.encode(self.templates[:1], self.embedding.detach()[None])
-
-    def concept(self, on_pass: OnPass) -> Concept:
-        """The learned word.
-
-        Raises:
-            TuningError: it is not finite.
-        """
-        embedding = self.embedding.detach().cpu().clone()
-        if not torch.isfinite(embedding).all():
-            raise TuningError(
-                f"The word embedding became NaN or infinite after {self.settings.steps} steps: lower the learning rate"
-                f" ({self.settings.learning_rate:g})."
-            )
-        base_fingerprint = self.base.fingerprint or fingerprint(self.effective)
-        described = json.dumps([TextualInversion.name, self.settings.learned_with(), self.seed], sort_keys=True)
-        return Concept(
-            trigger=self.trigger,
-            method=TextualInversion.name,
-            fingerprint=fingerprint({"embedding": embedding}, described, base_fingerprint),
-            base_fingerprint=base_fingerprint,
-            embedding=embedding,
-            weights=(),
-            settings=self.settings,
-            seed=self.seed,
-            word=self.word,
-            start=self.start,
-            prediction=self.base.unet.prediction,
-        )
+    name = "textual_inversion"
+    title = "Textual Inversion"
+    Settings = TextualInversionSettings
+    Run = TextualInversionRun

@@ -12,7 +12,7 @@ import folder_paths
 from ...e4t_core.files.concept_saving import Places
 from ...e4t_core.files.stock_export import Folders
 
-DOMAINS, WEIGHTS = "e4t_domains", "e4t_concepts"
+DOMAINS, WEIGHTS, PRIOR = "e4t_domains", "e4t_concepts", "e4t_prior"
 CONCEPTS = "e4t"
 """Folder of concept files among ComfyUI's embeddings, where stock prompts find ``embedding:e4t/<name>``."""
 EXTENSION = ".safetensors"
@@ -23,8 +23,8 @@ class ModelFileError(ValueError):
 
 
 def register_folders() -> None:
-    """Register ``models/e4t_domains`` and ``models/e4t_concepts``; folders from extra_model_paths.yaml stay and come first."""
-    for name in (DOMAINS, WEIGHTS):
+    """Register ``models/e4t_domains``, ``models/e4t_concepts`` and ``models/e4t_prior``; folders from extra_model_paths.yaml stay and come first."""
+    for name in (DOMAINS, WEIGHTS, PRIOR):
         folder_paths.add_model_folder_path(name, os.path.join(folder_paths.models_dir, name))
         # A YAML entry makes the key with an empty set of extensions, which would list every file.
         paths, _ = folder_paths.folder_names_and_paths[name]
@@ -75,6 +75,12 @@ def weights_folders() -> list[Path]:
     """Where the second files of exact concepts may be."""
     register_folders()
     return [Path(folder) for folder in folder_paths.get_folder_paths(WEIGHTS)]
+
+
+def prior_folder() -> Path:
+    """Where prior pictures are kept; it need not be there yet."""
+    register_folders()
+    return Path(folder_paths.get_folder_paths(PRIOR)[0])
 
 
 def concept_names() -> list[str]:

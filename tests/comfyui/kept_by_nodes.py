@@ -73,6 +73,8 @@ def content(concept: Concept) -> str:
     tensors = {f"difference {name}": stored.value() for name, stored in full_differences(concept.weights).items()}
     for name, (p, q) in shared_factors(concept.weights).items():
         tensors |= {f"p {name}": p, f"q {name}": q}
+    if concept.attention is not None:
+        tensors |= {f"attention {number}": tensor for number, tensor in enumerate(concept.attention.tensors())}
     for number, (part, _) in enumerate(parts_of(concept.predictor)):
         tensors |= {f"encoder {number} {name}": value for name, value in part.encoder.state_dict().items()}
         tensors |= {f"features {number}": part.clip_features, f"word {number}": part.domain_word_embedding}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +14,7 @@ import pytest
 
 from e4t_core.loop_settings import SamplingSettings
 from e4t_core.methods.e4t.settings import PRESETS, TuningSettings
-from e4t_core.methods.textual_inversion import TextualInversionSettings
+from e4t_core.methods.registered import SIBLINGS, TITLES, node_id
 from e4t_core.settings import settings_of
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -31,7 +32,8 @@ def test_the_nodes_are_listed_by_their_names(listed):
         "E4TLoadDomain": "Load E4T Domain",
         "E4TPersonalize": "E4T Personalize",
         "E4TSettings": "E4T Settings",
-        "E4TTextualInversion": "Learn Photo (Textual Inversion)",
+        "E4THyperNetwork": "Learn Photo (HyperNetwork)",
+        **{node_id(kind): f"Learn Photo ({kind.title})" for kind in SIBLINGS},
         "E4TSaveConcept": "Save E4T Concept",
         "E4TLoadConcept": "Load E4T Concept",
         "E4TApplyConcept": "Apply E4T Concept",
@@ -62,12 +64,21 @@ def test_every_input_has_a_tooltip(listed):
 def test_every_node_has_a_help_page_that_explains_each_input_and_output(listed):
     folder = ROOT / e4t_pack.WEB_DIRECTORY / "docs"
     assert {page.stem for page in folder.glob("*.md")} == set(listed)
-    for node_id, node in listed.items():
-        page = (folder / f"{node_id}.md").read_text(encoding="utf-8")
+    for called, node in listed.items():
+        page = (folder / f"{called}.md").read_text(encoding="utf-8")
         names = [name for kind, inputs in node.INPUT_TYPES().items() if kind != "hidden" for name in inputs]
         names += [output.display_name for output in node.GET_SCHEMA().outputs]
         assert page.startswith(f"# {node.GET_SCHEMA().display_name}\n")
         assert [name for name in names if f"`{name}`" not in page] == []
+
+
+def test_the_browser_knows_every_method_and_every_node_that_learns(listed):
+    script = (ROOT / e4t_pack.WEB_DIRECTORY / "js" / "methods.js").read_text(encoding="utf-8")
+    methods, learners = script.split("export const LEARNERS")
+    assert dict(re.findall(r'\["(\w+)", "([^"]+)"\]', methods)) == TITLES
+    outputs = {name: {output.io_type for output in node.GET_SCHEMA().outputs} for name, node in listed.items()}
+    gives = {name for name, given in outputs.items() if given >= {"MODEL", "E4T_CONCEPT"}}
+    assert set(re.findall(r'"(\w+)"', learners)) == gives
 
 
 def test_sockets_are_those_of_stock_nodes(listed):
@@ -137,11 +148,13 @@ def test_a_preset_is_chosen_by_name_and_changed(listed):
 
 
 def test_a_widget_does_not_allow_what_the_setting_refuses(listed):
-    for node, of in (("E4TSettings", TuningSettings), ("E4TTextualInversion", TextualInversionSettings)):
+    for node, of in (("E4TSettings", TuningSettings), *((node_id(kind), kind.Settings) for kind in SIBLINGS)):
         inputs = listed[node].INPUT_TYPES()["optional"]
         for name, about in settings_of(of).items():
             options = inputs[name][1]
-            if about.kind is str:
+            if about.kind is str and not about.choices:
+                assert about.fits(options["default"])
+            elif about.kind is str:
                 assert {*about.choices} <= {*options["options"]} <= {*about.choices, "preset"}
             elif about.kind is not bool:
                 assert about.fits(about.kind(options["max"])), name

@@ -11,9 +11,8 @@ import folder_paths
 import pytest
 import torch
 from e4t_pack.nodes.export_concept import BUNDLE, EXACT, PAIR, ExportConcept
-from e4t_pack.nodes.host.exporting.lost_effect import without_concepts
 from e4t_pack.nodes.host.networks.base_model import ComfyUNet
-from e4t_pack.nodes.host.sampling.patched_model import held_concepts
+from e4t_pack.nodes.host.sampling.patched_model import held_concepts, without_concepts
 from personalized import draw, encode
 from safetensors import safe_open
 from world import hold, make_concept

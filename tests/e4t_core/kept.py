@@ -19,6 +19,8 @@ from e4t_core.methods.e4t.domain import Domain
 from e4t_core.methods.e4t.method import E4T
 from e4t_core.methods.e4t.offset_forms import make_offsets
 from e4t_core.methods.e4t.settings import TuningSettings
+from e4t_core.methods.extended_textual_inversion import ExtendedTextualInversion, ExtendedTextualInversionSettings
+from e4t_core.methods.perfusion import Perfusion, PerfusionSettings
 from e4t_core.methods.textual_inversion import TextualInversion, TextualInversionSettings
 from e4t_core.mix import mix
 from e4t_core.photos import Photos
@@ -31,9 +33,9 @@ WIDTH = 768
 QUICK = TuningSettings(steps=2, learning_rate=1e-2, batch=4, micro_batch=2, eps=1e-2)
 
 
-def base(width: int = WIDTH) -> BaseModel:
+def base(width: int = WIDTH, attentions: int = 1) -> BaseModel:
     prediction = "epsilon" if width == WIDTH else "v"
-    return BaseModel(TinyUNet(prediction=prediction, context=width), TinyText(width))
+    return BaseModel(TinyUNet(prediction=prediction, context=width, attentions=attentions), TinyText(width))
 
 
 def domain_of(form: str, model: BaseModel) -> Domain:
@@ -68,6 +70,19 @@ def inverted(vectors: int = 1, photos: Photos | None = None, width: int = WIDTH,
 
 
 @functools.cache
+def by_layers(vectors: int = 1, width: int = WIDTH) -> Concept:
+    settings = ExtendedTextualInversionSettings(steps=2, batch=4, vectors=vectors)
+    return train(ExtendedTextualInversion("face"), base(width, 3), tiny_photos(), settings, 1, "<my toy>")
+
+
+@functools.cache
+def edited(width: int = WIDTH) -> Concept:
+    known = torch.eye(width, dtype=torch.float64)
+    settings = PerfusionSettings(steps=2, batch=4)
+    return train(Perfusion("face", covariance=known), base(width, 3), tiny_photos(), settings, 1, "<my toy>")
+
+
+@functools.cache
 def mixed() -> Concept:
     return mix([e4t(seed=1), e4t(seed=2, photos=tiny_photos(seed=5))], [1.0, 3.0], "M*")
 
@@ -98,6 +113,9 @@ def tensors_of(concept: Concept) -> dict[str, Tensor]:
     found = {"embedding": concept.embedding}
     if concept.start is not None:
         found["start"] = concept.start
+    if concept.attention is not None:
+        layers = " ".join(concept.attention.layers)
+        found |= {f"attention {n} {layers}": tensor for n, tensor in enumerate(concept.attention.tensors())}
     for name, stored in full_differences(concept.weights).items():
         found |= {f"full.{name}": stored.values, f"scale.{name}": torch.tensor(stored.scale)}
     for name, (p, q) in shared_factors(concept.weights).items():

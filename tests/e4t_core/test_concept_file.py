@@ -13,7 +13,9 @@ import torch
 from kept import (
     OTHER_SAMPLING,
     QUICK,
+    by_layers,
     e4t,
+    edited,
     equal,
     inverted,
     mixed,
@@ -73,6 +75,9 @@ CONCEPTS: dict[str, Callable[[], Concept]] = {
     "one vector": inverted,
     "three vectors": lambda: inverted(3, width=1024),
     "two vectors, two photos": lambda: inverted(2, tiny_photos(2, masks=True)),
+    "a word for each layer": lambda: by_layers(2),
+    "a word for each layer of Stable Diffusion 2": lambda: by_layers(width=1024),
+    "an edit of layers": edited,
     "a mix": mixed,
     "the coarse word, with weights": lambda: at_word_strength(e4t(), 0),
 }

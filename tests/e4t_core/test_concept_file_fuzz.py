@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from kept import e4t, equal, inverted, mixed, places, tensors_of
+from kept import by_layers, e4t, edited, equal, inverted, mixed, places, tensors_of
 from tiny import tiny_photos
 
 from e4t_core.files.concept_file import ConceptFileError, load_concept
@@ -50,6 +50,7 @@ NAMES = (
         "weights.x",
         "weights.X.weight",
     ),
+    *("layer.x", "layer.mid_block.attentions.0.transformer_blocks.0.attn2", "edit.gate", "edit.key", "edit.x"),
     *("weights.", "weights.a..b", "shared.x.p", "shared.x.q", "shared.x", "predictor.0.encoder.first.99999999.weight"),
     *("predictor.16.clip_features", "predictor.-1.domain_word", "", "x" * 9000),
 )
@@ -217,6 +218,7 @@ class Original:
 def originals(tmp_path_factory: pytest.TempPathFactory) -> list[Original]:
     folders = places(tmp_path_factory.mktemp("fuzz"))
     kept = [(e4t(), "exact"), (mixed(), "exact"), (e4t(tiny_photos(2, masks=True)), "recipe"), (inverted(2), "word")]
+    kept += [(by_layers(2), "word"), (edited(), "word")]
     found = []
     for number, (concept, body) in enumerate(kept):
         saved = save_concept(folders, f"c{number}", concept, body)

@@ -11,10 +11,12 @@ from typing import Any
 
 import pytest
 import torch
-from kept import e4t, equal, places, tensors_of
+from kept import by_layers, e4t, edited, equal, places, tensors_of
+from safetensors import safe_open
 from safetensors.torch import save_file
 from tiny import TinyUNet, tiny_domain
 
+from e4t_core.concept import Concept
 from e4t_core.files.concept_file import ConceptFileError, load_concept, read_concept_info
 from e4t_core.files.concept_saving import Places, Saved, save_concept
 from e4t_core.files.domain_file import save_domain
@@ -80,6 +82,38 @@ def test_a_domain_and_a_second_file_are_told(saved: Saved, folders: Places, tmp_
     assert saved.weights is not None
     message = refused(saved.weights, folders.weights)
     assert "holds the weights of an exact concept: choose the concept file it belongs to" in message
+
+
+LAYER = "layer.down_blocks.0.attentions.1.transformer_blocks.0.attn2"
+
+
+@pytest.mark.parametrize(
+    ("make", "change", "told"),
+    [
+        (by_layers, {"layer.x": (1, 768)}, "holds layer.x, which is no cross-attention layer's word"),
+        (by_layers, {LAYER: (2, 768)}, LAYER),
+        (by_layers, {LAYER: (768,)}, LAYER),
+        (by_layers, {"edit.gate": (2,)}, "edit."),
+        (edited, {"edit.key": None}, "edit.key"),
+        (edited, {"edit.direction": (769,)}, "edit.direction"),
+        (edited, {LAYER: (1, 768)}, LAYER),
+        (edited, {"edit.gate": (3,)}, "edit.gate"),
+        (edited, {"edit.direction": (768,)}, "holds an edit whose gate cannot open"),
+        (edited, {LAYER.replace(".1.", f".{n}."): None for n in range(3)}, "edits no cross-attention"),
+    ],
+)
+def test_what_is_said_of_layers_has_to_fit(
+    folders: Places, make: Callable[[], Concept], change: dict[str, tuple[int, ...] | None], told: str
+) -> None:
+    path = save_concept(folders, "layers", make(), "word").path
+    with safe_open(path, framework="pt") as file:
+        tensors, metadata = {name: file.get_tensor(name) for name in file.keys()}, file.metadata()  # noqa: SIM118
+    for name, shape in change.items():
+        tensors.pop(name, None)
+        if shape is not None:
+            tensors[name] = torch.zeros(shape, dtype=torch.float64 if name == "edit.gate" else torch.float32)
+    save_file(tensors, path, metadata)
+    assert told in refused(path)
 
 
 def test_a_newer_version_is_told_and_another_is_not_read(saved: Saved, folders: Places) -> None:

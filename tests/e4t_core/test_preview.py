@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import pytest
 import torch
-from tiny import TinyText, TinyUNet, tiny_domain, tiny_photos
-from tuned import SMOOTH
+from tiny import TinyText, TinyUNet, tiny_photos
+from tuned import METHODS, method_of, quick
 
 from e4t_core.diffusion import draw_samples
 from e4t_core.memory_plan import PLANS
-from e4t_core.methods.e4t.method import E4T
-from e4t_core.methods.textual_inversion import TextualInversion, TextualInversionSettings
 from e4t_core.noise_schedule import NoiseSchedule
 from e4t_core.preview import draw
 from e4t_core.run import BaseModel
@@ -77,15 +73,22 @@ def test_it_starts_from_noise_of_the_seed_and_touches_no_other_random_state():
 
 
 @pytest.mark.parametrize("plan", PLANS.values(), ids=PLANS)
-@pytest.mark.parametrize("method", ["e4t", "textual inversion"])
+@pytest.mark.parametrize("method", METHODS, ids=lambda method: method.name)
 def test_looking_changes_nothing_of_what_is_learned(method, plan):
-    settings = dataclasses.replace(SMOOTH, steps=3) if method == "e4t" else TextualInversionSettings(steps=3, batch=2)
+    settings = quick(method, steps=3, batch=2)
 
     def learn(on_step=None):
         unet = TinyUNet()
-        domain = tiny_domain(unet)
-        by = E4T(domain) if method == "e4t" else TextualInversion("face")
-        return train(by, BaseModel(unet, TinyText()), tiny_photos(), settings, 7, "S*", on_step, plan)
+        return train(
+            method_of(method, unet, settings),
+            BaseModel(unet, TinyText()),
+            tiny_photos(),
+            settings,
+            7,
+            "S*",
+            on_step,
+            plan,
+        )
 
     drawn = []
 

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from e4t_core.loop_settings import SamplingSettings
+from e4t_core.methods.e4t.hypernetwork import HyperNetworkSettings
 from e4t_core.methods.e4t.settings import PRESETS, TuningSettings
-from e4t_core.methods.textual_inversion import TextualInversionSettings
+from e4t_core.methods.registered import SIBLINGS, node_id
 from e4t_core.settings import settings_of, shown, table
 
 PAGES = Path(__file__).resolve().parents[2] / "web" / "docs"
@@ -25,7 +26,8 @@ def between(page: str, mark: str) -> str:
     [
         ("E4TSettings", "settings", table(TuningSettings, PRESETS)),
         ("E4TSettings", "sampling", table(SamplingSettings)),
-        ("E4TTextualInversion", "settings", table(TextualInversionSettings)),
+        ("E4THyperNetwork", "settings", table(HyperNetworkSettings)),
+        *((node_id(kind), "settings", table(kind.Settings)) for kind in SIBLINGS),
     ],
 )
 def test_a_help_page_shows_the_settings_of_the_code(page: str, mark: str, wanted: str) -> None:
@@ -33,7 +35,7 @@ def test_a_help_page_shows_the_settings_of_the_code(page: str, mark: str, wanted
     assert between(page, mark) == wanted
 
 
-@pytest.mark.parametrize("kind", [TuningSettings, TextualInversionSettings, SamplingSettings])
+@pytest.mark.parametrize("kind", [TuningSettings, SamplingSettings, *(kind.Settings for kind in SIBLINGS)])
 def test_a_table_has_a_row_for_each_setting_with_its_default_and_its_range(kind: type) -> None:
     rows = table(kind).splitlines()[2:]
     for row, (name, about) in zip(rows, settings_of(kind).items(), strict=True):

@@ -6,14 +6,16 @@ import pytest
 import torch
 from tiny import TinyText, TinyUNet, tiny_domain, tiny_photos
 from torch import Tensor
-from tuned import SMOOTH, run, tune
+from tuned import METHODS, SMOOTH, method_of, quick, run, tune
 
 from e4t_core.methods.e4t.domain import Domain
 from e4t_core.methods.e4t.domain_info import DomainMismatchError
+from e4t_core.methods.e4t.method import E4T
 from e4t_core.methods.e4t.settings import TuningSettings
 from e4t_core.methods.e4t.word_model import WordModel
 from e4t_core.photos import Photos, TuningError
-from e4t_core.run import StepReport
+from e4t_core.run import BaseModel, Method, StepReport
+from e4t_core.training import train
 from e4t_core.unet import WordError
 
 
@@ -30,10 +32,11 @@ def snapshot(unet: TinyUNet, domain: Domain, photos: Photos) -> dict[str, Tensor
     return {key: value.clone() for key, value in given.items()}
 
 
+@pytest.mark.parametrize("kind", METHODS, ids=lambda kind: kind.name)
 @pytest.mark.parametrize("cancel_at", [1, 2, 3, 4, 5, 6, 7, None])
 @pytest.mark.parametrize("error", [Interrupt, RuntimeError])
 def test_nothing_given_is_changed_by_a_run_a_cancel_or_a_fault(
-    cancel_at: int | None, error: type[BaseException]
+    kind: type[Method], cancel_at: int | None, error: type[BaseException]
 ) -> None:
     unet = TinyUNet()
     domain, photos = tiny_domain(unet), tiny_photos(masks=True)
@@ -45,9 +48,12 @@ def test_nothing_given_is_changed_by_a_run_a_cancel_or_a_fault(
             raise error("stop")
 
     def go() -> None:
-        tune(unet, TinyText(), domain, photos, SMOOTH, 1, on_step=on_step)
+        settings = quick(kind)
+        method = E4T(domain) if kind is E4T else method_of(kind, unet, settings)
+        train(method, BaseModel(unet, TinyText()), photos, settings, 1, on_step=on_step)
 
-    if cancel_at is None:
+    # A method with less to look at is over before.
+    if cancel_at is None or (kind is not E4T and cancel_at > 4):
         go()
     else:
         with pytest.raises(error, match="stop"):
@@ -60,7 +66,10 @@ def test_nothing_given_is_changed_by_a_run_a_cancel_or_a_fault(
         assert not any(p.requires_grad or p.grad is not None for p in module.parameters())
 
 
-def test_running_out_of_memory_in_a_pass_passes_through_and_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("kind", METHODS, ids=lambda kind: kind.name)
+def test_running_out_of_memory_in_a_pass_passes_through_and_changes_nothing(
+    kind: type[Method], monkeypatch: pytest.MonkeyPatch
+) -> None:
     unet = TinyUNet()
     before = {name: value.clone() for name, value in unet.parameters().items()}
     original: Callable[..., Tensor] = unet.denoise
@@ -71,8 +80,9 @@ def test_running_out_of_memory_in_a_pass_passes_through_and_changes_nothing(monk
         return original(z, t, context)
 
     monkeypatch.setattr(unet, "denoise", denoise)
+    settings = quick(kind)
     with pytest.raises(torch.OutOfMemoryError):
-        run(unet=unet)
+        train(method_of(kind, unet, settings), BaseModel(unet, TinyText()), tiny_photos(), settings, 1)
     assert unet.depth == 0 and all(torch.equal(unet.parameters()[name], value) for name, value in before.items())
 
 

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from e4t_core.layer_contexts import Context, ContextHooks, cross_attentions
 from e4t_core.methods.e4t.concept_encoder import ConceptEncoder
 from e4t_core.methods.e4t.domain import Domain
 from e4t_core.methods.e4t.domain_info import BackboneInfo, DomainInfo
@@ -24,6 +25,8 @@ CONTEXT = 6
 WIDTH = 12
 LAYERS = 2
 CLIP_WIDTH = 5
+LONGEST = 9  # rows of a context, for words of up to 4 tokens
+ONE_TOKEN = ("face", "dog", "sks", "ohwx")
 
 
 class Attention(nn.Module):
@@ -59,28 +62,31 @@ class Transformer(nn.Module):
 
 
 class DownBlock(nn.Module):
-    def __init__(self, context: int) -> None:
+    def __init__(self, context: int, attentions: int) -> None:
         super().__init__()
         self.conv = nn.Conv2d(8, WIDTH, 3, stride=2, padding=1)
-        self.attentions = nn.ModuleList([Transformer(context)])
+        self.attentions = nn.ModuleList([Transformer(context) for _ in range(attentions)])
 
     def forward(self, x: Tensor, context: Tensor) -> Tensor:
-        return self.attentions[0](F.silu(self.conv(x)), context)
+        x = F.silu(self.conv(x))
+        for attention in self.attentions:
+            x = attention(x, context)
+        return x
 
 
 class Network(nn.Module):
     """Its parameter names are canonical already."""
 
-    def __init__(self, context: int) -> None:
+    def __init__(self, context: int, attentions: int = 1) -> None:
         super().__init__()
         self.time_embedding = nn.Linear(2, 8)
         self.conv_in = nn.Conv2d(4, 8, 3, padding=1)
-        self.down_blocks = nn.ModuleList([DownBlock(context)])
+        self.down_blocks = nn.ModuleList([DownBlock(context, attentions)])
         self.mid_block = nn.Conv2d(WIDTH, WIDTH, 3, padding=1)
         self.conv_out = nn.Conv2d(WIDTH, 16, 1)
 
     def encode(self, z: Tensor, t: Tensor, context: Tensor) -> list[Tensor]:
-        angle = t.float()[:, None] / 1000 * torch.tensor([1.0, 5.0])
+        angle = t.float()[:, None] / 1000 * torch.tensor([1.0, 5.0], dtype=z.dtype)
         time = self.time_embedding(torch.cos(angle))[:, :, None, None]
         outputs = [self.conv_in(z) + time]
         outputs.append(self.down_blocks[0](outputs[-1], context))
@@ -94,10 +100,12 @@ class Network(nn.Module):
 class TinyUNet:
     """Implements ``e4t_core.unet.UNet``; ``depth`` counts the contexts that are open, ``calls`` lists the passes."""
 
-    def __init__(self, seed: int = 0, prediction: Prediction = "epsilon", context: int = CONTEXT) -> None:
+    def __init__(
+        self, seed: int = 0, prediction: Prediction = "epsilon", context: int = CONTEXT, attentions: int = 1
+    ) -> None:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            self.network = Network(context).requires_grad_(False)
+            self.network = Network(context, attentions).requires_grad_(False)
         self.context = context
         self.prediction: Prediction = prediction
         self.schedule = NoiseSchedule.scaled_linear()
@@ -107,6 +115,7 @@ class TinyUNet:
         self.calls: list[str] = []
         self.contexts: list[Tensor] = []
         self.backward_depths: list[int] = []
+        self.hooks = ContextHooks(self.network, {name: name for name in cross_attentions(self.parameters())})
 
     def parameters(self) -> dict[str, Tensor]:
         return {name: parameter.detach() for name, parameter in self.network.named_parameters()}
@@ -124,15 +133,16 @@ class TinyUNet:
         try:
             # Autograd refuses to keep what was made in inference mode.
             own = {name: p.clone() for name, p in self.network.named_parameters() if p.is_inference()}
-            with torch.nn.utils.stateless._reparametrize_module(self.network, {**own, **weights}):
+            lent = torch.nn.utils.stateless._reparametrize_module(self.network, {**own, **weights})
+            with lent, self.hooks.placed():
                 yield
         finally:
             self.depth -= 1
 
-    def denoise(self, z: Tensor, t: Tensor, context: Tensor) -> Tensor:
+    def denoise(self, z: Tensor, t: Tensor, context: Context) -> Tensor:
         assert self.depth > 0, "a pass outside using()"
         self.calls.append("denoise")
-        prediction = self.network(z, t, context)
+        prediction = self.network(z, t, self.hooks.plain(context))
         if prediction.requires_grad:
             prediction.register_hook(lambda gradient: self.backward_depths.append(self.depth))
         return prediction
@@ -153,7 +163,7 @@ class TinyText:
         self.templates: list[str] = []
 
     def word(self, word: str) -> Tensor:
-        if word != "face":
+        if word not in ONE_TOKEN:
             raise WordError(f"The word {word!r} is not one token but {list(word)}: choose another domain.")
         return self._row(word)
 
@@ -163,10 +173,12 @@ class TinyText:
         # E4T gives words (B, D), Textual Inversion (B, V, D).
         words = words if words.ndim == 3 else words[:, None]
         # The clone is what a host whose weights are inference tensors has to do as well.
-        return torch.tanh(torch.cat([rows, words, rows + words], dim=1) @ self._mix.clone())
+        # As long whatever the word is, as a real one's contexts are.
+        room = torch.zeros(len(rows), LONGEST - 1 - 2 * words.shape[1], self.width)
+        return torch.tanh(torch.cat([rows, words, rows + words, room], dim=1) @ self._mix.clone())
 
     def empty(self) -> Tensor:
-        return torch.tanh(self._row("")[None, None].repeat(1, 3, 1) @ self._mix)
+        return torch.tanh(self._row("")[None, None].repeat(1, LONGEST, 1) @ self._mix)
 
     def _row(self, text: str) -> Tensor:
         seed = int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "little")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from tiny import TinyText, TinyUNet, tiny_domain, tiny_photos
@@ -13,8 +15,11 @@ from e4t_core.memory_plan import FAST, MemoryPlan
 from e4t_core.methods.e4t.domain import Domain
 from e4t_core.methods.e4t.method import E4T
 from e4t_core.methods.e4t.settings import TuningSettings
+from e4t_core.methods.registered import SIBLINGS
 from e4t_core.photos import Photos
-from e4t_core.run import BaseModel, OnStep
+from e4t_core.prior import PriorSibling
+from e4t_core.run import BaseModel, Method, OnStep
+from e4t_core.sibling import Sibling
 from e4t_core.training import train
 from e4t_core.unet import TextEncoder, UNet
 from e4t_core.weight_changes import full_differences, shared_factors
@@ -22,6 +27,29 @@ from e4t_core.weight_changes import full_differences, shared_factors
 # A large eps makes Adam's step smooth in the gradient; with 1e-8 its first step is the gradient's SIGN, and rounding
 # decides it wherever a gradient is near zero.
 SMOOTH = TuningSettings(steps=2, learning_rate=1e-2, batch=8, micro_batch=4, eps=1e-2)
+
+METHODS = (E4T, *SIBLINGS)
+
+
+def quick(kind: type[Method], **changes: Any) -> Any:
+    """Settings of a method for a quick tuning."""
+    if not issubclass(kind, Sibling):
+        return dataclasses.replace(SMOOTH, **changes)
+    values = {"steps": 2, "learning_rate": 1e-2, "batch": 8, "micro_batch": 4, "eps": 1e-2}
+    if issubclass(kind, PriorSibling):
+        values |= {"prior_weight": 0.7, "prior_pictures": 3}
+    return kind.Settings(**(values | changes))
+
+
+def method_of(kind: type[Method], unet: TinyUNet, settings: Any) -> Method:
+    """A method for the tiny UNet, with all that it asks for."""
+    if not issubclass(kind, Sibling):
+        return E4T(tiny_domain(unet))
+    method = kind("face")
+    wanted = method.wanted_prior(settings) if isinstance(method, PriorSibling) else None
+    if wanted is None:
+        return method
+    return method.with_prior(torch.randn((wanted.count, 4, 8, 8), generator=torch.Generator().manual_seed(4)))
 
 
 def tune(

@@ -7,6 +7,7 @@ import { api } from "../../../scripts/api.js";
 import { app } from "../../../scripts/app.js";
 import { allNodes, nodeAt, onChange, sourceOf, valueOf, workflowId } from "./graph.js";
 import { eachOutput } from "./history.js";
+import { METHODS } from "./methods.js";
 import { dropSection, hideStockText, make, section } from "./panel.js";
 
 const SECTION = "concept";
@@ -15,7 +16,6 @@ const APPLY = "E4TApplyConcept";
 const SAVE = "E4TSaveConcept";
 /** The key of the same table in a node's outputs: as in nodes/host/live_view.py. */
 const OUTPUT = "e4t_concept";
-const METHODS = new Map([["e4t", "E4T"], ["textual_inversion", "Textual Inversion"]]);
 const KEPT = new Map([["recipe", "a recipe, learned again when it is applied"], ["word", "its word alone"], ["compact", "compact"]]);
 /** Pictures of pixels, inside the text: an address would be asked for, and a drawing may hold scripts. */
 const THUMBNAIL = /^data:image\/(jpeg|png|webp);base64,[A-Za-z0-9+/]+=*$/;

@@ -6,13 +6,13 @@ import { app } from "../../../scripts/app.js";
 import { drawCurve, makeCurve } from "./curve.js";
 import { nodeAt, root, workflowId } from "./graph.js";
 import { eachOutput } from "./history.js";
+import { LEARNERS } from "./methods.js";
 import { hasSection, hideStockText, make, section } from "./panel.js";
 
 /** The message, and the key of the same table in a node's outputs: as in nodes/host/live_view.py. */
 const MESSAGE = "e4t.learning";
 const OUTPUT = "e4t_learning";
 const SECTION = "learning";
-const LEARNERS = new Set(["E4TPersonalize", "E4TTextualInversion", "E4TApplyConcept"]);
 /** Whose panels are remembered. */
 const WORKFLOWS = 16;
 const JPEG = /^data:image\/jpeg;base64,[A-Za-z0-9+/=]+$/;

@@ -4,11 +4,11 @@
  */
 import { triggerOf } from "./concept_card.js";
 import { allNodes, isActive, onChange, sourceOf, targetsOf, valueOf } from "./graph.js";
+import { LEARNERS } from "./methods.js";
 import { dropSection, hasSection, make, section } from "./panel.js";
 import { app } from "../../../scripts/app.js";
 
 const SECTION = "warning";
-const GIVERS = new Set(["E4TPersonalize", "E4TTextualInversion", "E4TApplyConcept"]);
 /** Nodes whose text is what their widgets say. */
 const WRITTEN = /^(Primitive|CLIPTextEncode|StringConcatenate|StringTrim)/;
 /** As in nodes/host/prompt/triggers.py: a character that a word goes on with. */
@@ -90,7 +90,7 @@ function faultOf(node) {
 
 function checkWords() {
   for (const [node] of allNodes()) {
-    if (!GIVERS.has(node.comfyClass)) continue;
+    if (!LEARNERS.has(node.comfyClass)) continue;
     const fault = faultOf(node);
     if ((marked.get(node) ?? "") === fault && Boolean(fault) === hasSection(node, SECTION)) continue;
     marked.set(node, fault);

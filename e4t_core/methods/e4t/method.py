@@ -49,7 +49,7 @@ class E4T:
     def __init__(self, domain: Domain, unet: Mapping[str, Tensor] | None = None) -> None:
         self.domain, self.unet = domain, unet
 
-    def trained(self, settings: TuningSettings) -> Trained:
+    def trained(self, settings: TuningSettings, unet: UNet) -> Trained:
         domain = self.domain
         through, beside = (sum(p.numel() for p in part.parameters()) for part in (domain.offsets, domain.encoder))
         return Trained(settings.train_unet, through, beside if settings.train_encoder else 0)
@@ -88,6 +88,7 @@ class E4TRun:
         plan: MemoryPlan,
     ) -> None:
         domain = method.domain
+        self.method = method.name
         self.domain, self.base, self.settings, self.seed, self.trigger = domain, base, settings, seed, trigger
         self.effective = base.unet.parameters()
         self.micro_batch = plan.within(settings.batch).micro_batch
@@ -177,7 +178,7 @@ class E4TRun:
         )
         return Concept(
             trigger=self.trigger,
-            method=E4T.name,
+            method=self.method,
             fingerprint=self._fingerprint(static, base_fingerprint),
             base_fingerprint=base_fingerprint,
             embedding=static[None],

@@ -6,7 +6,7 @@ import torch
 from comfy.model_patcher import ModelPatcher
 
 from ....e4t_core.concept import Concept
-from ....e4t_core.files.stock_lora import StockLora, exact_lora, low_rank_lora
+from ....e4t_core.files.stock_lora import StockLora, exact_lora, low_rank_lora, thin_lora
 from ....e4t_core.weight_changes import TotalDifferences
 from ..learning.result_store import STORE
 from ..networks.base_model import ComfyUNet
@@ -34,6 +34,11 @@ def make_lora(concept: Concept, model: ModelPatcher, exact: bool, error: float, 
         raise ValueError(
             f"{concept.trigger} is a recipe that was not learned again yet: wire in the concept that Apply E4T Concept gives."
         )
+    if concept.attention is not None and not concept.weights:
+        raise ValueError(
+            f"{concept.trigger} is read by each layer of the network in a way of its own, which no stock file holds: keep it by"
+            " Save E4T Concept, whose file stock prompts read as one plain word."
+        )
     if not concept.weights:
         raise ValueError(
             f"{concept.trigger} is a word alone, without weights, so there is no LoRA to make: keep the word by Save E4T Concept."
@@ -47,6 +52,10 @@ def make_lora(concept: Concept, model: ModelPatcher, exact: bool, error: float, 
             " learned on."
         )
     with torch.inference_mode(False):
+        # What was learned thin goes out as it is, whatever form is asked for; a rank by hand makes it thinner.
+        own = thin_lora(concept.weights)
+        if own is not None and not 0 < rank < own.rank:
+            return own
         differences = TotalDifferences(concept.weights, base)
         if exact:
             return exact_lora(differences, advance)

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -19,17 +18,14 @@ import comfy.model_management
 import comfy.sd
 import torch
 from comfy.model_patcher import ModelPatcher
-from comfy.patcher_extension import CallbacksMP, WrappersMP
 from torch import Tensor
 
 from ....e4t_core.concept import Concept, WordPredictor
 from ..networks.base_model import ComfyUNet, spatial_features
-from ..networks.effective_weights import is_ours
 from ..networks.text_encoder import ComfyTextEncoder
 from ..prompt.prompt_memory import PromptMemory
 from ..sampling.held_concept import HeldConcept
-from ..sampling.patched_model import with_concept
-from ..sampling.pieces import KEY
+from ..sampling.patched_model import with_concept, without_concepts
 
 # Noise levels, evenly over the schedule, and the latents' side: a square picture of 128 pixels.
 PROBES, SIDE = 8, 16
@@ -47,20 +43,6 @@ class LostEffect:
 
     weights: float
     refinement: float | None
-
-
-def without_concepts(model: ModelPatcher) -> ModelPatcher:
-    """A clone of a MODEL that holds no concept; LoRAs and all else stay."""
-    plain = model.clone()
-    kept = {name: [p for p in found if not is_ours(p)] for name, found in plain.patches.items()}
-    plain.patches = {name: found for name, found in kept.items() if found}
-    # ComfyUI tells clones with other patches apart by it.
-    plain.patches_uuid = uuid.uuid4()
-    for kind in (WrappersMP.CALC_COND_BATCH, WrappersMP.OUTER_SAMPLE, WrappersMP.PREDICT_NOISE):
-        plain.remove_wrappers_with_key(kind, KEY)
-    plain.remove_callbacks_with_key(CallbacksMP.ON_CLEANUP, KEY)
-    plain.remove_additional_models(KEY)
-    return plain
 
 
 def lost_effect(model: ModelPatcher, clip: comfy.sd.CLIP, concept: Concept, lora: Mapping[str, Tensor]) -> LostEffect:

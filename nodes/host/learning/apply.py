@@ -9,6 +9,7 @@ import torch
 from comfy.model_patcher import ModelPatcher
 
 from ....e4t_core.concept import Concept
+from ....e4t_core.layer_contexts import cross_attentions
 from ....e4t_core.loop_settings import SamplingSettings
 from ....e4t_core.trigger import check_trigger
 from ....e4t_core.word_strength import at_word_strength
@@ -97,7 +98,7 @@ def held_on(model: ModelPatcher, clip: comfy.sd.CLIP, concept: Concept, store: R
     hashes = store.hashes
     base = hashes.weights_key(model)
     # Files can say the same fingerprint of other numbers: the very objects count.
-    which = id(concept.weights), id(concept.predictor)
+    which = id(concept.weights), id(concept.predictor), id(concept.attention)
     key = content_key(concept.fingerprint, which, base, hashes.weights_key(clip.patcher), clip.layer_idx)
     held = store.held(key)
     if held is None:
@@ -137,6 +138,13 @@ def check_fits(concept: Concept, unet: ComfyUNet, text: ComfyTextEncoder) -> Non
             raise OtherBaseError(
                 f"{name} changes {change.name} of the shape {change.shape}, which is {shapes.get(change.name, 'missing')} in this"
                 " MODEL: load a base model of the family that it was learned on."
+            )
+    if concept.attention is not None:
+        missing = set(concept.attention.layers) - set(cross_attentions(shapes))
+        if missing:
+            raise OtherBaseError(
+                f"{name} says something of {min(missing)}, which is missing in this MODEL: load a base model of the family"
+                " that it was learned on."
             )
     features = unet.feature_width if concept.predictor is None else concept.predictor.feature_width
     if features != unet.feature_width:

@@ -18,8 +18,7 @@ from ....e4t_core.loop_settings import LoopSettings
 from ....e4t_core.memory_need import need
 from ....e4t_core.memory_plan import MemoryPlan
 from ....e4t_core.methods.e4t.domain import Domain
-from ....e4t_core.methods.e4t.method import E4T
-from ....e4t_core.methods.textual_inversion import TextualInversion
+from ....e4t_core.methods.registered import method_of
 from ....e4t_core.photos import Photos as LearnedPhotos
 from ....e4t_core.run import BaseModel, Method, StepReport
 from ....e4t_core.subject_search import Subject
@@ -36,10 +35,12 @@ from .notes import about_request, what_was_made
 from .numbered import overview
 from .photos import Photo, Photos, PreparedPhotos, cut, read_photos
 from .previews import Previews
+from .prior_pictures import with_prior
 from .progress import Progress, check_cancelled
 from .request import Request, check
 from .result_store import ResultStore
 from .subject_finder import Finder
+from .text_knowledge import with_covariance
 
 logger = logging.getLogger(__name__)
 
@@ -134,8 +135,8 @@ def learn_again(
     key = content_key("recipe", concept.fingerprint, *given, *_base_key(model, clip, store.hashes))
     found = store.get(key)
     if found is None:
-        domain = domain_of(concept)
-        method: Method = TextualInversion(concept.word) if domain is None else E4T(domain)
+        method = method_of(concept, domain_of(concept))
+        method = _with_prior(method, concept.settings, model, clip, photos, progress, store)
         # The plan decides the order of sums: the same one gives the same concept, bit for bit on a CPU.
         settings = dataclasses.replace(concept.settings, memory=recipe.plan.name, micro_batch=recipe.plan.micro_batch)
         base = RunBase(model, clip, method, concept.seed, concept.trigger)
@@ -196,10 +197,31 @@ def _base_key(model: ModelPatcher, clip: comfy.sd.CLIP, hashes: WeightHashes) ->
 
 def _learn(request: Request, photos: PreparedPhotos, progress: Progress, store: ResultStore) -> Concept:
     given = _encode(request, photos)
+    model, clip, settings = request.model, request.clip, request.settings
+    method = _with_prior(request.method, settings, model, clip, given, progress, store)
     # Their full memory is better spent on tuning, which holds its own copies; the sampler loads them again.
-    unload(request.model, request.clip.patcher, request.vae.patcher)
-    base = RunBase(request.model, request.clip, request.method, request.seed, request.trigger)
-    return run_on(base, request.settings, given, progress, store)
+    unload(model, clip.patcher, request.vae.patcher)
+    base = RunBase(model, clip, method, request.seed, request.trigger)
+    return run_on(base, settings, given, progress, store)
+
+
+def _with_prior(
+    method: Method,
+    settings: LoopSettings,
+    model: ModelPatcher,
+    clip: comfy.sd.CLIP,
+    photos: LearnedPhotos,
+    progress: Progress,
+    store: ResultStore,
+) -> Method:
+    """The method with what it asks of the base beside photos."""
+    height, width = photos.latents.shape[2:]
+    key = _base_key(model, clip, store.hashes)
+    method, fault = with_prior(method, settings, model, clip, (height, width), key, progress.drawing)
+    if fault:
+        progress.note(fault)
+        logger.warning("E4T: %s", fault)
+    return method
 
 
 class Watcher(Protocol):
@@ -227,6 +249,8 @@ def run_on(
         hashes = store.hashes
         known = hashes.base_fingerprint(hashes.weights_key(base.model), unet.parameters())
         network = BaseModel(unet, text, known)
+        text_key = content_key(hashes.weights_key(base.clip.patcher), base.clip.layer_idx)
+        method = with_covariance(base.method, text, text_key, store)
         free = Free.now(unet.device)
         work = work_of(base.method, settings, unet, given.latents.shape[-1] * given.latents.shape[-2])
 
@@ -237,7 +261,7 @@ def run_on(
             logger.info("E4T: %s.", told(plan))
             watcher.memory(told(plan))
             with bfloat16_products(unet.device):
-                concept = train(base.method, network, given, settings, base.seed, base.trigger, watcher.step, plan)
+                concept = train(method, network, given, settings, base.seed, base.trigger, watcher.step, plan)
             return dataclasses.replace(concept, base_name=file_name(base.model))
 
         return run_in_memory(plans_that_fit(settings, work, free), run, told)

@@ -71,7 +71,7 @@ class Free:
 def work_of(method: Method, settings: LoopSettings, unet: ComfyUNet, cells: int) -> Work:
     """What a run has to compute for photos of so many latent cells."""
     itemsize = torch.finfo(unet.dtype).bits // 8
-    trained = method.trained(settings)
+    trained = method.trained(settings, unet)
     return Work(trained, unet.numbers, unet.width, cells, settings.batch, itemsize, unet.device.type in IN_RAM)
 
 

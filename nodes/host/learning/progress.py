@@ -89,6 +89,25 @@ class Progress:
             self._say(f"Learning {self._trigger}: looking for the subject in the photo ...")
         check_cancelled()
 
+    def drawing(self, done: int, total: int) -> None:
+        """Say that prior pictures are drawn; called after every step of it.
+
+        Raises:
+            InterruptProcessingException: the person has cancelled.
+        """
+        self._place = "while drawing prior pictures"
+        if time.monotonic() - self._said_at >= PATIENCE:
+            share = f"{done / max(total, 1):.0%}"
+            self._say(
+                f"Learning {self._trigger}: drawing prior pictures, once for this base model and word ({share}) ..."
+            )
+        self._send(done, total, self.sheet)
+        check_cancelled()
+
+    def note(self, text: str) -> None:
+        """One sentence more that stays below all that is said."""
+        self._notes = (*self._notes, text)
+
     def begin(self, photos: Tensor | None, notes: Sequence[str], overview: Image.Image | None = None) -> None:
         """Show what is learned from, and what the person should know about it.
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 import psutil
 from PIL import Image
+from torch import Tensor
 
 from ....e4t_core.concept import Concept
 from ....e4t_core.stored_difference import StoredDifference
@@ -30,6 +31,8 @@ logger = logging.getLogger(__name__)
 SHARE = 0.2
 # Photos whose subjects are remembered: some numbers for each.
 SEARCHES = 256
+# Text encoders whose covariance is remembered: 5 MB for each.
+COVARIANCES = 4
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,6 +62,7 @@ class ResultStore:
         self._results: OrderedDict[str, Kept] = OrderedDict()
         self._held: weakref.WeakValueDictionary[str, HeldConcept] = weakref.WeakValueDictionary()
         self._subjects: OrderedDict[str, tuple[Subject, ...]] = OrderedDict()
+        self._covariances: OrderedDict[str, Tensor] = OrderedDict()
 
     def __len__(self) -> int:
         return len(self._results)
@@ -88,6 +92,16 @@ class ResultStore:
         self._subjects[key] = subjects
         while len(self._subjects) > SEARCHES:
             self._subjects.popitem(last=False)
+
+    def covariance(self, key: str) -> Tensor | None:
+        """Of a text encoder's answers, see the core's ``text_covariance``; None if it was not computed."""
+        return self._covariances.get(key)
+
+    def remember_covariance(self, key: str, covariance: Tensor) -> None:
+        """Compute it once only."""
+        self._covariances[key] = covariance
+        while len(self._covariances) > COVARIANCES:
+            self._covariances.popitem(last=False)
 
     def held(self, key: str) -> HeldConcept | None:
         """A concept on a base, if a MODEL holds it."""
@@ -125,6 +139,7 @@ class ResultStore:
         self._results.clear()
         self._held.clear()
         self._subjects.clear()
+        self._covariances.clear()
         self.prompts.clear()
         self.hashes.clear()
 

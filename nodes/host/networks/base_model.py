@@ -23,6 +23,7 @@ from torch.nn.utils.stateless import _reparametrize_module
 from torch.utils.checkpoint import checkpoint
 
 from ....e4t_core.canonical_names import canonical_names
+from ....e4t_core.layer_contexts import Context, ContextHooks, changed, cross_attentions
 from ....e4t_core.noise_schedule import NoiseSchedule, Prediction
 from .effective_weights import EffectiveWeights
 
@@ -167,6 +168,10 @@ class ComfyUNet:
         self._native = {canonical: name for name, canonical in canonical_names(self._effective).items()}
         self._held: dict[str, Tensor] = {}
         self._lent = False
+        layers = {name: self._native[f"{name}.to_k.weight"] for name in cross_attentions(self._native)}
+        self._hooks = ContextHooks(
+            self._network, {name: native.removesuffix(".to_k.weight") for name, native in layers.items()}
+        )
 
     @property
     def family(self) -> str:
@@ -251,7 +256,11 @@ class ComfyUNet:
         before, self._lent = self._lent, True
         try:
             # functional_call would take the weights back before the backward pass, which breaks checkpointing.
-            with _reparametrize_module(self._network, tensors), _checkpointed(self._network, checkpointing):
+            with (
+                _reparametrize_module(self._network, tensors),
+                _checkpointed(self._network, checkpointing),
+                self._hooks.placed(),
+            ):
                 yield
         finally:
             self._lent = before
@@ -262,7 +271,7 @@ class ComfyUNet:
             self._held[name] = self._effective[self._native[name]].to(self._dtype)
         return self._held[name]
 
-    def denoise(self, z: Tensor, t: Tensor, context: Tensor) -> Tensor:
+    def denoise(self, z: Tensor, t: Tensor, context: Context) -> Tensor:
         """The network's prediction ``(B, 4, h, w)``, float32."""
         if not self._lent:
             with self.using({}):
@@ -270,7 +279,7 @@ class ComfyUNet:
         options = {"optimized_attention_override": pytorch_attention}
         z, t, context = self._inputs(z, t, context)
         with self._unrounded():
-            return self._network(z, t, context=context, transformer_options=options).float()
+            return self._network(z, t, context=self._hooks.plain(context), transformer_options=options).float()
 
     def features(self, z: Tensor, t: Tensor, context: Tensor) -> Tensor:
         """Spatial means of the down half and the middle, ``(B, feature_width)`` float32."""
@@ -280,10 +289,11 @@ class ComfyUNet:
         options: dict[str, object] = {"optimized_attention_override": pytorch_attention}
         z, t, context = self._inputs(z, t, context)
         with self._unrounded():
-            return spatial_features(self._network, z, t, context, options)
+            return spatial_features(self._network, z, t, self._hooks.plain(context), options)
 
-    def _inputs(self, z: Tensor, t: Tensor, context: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        return z.to(self._device, self._dtype), t.to(self._device).float(), context.to(self._device, self._dtype)
+    def _inputs(self, z: Tensor, t: Tensor, context: Context) -> tuple[Tensor, Tensor, Context]:
+        read = changed(context, lambda one: one.to(self._device, self._dtype))
+        return z.to(self._device, self._dtype), t.to(self._device).float(), read
 
     def _unrounded(self) -> AbstractContextManager[object]:
         """Where the network has another number type than float32, autocast has nothing left to do but widen its norms."""

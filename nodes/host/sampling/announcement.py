@@ -33,6 +33,7 @@ class Sightings:
         held: whether the MODEL holds the concept.
         refines: whether its settings let the word be refined.
         seen: prompt by prompt.
+        layers: whether single layers of the network read it in a way of their own.
         encoded: whether a prompt with it was encoded lately.
         near: what a prompt says in place of the trigger, in other upper and lower case; "" for nothing.
     """
@@ -40,6 +41,7 @@ class Sightings:
     trigger: str
     held: bool = True
     refines: bool = True
+    layers: bool = False
     seen: list[Sighting] = field(default_factory=list)
     encoded: bool = False
     near: str = ""
@@ -83,12 +85,14 @@ def _line(concept: Sightings, prompts: int, unknown: int) -> str:
     text = f"{trigger} in {len(seen)} of {_prompts(prompts)}"
     if all(sighting.role.startswith(NEGATIVE) for sighting in seen):
         text = f"{text}, only in the negative prompt"
-    if not concept.refines:
+    if not (concept.refines or concept.layers):
         return f"{text} (refinement off)"
     reasons = list(dict.fromkeys(sighting.why_fixed for sighting in seen if sighting.why_fixed))
     if not reasons:
         return text
     fixed = sum(bool(sighting.why_fixed) for sighting in seen)
+    if concept.layers:
+        return f"{text}, but in {fixed} as one word for all layers: {_join(reasons)}."
     return f"{text}, but not refined in {fixed}: {_join(reasons)}, so the word stays the same at all steps there."
 
 

@@ -98,6 +98,8 @@ class HeldConcept:
 def tensors_of(concept: Concept) -> Iterator[Tensor]:
     """All that a concept holds; not what it shares with a domain that is loaded."""
     yield concept.embedding
+    if concept.attention is not None:
+        yield from concept.attention.tensors()
     for kept in own_differences(concept.weights).values():
         if isinstance(kept, LowRank):
             yield kept.up

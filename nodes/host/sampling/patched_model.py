@@ -7,6 +7,7 @@ are added by ComfyUI when it loads the model, so they live with LoRAs before and
 from __future__ import annotations
 
 import logging
+import uuid
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 
@@ -15,11 +16,12 @@ from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import CallbacksMP, WrappersMP
 from torch import Tensor
 
+from ....e4t_core.attention_changes import AttentionChange
 from ....e4t_core.canonical_names import canonical_names
 from ....e4t_core.stored_difference import StoredDifference, energy_lost
 from ....e4t_core.weight_changes import Difference, LowRank
 from ..networks.base_model import PREFIX
-from ..networks.effective_weights import ConceptPatch, LowRankPatch
+from ..networks.effective_weights import ConceptPatch, LowRankPatch, is_ours
 from ..prompt.prompt_memory import PromptMemory
 from .held_concept import HeldConcept
 from .pieces import KEY
@@ -39,6 +41,20 @@ def held_concepts(model: ModelPatcher) -> tuple[HeldConcept, ...]:
     """The concepts a MODEL holds, in the order they were added."""
     wrappers = model.get_wrappers(WrappersMP.CALC_COND_BATCH, KEY)
     return wrappers[0].concepts if wrappers else ()
+
+
+def without_concepts(model: ModelPatcher) -> ModelPatcher:
+    """A clone of a MODEL that holds no concept; LoRAs and all else stay."""
+    plain = model.clone()
+    kept = {name: [p for p in found if not is_ours(p)] for name, found in plain.patches.items()}
+    plain.patches = {name: found for name, found in kept.items() if found}
+    # ComfyUI tells clones with other patches apart by it.
+    plain.patches_uuid = uuid.uuid4()
+    for kind in (WrappersMP.CALC_COND_BATCH, WrappersMP.OUTER_SAMPLE, WrappersMP.PREDICT_NOISE):
+        plain.remove_wrappers_with_key(kind, KEY)
+    plain.remove_callbacks_with_key(CallbacksMP.ON_CLEANUP, KEY)
+    plain.remove_additional_models(KEY)
+    return plain
 
 
 def with_concept(model: ModelPatcher, added: HeldConcept, memory: PromptMemory) -> ModelPatcher:
@@ -91,7 +107,14 @@ def _changes_alike(held: HeldConcept, added: HeldConcept) -> bool:
         and held.differences.keys() == added.differences.keys()
         and (held.concept.predictor is None) == (added.concept.predictor is None)
         and torch.equal(held.concept.embedding, added.concept.embedding)
+        and _same_tensors(held.concept.attention, added.concept.attention)
     )
+
+
+def _same_tensors(one: AttentionChange | None, other: AttentionChange | None) -> bool:
+    if one is None or other is None:
+        return one is other
+    return all(torch.equal(a, b) for a, b in zip(one.tensors(), other.tensors(), strict=True))
 
 
 def check_free(model: ModelPatcher, trigger: str) -> None:

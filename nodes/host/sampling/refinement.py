@@ -10,7 +10,7 @@ recognizes by content: never the dictionaries it was given, never a prompt witho
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -26,7 +26,9 @@ from ..prompt.recognition import Recipe, Row, recognize
 from ..prompt.reencoding import UnfaithfulError
 from .announcement import CHANGED, HIDDEN, REGION, Sighting, Sightings, announcement
 from .held_concept import HeldConcept
-from .regions import Regions, find_regions
+from .layer_patch import LayerPatch
+from .layer_reading import EncodeWith, LayerReading, rows_of
+from .regions import Region, Regions, find_regions
 from .word_at_step import WordAtStep
 
 logger = logging.getLogger(__name__)
@@ -50,6 +52,7 @@ class _Run:
     recipes: dict[int, tuple[Tensor, Recipe | None]] = field(default_factory=dict)
     rows: dict[Hashable, Row] = field(default_factory=dict)
     words: WordAtStep = field(default_factory=WordAtStep)
+    layers: LayerReading = field(default_factory=lambda: LayerReading({}))
     contexts: dict[EncodedPrompt, dict[Hashable, tuple[dict[str, Tensor], Tensor]]] = field(default_factory=dict)
 
 
@@ -67,11 +70,14 @@ class Refinement:
         self.concepts = tuple(concepts)
         self._by_fingerprint = {held.concept.fingerprint: held for held in self.concepts}
         self._memory = memory
-        self._run = _Run()
+        self._run = self._new_run()
+
+    def _new_run(self) -> _Run:
+        return _Run(layers=LayerReading.of(self.concepts))
 
     def forget_run(self, _patcher: object = None) -> None:
         """Called when sampling ends, also by cancel or error."""
-        ended, self._run = self._run, _Run()
+        ended, self._run = self._run, self._new_run()
         try:
             ended.words.lengths.send()
         except Exception as error:
@@ -96,16 +102,21 @@ class Refinement:
         self._run.words.evaluate(executor, model, conds, x, sigma, model_options, self._may_be_empty)
         if self._run.regions is None:
             self._run.regions = self._find_regions(conds, model_options)
+        places = self._run.layers.places(lambda: (name for name, _ in model.diffusion_model.named_parameters()))
+        layers = LayerPatch(places, x.shape[0])
         refined: Conds = []
         for group in conds:
-            refined.append(group and [self._refine(cond, model, x, sigma) for cond in group])
+            refined.append(group and [self._refine(cond, model, x, sigma, layers) for cond in group])
         regions, words = self._run.regions, self._run.words
         for region in regions.found:
-            region.context = self._rebuilt(region.recipe, model, x, sigma) if region.followed is not False else None
+            region.context = None
+            if region.followed is not False:
+                region.context = self._rebuilt(region.recipe, model, x, sigma, layers, region)
         if not regions.found:
             self._announce(conds)
         try:
-            made = executor(model, refined, x, sigma, words.sharing(regions.options(model_options, x.shape[0])))
+            options = layers.options(regions.options(model_options, x.shape[0]))
+            made = executor(model, refined, x, sigma, words.sharing(options))
         finally:
             words.end()
         if regions.found:
@@ -121,23 +132,57 @@ class Refinement:
             logger.warning("E4T: regions of other nodes could not be looked through: %s", error, exc_info=True)
             return Regions()
 
-    def _refine(self, cond: dict[str, Any], model: Any, x: Tensor, sigma: Tensor) -> dict[str, Any]:
+    def _refine(self, cond: dict[str, Any], model: Any, x: Tensor, sigma: Tensor, layers: LayerPatch) -> dict[str, Any]:
         recipe = self._recipe(cond)
-        context = self._rebuilt(recipe, model, x, sigma) if recipe and _is_active(cond, sigma) else None
+        context = self._rebuilt(recipe, model, x, sigma, layers) if recipe and _is_active(cond, sigma) else None
         if context is None:
             return cond
         old = cond["model_conds"]["c_crossattn"]
         # Others hold these dictionaries too (guiders, clones): a copy gets the new context.
         return {**cond, "model_conds": {**cond["model_conds"], "c_crossattn": type(old)(context)}}
 
-    def _rebuilt(self, recipe: Recipe, model: Any, x: Tensor, sigma: Tensor) -> Tensor | None:
-        """A conditioning with the words of this evaluation, ``(B, T, D)`` or fewer rows; None where none is refined."""
+    def _rebuilt(
+        self, recipe: Recipe, model: Any, x: Tensor, sigma: Tensor, layers: LayerPatch, region: Region | None = None
+    ) -> Tensor | None:
+        """A conditioning with the words of this evaluation, ``(B, T, D)`` or fewer rows; None where none is refined.
+
+        What single layers read in its place is added to ``layers``.
+        """
         fresh = {}
         for prompt in recipe.prompts():
             context = self._encoded_anew(prompt, recipe.latents_of(prompt, x.shape[0]), model, x, sigma)
             if context is not None:
                 fresh[prompt] = context
-        return recipe.rebuild(fresh) if fresh else None
+        context = recipe.rebuild(fresh) if fresh else None
+        if self._run.layers.stands_in(recipe):
+
+            def encode(prompt: EncodedPrompt, words: Mapping[str, Tensor]) -> Tensor:
+                latents = recipe.latents_of(prompt, x.shape[0])
+                refined = self._words(prompt, latents, model, x, sigma) if prompt in fresh else {}
+                return self._encoded(prompt, {**refined, **words}, latents, x.shape[0], model)
+
+            given = recipe.tensor if context is None else context
+            self._add_layers(recipe, given, fresh, encode, layers, region)
+        return context
+
+    def _add_layers(
+        self,
+        recipe: Recipe,
+        given: Tensor,
+        fresh: Mapping[EncodedPrompt, Tensor],
+        encode: EncodeWith,
+        layers: LayerPatch,
+        region: Region | None,
+    ) -> None:
+        held = [prompt for prompt in recipe.prompts() if prompt not in self._run.failed]
+        try:
+            layered = self._run.layers.layered(recipe, given, fresh, encode, self._run.failed, region)
+        except Exception as error:
+            logger.warning("E4T: a prompt could not be encoded for single layers: %s", error, exc_info=True)
+            self._run.failed |= {prompt: _why(error) for prompt in held}
+            return
+        if layered is not None:
+            layers.layered.append(layered)
 
     def _encoded_anew(
         self, prompt: EncodedPrompt, latents: Sequence[int], model: Any, x: Tensor, sigma: Tensor
@@ -147,22 +192,26 @@ class Refinement:
         Args:
             latents: those of ``x`` that the prompt is for; rows of others mean nothing.
         """
-        held = [self._by_fingerprint[key] for key in prompt.concepts if key in self._by_fingerprint]
-        following = [concept for concept in held if concept.concept.refines]
-        if not following or prompt.encode is None or prompt in self._run.failed or not latents:
-            return None
-        following = [concept for concept in following if self._run.words.started(concept, model, sigma)]
-        if not following:
-            return None
         try:
-            words = {one.concept.fingerprint: self._run.words.word(one, model, x, sigma) for one in following}
-            return self._context(prompt, words, latents, x.shape[0], model)
+            words = self._words(prompt, latents, model, x, sigma)
+            return self._context(prompt, words, latents, x.shape[0], model) if words else None
         except Exception as error:
             # A sampler must not end because of a word: the fixed one is in the prompt already.
             known = isinstance(error, UnfaithfulError)
             logger.warning("E4T: a prompt could not be encoded again: %s", error, exc_info=not known)
-            self._run.failed[prompt] = HIDDEN if known else f"encoding it again failed ({type(error).__name__})"
+            self._run.failed[prompt] = _why(error)
             return None
+
+    def _words(
+        self, prompt: EncodedPrompt, latents: Sequence[int], model: Any, x: Tensor, sigma: Tensor
+    ) -> dict[str, Tensor]:
+        """The words of this evaluation ``(B, D)`` by concept; none of those that stay fixed."""
+        held = [self._by_fingerprint[key] for key in prompt.concepts if key in self._by_fingerprint]
+        following = [concept for concept in held if concept.concept.refines]
+        if not following or prompt.encode is None or prompt in self._run.failed or not latents:
+            return {}
+        following = [concept for concept in following if self._run.words.started(concept, model, sigma)]
+        return {one.concept.fingerprint: self._run.words.word(one, model, x, sigma) for one in following}
 
     def _recipe(self, cond: dict[str, Any]) -> Recipe | None:
         """How this conditioning is made of remembered prompts; looked up once per run and tensor."""
@@ -210,7 +259,7 @@ class Refinement:
         company = [model.current_patcher] if getattr(model, "current_patcher", None) is not None else []
         if len(latents) == count:
             return prompt.encode(words, company)
-        some = prompt.encode({key: word[latents] for key, word in words.items()}, company)
+        some = prompt.encode(rows_of(words, latents), company)
         if some.shape[0] == 1:
             return some
         full = some.new_zeros((count, *some.shape[1:]))
@@ -227,7 +276,10 @@ class Refinement:
         # Concepts of this MODEL that no prompt names are told of, too.
         concepts = {
             (key := held.concept.fingerprint): Sightings(
-                held.concept.trigger, refines=held.concept.refines, encoded=key in encoded
+                held.concept.trigger,
+                refines=held.concept.refines,
+                layers=held.concept.attention is not None,
+                encoded=key in encoded,
             )
             for held in self.concepts
         }
@@ -275,6 +327,11 @@ class Refinement:
         seen = self._seen_in(self._recipe(cond))
         marked = {key: trigger for prompt in marks_of(cond) for key, trigger in prompt.concepts.items()}
         return {key: (trigger, CHANGED) for key, trigger in marked.items() if key not in seen}
+
+
+def _why(error: Exception) -> str:
+    """Why a word stays fixed, in a few words."""
+    return HIDDEN if isinstance(error, UnfaithfulError) else f"encoding it again failed ({type(error).__name__})"
 
 
 def _is_active(cond: dict[str, Any], sigma: Tensor) -> bool:

@@ -78,7 +78,7 @@ class Regions:
                 times = given.shape[1] // static.shape[1]
                 old = static.to(given).repeat(1, times, 1)
                 for row in range(given.shape[0]):
-                    factor = _factor(given[row], old[row % latents % old.shape[0]])
+                    factor = factor_of(given[row], old[row % latents % old.shape[0]])
                     if factor is not None:
                         made = given.clone() if made is None else made
                         new = fresh[row % latents % fresh.shape[0]].to(given).repeat(times, 1)
@@ -95,7 +95,7 @@ def _forms(static: Tensor, fresh: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
             yield static[:, first::2], fresh[:, first::2]
 
 
-def _factor(row: Tensor, old: Tensor) -> float | None:
+def factor_of(row: Tensor, old: Tensor) -> float | None:
     """1 or the strength that ``old`` ``(T, D)`` was multiplied by to give ``row``; None if it was not."""
     if torch.equal(row, old):
         return 1.0

@@ -1,0 +1,177 @@
+"""``python -m commands.train``: every method learns a folder of photos, and what it writes is what the nodes read."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+pytest.importorskip("diffusers")
+
+from small_base import make_base
+
+from commands.base.diffusers_base import load_base
+from commands.train import learning
+from commands.train.__main__ import main
+from commands.train.photos import read_photos
+from e4t_core.files.concept_file import load_concept
+from e4t_core.files.domain_file import save_domain
+from e4t_core.files.file_errors import FileError
+from e4t_core.methods.registered import SIBLINGS
+from e4t_core.prior import PriorSibling, draw_prior
+from e4t_core.weight_changes import LowRank, full_differences
+
+QUICK = ("--size", "64", "--set", "steps=2", "--set", "batch=2")
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_base(tmp_path_factory.mktemp("base"), downsamplings=3)
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    noise = np.random.default_rng(0).integers(0, 256, (2, 90, 70, 3), np.uint8)
+    for name, pixels in zip(("a.png", "b.jpg"), noise, strict=True):
+        Image.fromarray(pixels).save(folder / name)
+    (folder / "notes.txt").write_text("no photo")
+    return folder
+
+
+def learn(method: str, base: Path, photos: Path, out: Path, *more: str, quick: Sequence[str] = QUICK) -> int:
+    status: int = main([method, "--photos", str(photos), "--base", str(base), "--out", str(out), *quick, *more])
+    return status
+
+
+@pytest.mark.parametrize("kind", SIBLINGS, ids=lambda kind: kind.name)
+def test_a_concept_of_every_method_is_written(kind: Any, base: Path, photos: Path, tmp_path: Path) -> None:
+    out = tmp_path / "made" / "anna.safetensors"
+    prior = ["--set", "prior_weight=0"] if issubclass(kind, PriorSibling) else []
+    assert learn(kind.name, base, photos, out, "--trigger", "anna1", "--seed", "3", *prior) == 0
+    concept, info = load_concept(out, [out.parent])
+    assert (concept.method, concept.trigger, concept.seed, info.title) == (kind.name, "anna1", 3, "anna")
+    assert concept.base_name == base.name and len(concept.losses) == 2 and concept.settings.steps == 2
+    first = concept.embedding, full_differences(concept.weights)
+    assert learn(kind.name, base, photos, out, "--trigger", "anna1", "--seed", "3", *prior, "--overwrite") == 0
+    again = load_concept(out, [out.parent])[0]
+    assert again.fingerprint == concept.fingerprint and torch.equal(again.embedding, first[0])
+    for name, stored in full_differences(again.weights).items():
+        assert torch.equal(stored.value(), first[1][name].value())
+
+
+def test_prior_pictures_are_drawn_once_and_are_the_base_s(
+    base: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[int] = []
+
+    def counted(*given: Any) -> torch.Tensor:
+        drawn.append(len(given[2]))
+        return draw_prior(*given)
+
+    monkeypatch.setattr(learning, "draw_prior", counted)
+    wanted = ("--set", "prior_weight=1", "--set", "prior_pictures=3")
+    for number in range(2):
+        assert learn("lora", base, photos, tmp_path / f"{number}.safetensors", *wanted) == 0
+    assert drawn == [4] and len(list((tmp_path / "e4t_prior").iterdir())) == 1
+    one, two = (load_concept(tmp_path / f"{n}.safetensors", [tmp_path])[0] for n in range(2))
+    assert one.fingerprint == two.fingerprint and all(isinstance(change, LowRank) for change in one.weights)
+    for number, change in enumerate((("--set", "prior_seed=1"), ("--class-word", "dog"), ("--size", "128"))):
+        assert learn("lora", base, photos, tmp_path / f"other{number}.safetensors", *wanted, *change) == 0
+    assert drawn == [4] * 4
+    # A folder that cannot be written to: the concept is learned all the same.
+    (tmp_path / "file").touch()
+    assert learn("lora", base, photos, tmp_path / "last.safetensors", *wanted, "--prior", str(tmp_path / "file")) == 0
+    assert drawn == [4] * 5 and (tmp_path / "last.safetensors").is_file()
+
+
+def test_a_domain_s_concept_is_learned_too(concept_world: Any, photos: Path, tmp_path: Path) -> None:
+    domain = tmp_path / "faces.safetensors"
+    save_domain(domain, concept_world.domain)
+    size = str(concept_world.domain.info.image_size)
+    out = tmp_path / "anna.safetensors"
+    quick = ("--size", size, "--set", "steps=1", "--set", "batch=2", "--set", "use_mask=off")
+    assert learn("e4t", concept_world.folder / "base", photos, out, "--domain", str(domain), quick=quick) == 0
+    concept, _ = load_concept(out, [tmp_path])
+    assert concept.method == "e4t" and concept.predictor is not None and len(concept.losses) == 1
+
+
+def test_masks_are_read_by_their_photos_names(photos: Path, tmp_path: Path) -> None:
+    assert read_photos(photos, 64)[1] is None
+    painted = tmp_path / "masks"
+    painted.mkdir()
+    half = np.zeros((90, 70), np.uint8)
+    half[:45] = 255
+    Image.fromarray(half).save(painted / "b.png")
+    images, masks = read_photos(photos, 64, painted)
+    assert images.shape == (2, 3, 64, 64) and masks is not None and masks.shape == (2, 1, 64, 64)
+    assert masks[0].min() == 1 and masks[1, 0, :30].min() == 1 and masks[1, 0, 34:].max() == 0
+    Image.fromarray(half).save(painted / "c.png")
+    with pytest.raises(FileError, match="c.png is a mask of no photo"):
+        read_photos(photos, 64, painted)
+
+
+def test_what_is_transparent_is_not_learned(tmp_path: Path) -> None:
+    pixels = np.full((64, 64, 4), 200, np.uint8)
+    pixels[:, :32, 3] = 0
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    _, masks = read_photos(tmp_path, 64)
+    assert masks is not None and masks[0, 0, :, :32].max() == 0 and masks[0, 0, :, 32:].min() > 0
+    pixels[..., 3] = 0
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    with pytest.raises(FileError, match="leaves nothing"):
+        read_photos(tmp_path, 64)
+
+
+@pytest.mark.parametrize(
+    ("method", "more", "fault"),
+    [
+        ("lora", ("--set", "ranks=2"), "'ranks=2' must be NAME=VALUE, with a name of steps"),
+        ("lora", ("--set", "rank=many"), "rank must be a whole number from 1 to 128"),
+        ("lora", ("--set", "rank=0"), "rank = 0 must be a whole number"),
+        ("lora", ("--size", "100"), "--size 100 must be a multiple of 64"),
+        ("lora", ("--trigger", "a word"), "choose a word"),
+        ("lora", ("--class-word", "facelessness"), "facelessness"),
+        ("lora", ("--domain", "x.safetensors"), "has no domain: leave --domain out"),
+        ("e4t", (), "needs --domain"),
+    ],
+)
+def test_bad_input_gets_one_sentence_and_writes_nothing(
+    method: str, more: tuple[str, ...], fault: str, base: Path, photos: Path, tmp_path: Path, capsys: Any
+) -> None:
+    out = tmp_path / "out" / "anna.safetensors"
+    assert learn(method, base, photos, out, *more) == 1
+    error = capsys.readouterr().err
+    assert fault in error and "Traceback" not in error
+    assert not list(tmp_path.rglob("anna*"))
+
+
+def test_a_folder_without_photos_and_one_with_a_damaged_photo_are_named(
+    base: Path, tmp_path: Path, photos: Path, capsys: Any
+) -> None:
+    empty = tmp_path / "empty"
+    assert learn("lora", base, empty, tmp_path / "x.safetensors") == 1
+    empty.mkdir()
+    assert learn("lora", base, empty, tmp_path / "x.safetensors") == 1
+    (photos / "c.png").write_bytes(b"no picture")
+    assert learn("lora", base, photos, tmp_path / "x.safetensors") == 1
+    lines = capsys.readouterr().err.splitlines()
+    assert ["name a folder" in lines[0], "holds no photo" in lines[1], "c.png cannot be decoded" in lines[2]] == [
+        True
+    ] * 3
+
+
+def test_its_results_are_those_of_the_base_that_it_read(base: Path, photos: Path, tmp_path: Path) -> None:
+    """The base on disk and in memory is what it was; a LoRA of no steps changes nothing."""
+    before = {file: file.read_bytes() for file in base.rglob("*.safetensors")}
+    assert learn("dreambooth", base, photos, tmp_path / "x.safetensors", "--set", "prior_weight=0") == 0
+    assert all(file.read_bytes() == content for file, content in before.items())
+    concept, _ = load_concept(tmp_path / "x.safetensors", [tmp_path])
+    shapes = {name: tuple(value.shape) for name, value in load_base(base).unet.parameters().items()}
+    assert {change.name: change.shape for change in concept.weights}.items() <= shapes.items()
