@@ -2,9 +2,15 @@
 
 Individuals stand off center, small, among things and beside others (``crop_scenes.py``). For each kind of photo: which share
 of the head of who is meant lies in the crop, how nearly the crop is their portrait, how many of the individuals were found,
-what was found where nobody is, and how many squares were looked at; beside it the middle square. With ``--identity``
+in how many photos as many were found as there are, what was found where nobody is, and how many squares were looked at;
+beside it the middle square. With ``--identity``
 some of them are learned in ComfyUI from these crops, and NAMED (``scoring.py``) is compared with what a centered portrait
 gives; "exact" is the square that the portrait of who is meant would be.
+
+Gates, stated before the search was changed, and reached on validation individuals before held-out ones were looked at: of the
+head of who is meant 0.95 lies inside the crop in 4:3, 3:4, small, two and three (each is off center); the number of
+individuals is right in 0.8 of the photos of two and of three; a centered portrait is learned as it came in; NAMED is at most
+0.03 below the centered portrait's.
 """
 
 from __future__ import annotations
@@ -40,7 +46,8 @@ from .report import gate, table
 from .scoring import Visibility, named
 from .statistics import bootstrap, weighted_ratio
 
-INSIDE_GATE, IDENTITY_GATE, SAME_GATE = 0.95, 0.03, 1.0
+INSIDE_GATE, NUMBER_GATE, IDENTITY_GATE, SAME_GATE = 0.95, 0.8, 0.03, 1.0
+INSIDE_KINDS, NUMBER_KINDS = ("4:3", "3:4", "small", "two", "three"), ("two", "three")
 FOUND = 0.5  # overlap with a portrait from which on an individual is found
 LEARNED_KINDS = ("4:3", "small", "two")
 SHOWN = 6
@@ -102,7 +109,7 @@ def search_report(
     cropper: Cropper, people: Sequence[Subject], count: int, kinds: Sequence[str], out: Path
 ) -> list[bool]:
     """Prints the table of kinds, ``count`` photos each, and the gates; writes a sheet of the first photos."""
-    rows, inside, results, shown = [], [], [], []
+    rows, results, shown = [], [], []
     identities = [person.identity for person in people]
     for kind in kinds:
         photos = [photograph(identities[n:] + identities[:n], kind) for n in range(count)]
@@ -114,10 +121,11 @@ def search_report(
         shown += [(photo, square) for photo, square, *_ in seen[: SHOWN if kind != NOBODY else 2]]
         if kind == NOBODY:
             wrong = np.mean([len(candidates) > 0 for _, _, candidates, _ in seen])
-            rows.append((kind, len(photos), "-", "-", "-", "-", "-", f"{wrong:.2f}", f"{looked:.0f}", f"{seconds:.1f}"))
+            rows.append(
+                (kind, len(photos), "-", "-", "-", "-", "-", "-", f"{wrong:.2f}", f"{looked:.0f}", f"{seconds:.1f}")
+            )
             continue
         own = [photo.head_inside(square) for photo, square, *_ in seen]
-        inside += own
         middle = [photo.head_inside(middle_square(photo.size)) for photo, *_ in seen]
         near, near_middle = (
             np.mean([photo.portrait().overlap(of) for photo, of in pairs])
@@ -135,9 +143,14 @@ def search_report(
             any(all(photo.portrait(n).overlap(one) < 0.2 for n in range(len(photo.people))) for one in candidates)
             for photo, _, candidates, _ in seen
         ])  # fmt: skip
+        right = np.mean([len(candidates) == len(photo.people) for photo, _, candidates, _ in seen])
+        if kind in INSIDE_KINDS:
+            results.append((f"{kind}: share of the head inside the crop", float(np.mean(own)), INSIDE_GATE))
+        if kind in NUMBER_KINDS:
+            results.append((f"{kind}: photos in which their number is right", float(right), NUMBER_GATE))
         rows.append((
             kind, len(photos), f"{np.mean(own):.3f}", f"{np.mean(middle):.3f}", f"{near:.2f}", f"{near_middle:.2f}",
-            f"{np.mean(everyone):.2f}", f"{extra:.2f}", f"{looked:.0f}", f"{seconds:.1f}",
+            f"{np.mean(everyone):.2f}", f"{right:.2f}", f"{extra:.2f}", f"{looked:.0f}", f"{seconds:.1f}",
         ))  # fmt: skip
     header = (
         "photos",
@@ -147,15 +160,14 @@ def search_report(
         "overlap",
         "of the middle",
         "found",
+        "number right",
         "wrongly",
-        "passes",
+        "squares",
         "s",
     )
     print(table(header, rows))
-    if inside:
-        results.append(gate("share of the head inside the crop", float(np.mean(inside)), least=INSIDE_GATE))
     write_sheet(shown, out)
-    return results
+    return [gate(what, value, least=least) for what, value, least in results]
 
 
 def same_portraits(cropper: Cropper, people: Sequence[Subject]) -> bool:

@@ -1,8 +1,9 @@
-"""Where in a photo the subjects are: squares that frame one, the largest first, whatever tells how well a square does.
+"""Where in a photo the subjects are: squares that frame one, whatever tells how well a square does.
 
-The middle of the photo comes first. Then large squares are looked at before small ones, on a coarse grid. From the best of each size a square walks to where it frames
-best, in ever smaller steps; there it must convince. The search ends at half the size of the largest subject: smaller
-ones are in the background.
+The middle of the photo comes first. Then large squares are looked at before small ones, on a coarse grid. From the best of
+each size, apart from each other, squares walk to where they frame best; there they must convince. Where a frame settles it,
+nothing more is looked for; elsewhere a smaller square may still do better. The search ends at a share of the size of the
+largest subject: smaller ones are in the background.
 """
 
 from __future__ import annotations
@@ -13,19 +14,20 @@ from typing import Literal
 
 from .crop import Square, around, grid, middle_square
 
-Care = Literal["glance", "look", "check"]
-"""How closely squares are looked at: on the grid, on the way, and where a subject may be."""
+Care = Literal["look", "check"]
+"""How closely squares are looked at: on the way, and where a subject may be."""
 
 # Sides of squares as shares of the photo's shorter side; smaller subjects hold too few pixels to learn from.
-SIZES = (1.0, 0.71, 0.5, 0.36)
+SIZES = (1.0, 0.71, 0.5, 0.36, 0.25)
 STEP = 0.25  # of the grid, as a share of a square's side
 MOST = 500  # squares of one size; a panorama would have thousands of small ones
-STARTS = 3  # squares of each size from which a walk begins
-WORTH = 0.35  # of the best score so far on any grid: below it, no walk begins
-WALK = (0.16, 0.08, 0.04)  # steps, as shares of a square's side
-LONGEST_WALK = 3  # moves of each step
+STARTS = 4  # squares of each size from which a walk begins
+WORTH = 0.13  # score below which no walk begins
+WALK = (0.14, 0.07)  # steps, as shares of a square's side
+CLOSER = 0.08  # the same, of the one step by closer looks
+LONGEST_WALK = 5  # moves of each step
 SAME_PLACE = 0.5  # of the smaller square: that much lies in the other where both show one subject
-SMALLER = 0.5  # of the largest subject's side: who is smaller is in the background
+SMALLER = 0.4  # of the largest subject's side: who is smaller is in the background
 
 
 @dataclass(frozen=True)
@@ -35,10 +37,12 @@ class Sight:
     Attributes:
         score: how well it frames a subject; compares squares of one photo.
         convinces: whether a subject is there; told by a "check" only.
+        settles: whether it is framed so well that nothing better is looked for in its place; the same.
     """
 
     score: float
     convinces: bool = False
+    settles: bool = False
 
 
 Look = Callable[[Sequence[Square], Care], Sequence[Sight]]
@@ -63,32 +67,36 @@ def search(size: tuple[int, int], smallest: int, look: Look) -> list[Subject]:
     middle = middle_square(size)
     sight = look([middle], "check")[0]
     # A portrait in the middle is taken as it is, without a walk to what may be framed a little better.
-    found = [Subject(middle, sight.score)] if sight.convinces else []
+    settled = [middle] if sight.convinces else []
+    found = [Subject(square, sight.score) for square in settled]
     known: dict[Square, float] = {}
-    checked = {middle}
-    best = 0.0
+    checks = {middle: sight}
     for share in SIZES:
         side = round(share * min(size))
-        largest = max((subject.square.side for subject in found), default=0)
-        if side < max(smallest, SMALLER * largest):
+        least = max(smallest, round(SMALLER * max((square.side for square in settled), default=0)))
+        if side < least:
             break
         squares = grid(size, side, STEP)
         if len(squares) > MOST:
             break
-        free = [square for square in squares if not _taken(square, found)]
-        scores = [sight.score for sight in look(free, "glance")] if free else []
-        best = max([best, *scores])
-        worth = [(score, square) for score, square in zip(scores, free, strict=True) if score > WORTH * best]
-        starts = _apart(square for _, square in sorted(worth, key=lambda one: (-one[0], one[1])))
-        ends = dict.fromkeys(_walk(size, start, smallest, look, known) for start in starts)
-        new = [end for end in ends if end not in checked and not _taken(end, found)]
-        checked.update(new)
-        sure = [one for one in zip(new, look(new, "check") if new else (), strict=True) if one[1].convinces]
-        for square, sight in sorted(sure, key=lambda one: -one[1].score):
-            if not _taken(square, found):
-                found.append(Subject(square, sight.score))
-    largest = max((subject.square.side for subject in found), default=0)
-    kept = [subject for subject in found if subject.square.side >= SMALLER * largest]
+        free = [square for square in squares if not _taken(square, settled)]
+        _know(free, look, known)
+        worth = sorted((square for square in free if known[square] > WORTH), key=lambda one: (-known[one], one))
+        ends = dict.fromkeys(_walk(size, _apart(worth), least, look, known))
+        new = [end for end in ends if end not in checks and not _taken(end, settled)]
+        _check(new, look, checks)
+        sure = [end for end in new if checks[end].convinces]
+        for square in _closer(size, sure, least, look, checks):
+            found.append(Subject(square, checks[square].score))
+            if checks[square].settles:
+                settled.append(square)
+    # In one place the best is taken; the middle stays where it convinced.
+    best: list[Subject] = []
+    for subject in sorted(found, key=lambda one: (one.square != middle, -one.score, one.square)):
+        if not _taken(subject.square, [other.square for other in best]):
+            best.append(subject)
+    largest = max((subject.square.side for subject in best), default=0)
+    kept = [subject for subject in best if subject.square.side >= SMALLER * largest]
     return sorted(kept, key=lambda subject: subject.square.middle[::-1])
 
 
@@ -102,8 +110,8 @@ def chosen(subjects: Sequence[Subject], which: int) -> Subject | None:
     return max(subjects, key=lambda subject: (subject.square.side, subject.score), default=None)
 
 
-def _taken(square: Square, found: Iterable[Subject]) -> bool:
-    return any(square.same_place(subject.square) > SAME_PLACE for subject in found)
+def _taken(square: Square, others: Iterable[Square]) -> bool:
+    return any(square.same_place(other) > SAME_PLACE for other in others)
 
 
 def _apart(ranked: Iterable[Square]) -> list[Square]:
@@ -115,18 +123,43 @@ def _apart(ranked: Iterable[Square]) -> list[Square]:
     return picked
 
 
-def _walk(size: tuple[int, int], here: Square, smallest: int, look: Look, known: dict[Square, float]) -> Square:
-    """From a square to the best one near it; ``known`` are scores of squares that were looked at."""
+def _know(squares: Iterable[Square], look: Look, known: dict[Square, float]) -> None:
+    """Looks at those squares whose score is not known."""
+    new = [square for square in dict.fromkeys(squares) if square not in known]
+    known.update(zip(new, (sight.score for sight in look(new, "look")), strict=True) if new else ())
 
-    def best_of(squares: Sequence[Square]) -> Square:
-        new = [square for square in squares if square not in known]
-        known.update(zip(new, (sight.score for sight in look(new, "look")), strict=True) if new else ())
-        return max(squares, key=lambda square: known[square])
 
+def _check(squares: Iterable[Square], look: Look, checks: dict[Square, Sight]) -> None:
+    """Checks those squares that were not checked."""
+    new = [square for square in dict.fromkeys(squares) if square not in checks]
+    checks.update(zip(new, look(new, "check"), strict=True) if new else ())
+
+
+def _walk(
+    size: tuple[int, int], starts: Sequence[Square], smallest: int, look: Look, known: dict[Square, float]
+) -> list[Square]:
+    """From each square to the best one near it, all at the same time, so that few looks are needed."""
+    ends = list(starts)
     for step in WALK:
+        moving = set(range(len(ends)))
         for _ in range(LONGEST_WALK):
-            near = best_of([here, *(one for one in around(size, here, step) if one.side >= smallest)])
-            if near == here:
+            near = {at: [one for one in around(size, ends[at], step) if one.side >= smallest] for at in sorted(moving)}
+            _know((one for squares in near.values() for one in squares), look, known)
+            for at, squares in near.items():
+                best = max([ends[at], *squares], key=lambda square: known[square])
+                if best == ends[at]:
+                    moving.discard(at)
+                ends[at] = best
+            if not moving:
                 break
-            here = near
-    return here
+    return ends
+
+
+def _closer(
+    size: tuple[int, int], squares: Sequence[Square], smallest: int, look: Look, checks: dict[Square, Sight]
+) -> list[Square]:
+    """Each square, or the best one right beside it; all were checked."""
+    near = {square: [one for one in around(size, square, CLOSER) if one.side >= smallest] for square in squares}
+    _check((one for beside in near.values() for one in beside), look, checks)
+    best = [max([square, *beside], key=lambda one: checks[one].score) for square, beside in near.items()]
+    return list(dict.fromkeys(best))

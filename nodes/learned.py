@@ -107,6 +107,18 @@ def crop_inputs() -> list[io.Input]:
     ]
 
 
+def square_input() -> io.Input:
+    """What a person has drawn in the crop editor."""
+    return io.String.Input(
+        "square",
+        default="",
+        optional=True,
+        advanced=True,
+        tooltip="The square that is learned, as left, top and side in pixels of the photo: what the crop editor draws. Empty: as"
+        " 'crop' says. A mask decides before it.",
+    )
+
+
 def preview_input() -> io.Input:
     """How often the browser is shown what would be drawn now."""
     return io.Int.Input(

@@ -19,6 +19,7 @@ from .learned import (
     mask_input,
     photo_inputs,
     preview_input,
+    square_input,
     trigger_and_seed_inputs,
     validate_trigger,
 )
@@ -47,6 +48,7 @@ class Personalize(io.ComfyNode):
                 mask_input(),
                 *crop_inputs(),
                 preview_input(),
+                square_input(),
             ],
             outputs=LEARNED_OUTPUTS,
             # What it says is then in the history of a job, too, for which ComfyUI had its result.
@@ -74,6 +76,7 @@ class Personalize(io.ComfyNode):
         which: int = 0,
         boxes: Any = None,
         preview_every: int = AUTO_PREVIEWS,
+        square: str = "",
     ) -> io.NodeOutput:
         choice, info = settings or SettingsChoice(), domain.domain.info
         request = Request(
@@ -92,7 +95,7 @@ class Personalize(io.ComfyNode):
             sampling=choice.sampling,
             notes=choice.notes(info.preset),
             mask_means=mask_means,
-            crop=CropChoice(crop, which, boxes),
+            crop=CropChoice(crop, which, boxes, square),
             preview_every=preview_every,
         )
         return learned(request)

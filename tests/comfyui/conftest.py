@@ -146,6 +146,7 @@ def run(base, domain, monkeypatch):
         crop="middle",
         which=0,
         boxes=None,
+        square="",
         **sampling,
     ):
         image = photo() if image is None else image
@@ -153,7 +154,7 @@ def run(base, domain, monkeypatch):
             settings = chosen(settings or of.info.preset, **sampling)
         loaded = LoadedDomain(of)
         return Personalize.execute(
-            model, clip, vae, loaded, image, word, seed, mask, settings, mask_means, crop, which, boxes
+            model, clip, vae, loaded, image, word, seed, mask, settings, mask_means, crop, which, boxes, square=square
         ).args
 
     execute.tunings = 0

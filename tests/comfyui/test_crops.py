@@ -26,8 +26,8 @@ def whole(count: int = 1, mask=None, size=SIZE):
     return read_photos(images, mask, 64)
 
 
-def made(photos, follows=SUBJECT, which=0, boxes=None, find=lambda _: (LEFT, RIGHT), size=64):
-    return choose(photos, CropChoice(follows, which, boxes), 0.25, size, "face", find)
+def made(photos, follows=SUBJECT, which=0, boxes=None, find=lambda _: (LEFT, RIGHT), size=64, square=""):
+    return choose(photos, CropChoice(follows, which, boxes, square), 0.25, size, "face", find)
 
 
 def test_the_largest_subject_is_learned_and_others_by_number():
@@ -142,6 +142,58 @@ def test_boxes_that_cannot_be_used_are_named(wired, words):
         boxes_of(wired, [SIZE, SIZE])
 
 
+def test_what_is_drawn_decides_before_boxes_and_subjects_exactly_as_it_is():
+    for follows in (SUBJECT, MIDDLE, BOX):
+        for boxes in (None, {"x": 0, "y": 0, "width": 50, "height": 50}):
+            got = made(whole(), follows, 2, boxes, lambda _: pytest.fail("searched"), square="52, 3, 190")
+            assert got.squares == (Square(3, 52, 190),) and not got.candidates and not got.notes
+    assert made(whole(), square=" ").squares == (RIGHT.square,), "nothing was drawn"
+    assert "only 60 pixels wide" in made(whole(), square="0,0,60", size=256).notes[0]
+    assert made(whole(2), square="100;0;200").squares == (Square(0, 100, 200),) * 2
+
+
+def test_a_mask_decides_before_what_is_drawn_and_it_is_said():
+    mask = torch.zeros((1, *SIZE))
+    mask[:, 20:60, 100:140] = 1
+    got = made(whole(mask=mask), square="0, 0, 100")
+    assert got.squares == (square_around(SIZE, (20, 100, 60, 140), 0.25),)
+    assert got.notes == ("The mask decides the crop, so the square that was drawn is not used.",)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("left", "'left' cannot be read"),
+        ("1, 2", "left, top and side"),
+        ("-1, 2, 30", "cannot be read"),
+        ("1.5, 2, 30", "cannot be read"),
+        ("1, 2, 30, 40", "cannot be read"),
+        ("1, 2, 1e9", "cannot be read"),
+        ("0, 0, 7", "7 pixels wide: 8 are the least"),
+        ("101, 0, 200", "left 101, top 0, side 200.*photo 1 of the IMAGE, which is 300×200"),
+        ("0, 1, 200", "draw it again"),
+        ("999999, 999999, 999999", "does not lie in"),
+    ],
+)
+def test_a_square_that_cannot_be_used_is_named(text, words):
+    with pytest.raises(PhotoError, match=words):
+        made(whole(2), square=text)
+
+
+def test_boxes_of_stock_nodes_are_taken():
+    """What ComfyUI's own nodes hand over: one box, and a list for each photo."""
+    from comfy_extras.nodes_bounding_boxes import CreateBoundingBoxes
+    from comfy_extras.nodes_images import BoundingBox
+
+    (one,) = BoundingBox.execute(100, 50, 40, 60).args
+    detected = [[{"x": 100.0, "y": 50.0, "width": 40.0, "height": 60.0, "label": "face", "score": 0.98}]]
+    drawn = CreateBoundingBoxes.execute(SIZE[1], SIZE[0], bboxes=detected).args[1]
+    assert drawn, "the stock node does not take what its detectors give"
+    for boxes in (one, detected, drawn):
+        got = made(whole(), boxes=boxes, find=lambda _: pytest.fail("searched"))
+        assert got.squares == (square_around(SIZE, (50, 100, 110, 140), 0.25),)
+
+
 def test_the_overview_shows_the_numbers_where_there_is_a_choice():
     photos = whole(2)
     several = made(photos, find=lambda one: (LEFT, RIGHT) if one is photos.photos[1] else (LEFT,))
@@ -182,6 +234,13 @@ def test_the_photo_is_searched_once(run, monkeypatch):
 def test_a_box_is_learned_as_the_same_picture_cut_by_hand(run):
     picture = photo(height=80, width=120)
     run(image=picture, crop=BOX, boxes={"x": 30, "y": 10, "width": 64, "height": 64})
+    run(image=picture[:, 10:74, 30:94], crop=MIDDLE)
+    assert run.tunings == 1
+
+
+def test_a_drawn_square_is_learned_as_the_same_picture_cut_by_hand(run):
+    picture = photo(height=80, width=120)
+    run(image=picture, crop=SUBJECT, square="30, 10, 64")
     run(image=picture[:, 10:74, 30:94], crop=MIDDLE)
     assert run.tunings == 1
 

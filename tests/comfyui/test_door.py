@@ -49,7 +49,7 @@ def test_pressing_queue_twice_tunes_once_because_the_seed_stays(listed):
     assert seed["control_after_generate"] == "fixed"
     assert inputs["required"]["trigger"][1]["default"] == "S*"
     assert set(inputs["optional"]) == {
-        *("mask", "settings", "mask_means", "crop", "which", "boxes", "preview_every"),
+        *("mask", "settings", "mask_means", "crop", "which", "boxes", "preview_every", "square"),
     }
 
 

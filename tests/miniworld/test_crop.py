@@ -53,6 +53,18 @@ def test_a_face_at_the_side_is_found_where_it_is() -> None:
     assert middle_square((256, 384)).overlap(Square(40, 232, 150)) < 0.3
 
 
+def test_all_who_stand_beside_each_other_are_found_from_left_to_right() -> None:
+    people = held_out("face", "validation")[2:5]
+    places = [
+        Placed(person, left, top, side)
+        for person, left, top, side in zip(people, (20, 190, 330), (60, 20, 90), (170, 130, 150), strict=True)
+    ]
+    found = found_in(render_picture(512, 320, 5, places))
+    assert len(found) == 3
+    for square, place in zip(found, places, strict=True):
+        assert square.overlap(Square(int(place.top), int(place.left), int(place.side))) > 0.55
+
+
 def test_a_portrait_is_all_of_its_photo() -> None:
     assert found_in(concept_photo(held_out("face", "validation")[0])[1]) == [Square(0, 0, 128)]
 

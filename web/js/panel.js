@@ -6,7 +6,7 @@ import { app } from "../../../scripts/app.js";
 
 const NAME = "e4t_panel";
 /** From top to bottom. */
-const SECTIONS = ["warning", "concept", "learning", "word"];
+const SECTIONS = ["warning", "concept", "crop", "learning", "word"];
 const MARGIN = 6;
 /** The text that ComfyUI shows on a node, which a panel can say itself. */
 const STOCK_TEXT = "$$node-text-preview";

@@ -1,13 +1,12 @@
-"""Whether a square of a photo frames the domain's subject: can the domain's word for it redraw what is in it?
+"""Whether a square of a photo frames the domain's subject: can the domain's word redraw what is in it?
 
-The square is hidden under noise, and denoised with the word that the encoder has for it. What comes out is compared with
-what was there, both without their mean, so that a background's color tells nothing:
+The square is hidden under noise, and denoised with the word. What comes out is compared with what was there, both without
+their mean, so that a background's color tells nothing:
 
-    explained = ||x||^2 - ||x - x'||^2,  x: the latent, x': the denoised one, each minus its spatial mean
+    score = 1 - ||x - x'||^2 / ||x||^2,  x: the latent, x': the denoised one, each minus its spatial mean
 
-A subject framed as the domain was trained is redrawn for the most part, and better than with no word. One that
-is cut off, too small, or not there is not. ``python -m benchmarks.crop`` measures it; levels and limits were chosen on
-validation faces of the mini world.
+A subject framed as the domain was trained is redrawn for the most part. One that is cut off, too large, too small, or not
+there is not. ``python -m benchmarks.crop`` measures it; levels and limits were chosen on validation faces of the mini world.
 """
 
 from __future__ import annotations
@@ -23,12 +22,12 @@ from ...diffusion import draw_samples
 from ...subject_search import Care, Sight
 from .word_model import WordModel
 
-# Noise levels, as shares of the schedule (0: clean). Little noise leaves the place of things to be seen, so that a square that
-# is a bit off scores too; much noise leaves all to the word. Only a check asks the encoder for the square's own word: on the way
-# there the domain's word ranks squares as well, and costs less.
-LEVELS: dict[Care, tuple[float, ...]] = {"glance": (0.5,), "look": (0.5, 0.8), "check": (0.5, 0.65, 0.8, 0.92)}
-# What convinces: the share of the square that the word explains, and by which share less it errs than no word does.
-LEAST_EXPLAINED, LEAST_GAIN = 0.42, 0.055
+# Noise levels, as shares of the schedule (0: clean). A look tells best at much noise: little leaves so much to be seen that
+# large plain parts of anything are redrawn. Only a check asks the encoder for the square's own word as well; where next to
+# nothing is to be seen, that word shows what the encoder knows.
+LOOKED, OWN = 0.8, 0.92
+# The score, as the mean of both, at which a check convinces, and settles it.
+CONVINCING, SETTLING = 0.28, 0.34
 # Squares with less in them than this share of what the fullest one holds are not looked at.
 FLAT = 0.15
 # The same noise for all squares, so that they compare; whatever the seed of the learning.
@@ -80,23 +79,20 @@ class Redrawing:
         if not full.any():
             return sights
         chosen = full.nonzero().flatten().tolist()
-        latents, held, checks = latents[full], held[full], care == "check"
-        clip_features = self.view.clip_features([squares[index] for index in chosen]) if checks else None
-        errors, silent = torch.zeros_like(held), torch.zeros_like(held)
-        for level in LEVELS[care]:
-            with_word, without = self._errors(latents, clip_features, level)
-            errors, silent = errors + with_word / len(LEVELS[care]), silent + without / len(LEVELS[care])
+        latents, held = latents[full], held[full]
+        errors = self._errors(latents, None, LOOKED)
+        self.on_pass()
+        if care == "check":
+            clip_features = self.view.clip_features([squares[index] for index in chosen])
+            errors = (errors + self._errors(latents, clip_features, OWN)) / 2
             self.on_pass()
-        explained = (held - errors).tolist()
-        share = (1 - errors / held).tolist()
-        gain = (1 - errors / silent).tolist() if checks else [0.0] * len(held)
-        for number, index in enumerate(chosen):
-            convinces = checks and share[number] >= LEAST_EXPLAINED and gain[number] >= LEAST_GAIN
-            sights[index] = Sight(explained[number], convinces)
+        for index, score in zip(chosen, (1 - errors / held).tolist(), strict=True):
+            checked = care == "check"
+            sights[index] = Sight(score, checked and score >= CONVINCING, checked and score >= SETTLING)
         return sights
 
-    def _errors(self, latents: Tensor, clip_features: Tensor | None, level: float) -> tuple[Tensor, Tensor | float]:
-        """Errors ``(n,)`` of what is redrawn with the square's own word and with none, or with the domain's word alone."""
+    def _errors(self, latents: Tensor, clip_features: Tensor | None, level: float) -> Tensor:
+        """Errors ``(n,)`` of what is redrawn with the square's own word, or with the domain's where there are no features."""
         words, unet = self.words, self.words.unet
         count = len(latents)
         timestep = min(round(level * unet.schedule.timesteps), unet.schedule.timesteps - 1)
@@ -104,14 +100,12 @@ class Redrawing:
         t = torch.full((count,), timestep, device=latents.device)
         z = unet.schedule.add_noise(latents, sample.noise.to(latents.device).expand(count, -1, -1, -1), t)
 
-        def error(context: Tensor) -> Tensor:
-            redrawn = unet.schedule.clean(z, unet.denoise(z, t, context).float(), t, unet.prediction)
-            return structure(redrawn - latents)
-
         if clip_features is None:
-            return error(self._coarse.expand(count, -1, -1)), 0.0
-        own = words.word(z, t, clip_features)
-        return error(words.contexts([0] * count, own)), error(words.empty.expand(count, -1, -1))
+            context = self._coarse.expand(count, -1, -1)
+        else:
+            context = words.contexts([0] * count, words.word(z, t, clip_features))
+        redrawn = unet.schedule.clean(z, unet.denoise(z, t, context).float(), t, unet.prediction)
+        return structure(redrawn - latents)
 
 
 def structure(latents: Tensor) -> Tensor:

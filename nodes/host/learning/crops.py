@@ -9,11 +9,14 @@ from typing import Any
 from ....e4t_core.crop import Square, middle_square, square_around
 from ....e4t_core.subject_search import Subject, chosen
 from .boxes import boxes_of
+from .drawn_square import square_of
 from .photos import Photo, PhotoError, Photos, named, note, usual_square
 
 SUBJECT, MIDDLE, BOX = "subject", "middle", "box"
 CROPS = (SUBJECT, MIDDLE, BOX)
 """What the crop follows where there is no mask: the subject, nothing, or exactly the box that is wired in."""
+
+UNUSED = "The mask decides the crop, so the square that was drawn is not used{where}."
 
 # A middle square that shows a subject's square nearly as it is stays: a centered portrait is learned as it came in.
 CENTERED = 0.65
@@ -32,11 +35,13 @@ class CropChoice:
         follows: one of ``CROPS``.
         which: number of the subject, from 1 and from left to right; 0: the largest.
         boxes: what is wired in as BOUNDING_BOX, or none.
+        square: drawn on the photo, as ``drawn_square`` reads it; empty: none.
     """
 
     follows: str = MIDDLE
     which: int = 0
     boxes: Any = None
+    square: str = ""
 
 
 @dataclass(frozen=True)
@@ -63,7 +68,7 @@ class Crops:
 
 
 def choose(photos: Photos, choice: CropChoice, margin: float, size: int, word: str, find: Find | None) -> Crops:
-    """The square of each photo. A mask decides; then a box; then what is found; else it is the middle.
+    """The square of each photo. A mask decides; then what was drawn; then a box; then what is found; else it is the middle.
 
     Args:
         photos: whole.
@@ -74,19 +79,25 @@ def choose(photos: Photos, choice: CropChoice, margin: float, size: int, word: s
         find: finds them; none where nothing can.
 
     Raises:
-        PhotoError: there is no subject with that number, no box where one is asked for, or boxes that cannot be used.
+        PhotoError: there is no subject with that number, no box where one is asked for, or boxes or a square that cannot
+            be used.
     """
     count = len(photos.photos)
-    boxes = boxes_of(choice.boxes, [photo.size for photo in photos.photos])
-    if choice.follows == BOX and boxes is None:
+    sizes = [photo.size for photo in photos.photos]
+    drawn = square_of(choice.square, sizes)
+    boxes = boxes_of(choice.boxes, sizes) if drawn is None else None
+    if choice.follows == BOX and boxes is None and drawn is None:
         raise PhotoError(f"The crop is to be a box, but none is wired in: wire in boxes, or set crop to {SUBJECT!r}.")
     squares: list[Square] = []
     candidates: dict[int, Candidates] = {}
     missed: list[int] = []
     tiny: list[int] = []
+    masked = [index for index, photo in enumerate(photos.photos) if photo.mask is not None]
     for index, photo in enumerate(photos.photos):
-        own = usual_square(photo, margin)
-        if photo.mask is None and boxes is not None:
+        own, which = usual_square(photo, margin), choice.which
+        if photo.mask is None and drawn is not None:
+            subjects, which = [Subject(drawn, 0.0)], 0
+        elif photo.mask is None and boxes is not None:
             room = 0.0 if choice.follows == BOX else margin
             subjects = [Subject(square_around(photo.size, box, room), 0.0) for box in boxes[index]]
         elif photo.mask is None and choice.follows == SUBJECT and find is not None:
@@ -94,21 +105,22 @@ def choose(photos: Photos, choice: CropChoice, margin: float, size: int, word: s
         else:
             squares.append(own)
             continue
-        best = chosen(subjects, choice.which)
-        if best is None and choice.which > 0:
-            raise PhotoError(_no_such(choice.which, len(subjects), word, named(index, count)))
+        best = chosen(subjects, which)
+        if best is None and which > 0:
+            raise PhotoError(_no_such(which, len(subjects), word, named(index, count)))
         if best is None:
             missed.append(index)
             squares.append(own)
             continue
-        # A box says exactly where; what was found is good to some pixels.
-        centered = boxes is None and best.square.overlap(middle_square(photo.size)) >= CENTERED
+        # A person or a box says exactly where; what was found is good to some pixels.
+        centered = drawn is None and boxes is None and best.square.overlap(middle_square(photo.size)) >= CENTERED
         squares.append(middle_square(photo.size) if centered else best.square)
         if len(subjects) > 1:
             candidates[index] = Candidates(tuple(one.square for one in subjects), subjects.index(best))
         if squares[-1].side < TINY * size:
             tiny.append(index)
     notes = [
+        note(UNUSED, masked, count) if drawn is not None else "",
         _said_of(candidates, count, choice.which),
         note(
             "No {word} was found{where}, so the middle of the photo is learned: paint a mask to choose.",
