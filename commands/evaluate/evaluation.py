@@ -182,4 +182,4 @@ def _report(content: Content, folder: Path) -> None:
     except OSError as error:
         raise EvaluationError(f"The report in {folder} cannot be written ({error.strerror}): make room.") from error
     log.info("%s", text(content))
-    log.info("In %s: %s, and a line for each picture in %s.", folder, REPORT, SCORES)
+    log.info("In %s: %s%s.", folder, REPORT, f", and a line for each picture in {SCORES}" if content.prompts else "")

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
 
 from e4t_core.files.file_errors import shown
 
 from ..faults import EvaluationError
 from .dlib_network import DlibNetwork
+from .faces import Faces
 from .file_network import MANNERS, FileNetwork
 from .network import Network
 from .python_network import PythonNetwork
@@ -22,7 +24,9 @@ def identity_networks(written: Sequence[str]) -> list[Network]:
     Raises:
         EvaluationError: one is none, or two have one name.
     """
-    networks: list[Network] = [_network(text) for text in dict.fromkeys(written)]
+    # Its landmarks are 100 MB: all networks share one.
+    faces = cache(Faces)
+    networks: list[Network] = [_network(text, faces) for text in dict.fromkeys(written)]
     names = [network.name for network in networks]
     for name in names:
         if names.count(name) > 1:
@@ -30,12 +34,12 @@ def identity_networks(written: Sequence[str]) -> list[Network]:
     return networks
 
 
-def _network(text: str) -> Network:
+def _network(text: str, faces: Callable[[], Faces]) -> Network:
     kind, _, rest = text.partition(":")
     if text == "dlib":
-        return DlibNetwork()
+        return DlibNetwork(faces())
     if kind in MANNERS and rest:
-        return FileNetwork(Path(rest).absolute(), kind)
+        return FileNetwork(Path(rest).absolute(), kind, faces)
     if kind == "python" and rest:
         return PythonNetwork(rest)
     raise EvaluationError(f"{shown(text)} is no identity network: write {WAYS}.")

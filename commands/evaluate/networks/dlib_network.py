@@ -17,14 +17,17 @@ WEIGHTS = "dlib_face_recognition_resnet_model_v1.dat"
 class DlibNetwork:
     """Its similarity is one minus the distance: 0.4 and more is the same person by the network's own threshold.
 
+    Args:
+        faces: finds them.
+
     Raises:
         EvaluationError: its packages are not installed.
     """
 
     name = "dlib"
 
-    def __init__(self) -> None:
-        self._faces = Faces()
+    def __init__(self, faces: Faces) -> None:
+        self._faces = faces
         path = weights(WEIGHTS)
         self._network = import_dlib().face_recognition_model_v1(str(path))
         self.fingerprint = digest(path)

@@ -6,7 +6,7 @@ and networks in ArcFace's manner (``onnx:FILE.onnx``; insightface's own weights 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -65,12 +65,13 @@ class FileNetwork:
     """Args:
         path: of the network.
         manner: a key of ``MANNERS``.
+        faces: makes what finds faces; asked only once the file is known to be right.
 
     Raises:
         EvaluationError: the file is missing or of another kind, or a package is not installed.
     """
 
-    def __init__(self, path: Path, manner: str) -> None:
+    def __init__(self, path: Path, manner: str, faces: Callable[[], Faces] = Faces) -> None:
         check_is_file(path, FILE)
         self._manner = MANNERS[manner]
         self.name = path.stem
@@ -78,7 +79,7 @@ class FileNetwork:
         # The format of OpenVINO keeps the numbers in a second file.
         beside = [other for other in [path.with_suffix(".bin")] if path.suffix == ".xml" and other.is_file()]
         self.fingerprint = digest(path, *beside)
-        self._faces = Faces()
+        self._faces = faces()
 
     def embed(self, pictures: Sequence[Image.Image]) -> Embedded:
         """The largest face of each picture, aligned by five of its points."""
@@ -118,7 +119,8 @@ def _opened(path: Path) -> tuple[Any, int]:
             given = network.inputs[0].partial_shape
             # A batch of unknown size is one picture here.
             network.reshape([1, *(given[i].get_length() for i in (1, 2, 3))])
-        compiled = Core().compile_model(network, "CPU")
+        # Left to itself it rounds to 16 bits on some processors, and figures would differ between machines.
+        compiled = Core().compile_model(network, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     except RuntimeError as error:
         text = "is no network that OpenVINO can read"
         advice = "name an .xml with its .bin beside it, or an .onnx"
