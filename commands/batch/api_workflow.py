@@ -42,7 +42,7 @@ class ApiWorkflow:
     path: Path
 
     def learning(self) -> list[str]:
-        """Ids of the nodes that learn, at least one."""
+        """Ids of the nodes of this pack that learn."""
         return self.of_class(*LEARNING)
 
     def of_class(self, *names: str) -> list[str]:
@@ -81,8 +81,12 @@ def is_link(value: object) -> bool:
     return isinstance(value, list) and len(value) == 2 and isinstance(value[0], str)
 
 
-def read_workflow(path: Path) -> ApiWorkflow:
+def read_workflow(path: Path, learns: bool = True) -> ApiWorkflow:
     """The workflow in a file.
+
+    Args:
+        path: the file.
+        learns: whether it must have a node of this pack that learns; without one, its inputs have to be named.
 
     Raises:
         WorkflowError: it is not there, has another format, or learns nothing.
@@ -107,7 +111,7 @@ def read_workflow(path: Path) -> ApiWorkflow:
         ):
             raise FILE.fault(path, f"holds no workflow in API format: its node {shown(number)} is none")
     workflow = ApiWorkflow(nodes, path)
-    if not workflow.learning():
+    if learns and not workflow.learning():
         raise FILE.fault(
             path,
             "has no node that learns a photo",

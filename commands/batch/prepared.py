@@ -40,7 +40,7 @@ def prepare(options: argparse.Namespace) -> Work:
     Raises:
         BatchError: something cannot be used; nothing was done then.
     """
-    workflow = read_workflow(options.workflow.absolute())
+    workflow = read_workflow(options.workflow.absolute(), learns=not (options.photo and options.prompt))
     rows = read_prompts(options.prompts.absolute())
     slots = find_slots(workflow, options.photo, options.prompt, options.seed)
     photos, others = find_photos(options.images.absolute())

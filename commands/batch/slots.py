@@ -109,8 +109,8 @@ def value_for(workflow: ApiWorkflow, slot: Slot, text: str) -> Any:
 
 
 def trigger(workflow: ApiWorkflow) -> str | None:
-    """What the workflow's first learning node calls what it learns; none where another node says it."""
-    value = workflow.nodes[workflow.learning()[0]]["inputs"].get("trigger")
+    """What the workflow's first learning node calls what it learns; none where no node says it, or another one."""
+    value = next((workflow.nodes[number]["inputs"].get("trigger") for number in workflow.learning()), None)
     return value if isinstance(value, str) and value else None
 
 
