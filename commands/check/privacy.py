@@ -15,6 +15,9 @@ LEAST = 3  # characters of a name that is taken out wherever it stands as a word
 # What stands before an absolute path, and what a path does not hold.
 PATH = re.compile(r"""(?<![\w.:/\\)>-])(?:[A-Za-z]:[\\/]|\\\\|/)(?:[^\s/\\'"()<>:,;]+[\\/]+)+([^\s/\\'"()<>:,;]*)""")
 
+# What is left of a long path in a message: "...", its end.
+CUT = re.compile(r"""\.{3}(?:[^\\/\n'"]{0,120}[\\/])+""")
+
 
 class Privacy:
     """Args:
@@ -36,7 +39,9 @@ class Privacy:
         known |= {spelled: HOME for spelled in _spelled(Path.home()) if len(Path.home().parts) > 1}
         # The longest first, because folders lie in one another.
         self._known = sorted(known.items(), key=lambda pair: -len(pair[0]))
-        names = [(_user(), PERSON), (Path.home().name, PERSON), (socket.gethostname(), MACHINE)]
+        # First names alone stand in paths that were cut.
+        people = [part for name in (_user(), Path.home().name) for part in (name, *re.split(r"[\s._-]+", name))]
+        names = [*((name, PERSON) for name in dict.fromkeys(people)), (socket.gethostname(), MACHINE)]
         self._names = [
             (re.compile(rf"(?<![^\W_]){re.escape(name)}(?![^\W_])", re.IGNORECASE), put)
             for name, put in names
@@ -48,6 +53,7 @@ class Privacy:
         for path, put in self._known:
             text = text.replace(path, put)
         text = self._photo.sub(PHOTO, text)
+        text = CUT.sub(f"{FOLDER}/", text)
         text = PATH.sub(lambda found: f"{FOLDER}/{found[1]}", text)
         for name, put in self._names:
             text = name.sub(put, text)

@@ -43,7 +43,8 @@ def check(options: argparse.Namespace, say: Say) -> tuple[list[Part], Path]:
     given = Given(options.checkpoint, options.domain, options.photo, options.clip_vision)
     installation = Installation(
         options.comfyui.absolute(),
-        python=options.python,
+        # Not resolved: the Python of a virtual environment is a link.
+        python=str(Path(options.python).absolute()) if Path(options.python).is_file() else options.python,
         cpu=options.cpu,
         arguments=tuple(options.comfyui_argument),
         port=options.port,

@@ -177,6 +177,8 @@ def privacy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Privacy:
         ("{home}/my pictures/Grandma.jpg is broken, Grandma.jpg!", "(the photo) is broken, (the photo)!"),
         ("File /usr/lib/python3/site.py, line 3", "File (folder)/site.py, line 3"),
         (r"C:\Users\Somebody\x.txt and \\share\of\y.txt", "(folder)/x.txt and (folder)/y.txt"),
+        ("Domain file ...ers/Anna Sørensen/a b/x.safetensors is cut", "Domain file (folder)/x.safetensors is cut"),
+        ("Sørensen was here ... and went", "(user) was here ... and went"),
         ("asorensen's folder on Annas-Desktop", "(user)'s folder on (machine)"),
         (
             "…rensen, asorensen2, 3/4 of 5 GB/s, and/or, 128 × 128",
