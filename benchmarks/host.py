@@ -7,7 +7,6 @@ on the path, because both have a ``nodes``. Import this module before anything o
 from __future__ import annotations
 
 import hashlib
-import importlib
 import logging
 import os
 import sys
@@ -20,7 +19,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from devtools.one_core import PACK, import_pack
+from commands.inside import imported
+from commands.inside.one_core import PACK
 from e4t_core.fingerprint import fingerprint
 from e4t_core.methods.e4t.settings import TuningSettings
 
@@ -59,20 +59,15 @@ def import_comfyui() -> None:
     comfyui = Path(os.environ.get("COMFYUI_PATH") or ROOT / ".dev" / "comfyui")
     if not (comfyui / "comfy").is_dir():
         raise NoComfyUIError(f"{comfyui} holds no ComfyUI: run 'python3 dev.py demo' once, or set COMFYUI_PATH.")
-    own = [entry for entry in sys.path if Path(entry or ".").resolve() == ROOT]
-    sys.path[:] = [str(comfyui), *(entry for entry in sys.path if entry not in own), str(ROOT)]
-    import comfy.cli_args
-
-    comfy.cli_args.args.cpu = not torch.cuda.is_available()
-    comfy.cli_args.args.base_directory = str(BASE)
-    import_pack(ROOT)
+    on = [] if torch.cuda.is_available() else ["--cpu"]
+    imported.import_comfyui(comfyui, ["--base-directory", str(BASE), *on])
     logging.getLogger().setLevel(logging.WARNING)  # ComfyUI tells of every model that it loads
 
 
 def pack(name: str) -> Any:
     """A module of this pack by its dotted name, for example "nodes.host.learning.learn"."""
     import_comfyui()
-    return importlib.import_module(f"{PACK}.{name}")
+    return imported.pack(name)
 
 
 @cache

@@ -16,10 +16,8 @@ import gc
 import subprocess
 import sys
 import tempfile
-import time
-import zlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,15 +25,15 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from e4t_core.diffusion import DiffusionSample
+from commands.check.measured import Side, difference, measure, odd_facts
+from commands.inside.comfy_side import comfy_side, forget, stock_vectors
 from e4t_core.files.domain_file import load_domain, save_domain
 from e4t_core.methods.e4t.clip_backbone import ClipBackbone, read_backbone_weights
 from e4t_core.methods.e4t.concept_encoder import ConceptEncoder
 from e4t_core.methods.e4t.domain import Domain
-from e4t_core.methods.e4t.domain_info import BackboneInfo, DomainInfo, check_base
+from e4t_core.methods.e4t.domain_info import BackboneInfo, DomainInfo
 from e4t_core.methods.e4t.settings import FACE
 from e4t_core.methods.e4t.weight_offsets import WeightOffsets
-from e4t_core.methods.e4t.word_model import WordModel
 from e4t_core.templates import NEUTRAL
 
 from . import host
@@ -44,74 +42,7 @@ from .random_checkpoint import FAMILIES, Family, vision_state, write_checkpoint
 from .report import gate, table
 
 TOLERANCE = 1e-4
-TEMPLATES = ("a photo of {}", "a painting of {}'s face, in Paris")
 VIT_H = tuple(range(2, 33, 2))
-
-
-@dataclass(frozen=True, eq=False)
-class Side:
-    """What one implementation says to the same inputs."""
-
-    facts: dict[str, Any]
-    values: dict[str, Tensor]
-    seconds: float
-
-
-def measure(unet: Any, text: Any, encode: Callable[[Tensor], Tensor], domain: Any) -> Side:
-    """Everything of a side that must agree.
-
-    Args:
-        unet, text: the core's two protocols.
-        encode: images ``(B, 3, H, W)`` in [0, 1] -> latents in the UNet's scale.
-        domain: made for this base, here or on the other side.
-    """
-    started = time.perf_counter()
-    generator = torch.Generator().manual_seed(7)
-    z = torch.randn(2, 4, 8, 8, generator=generator)
-    t = torch.tensor([30, 750])
-    noise = torch.randn(2, 4, 8, 8, generator=generator)
-    images = torch.rand(1, 3, 64, 64, generator=generator)
-    clip_features = torch.randn(2, len(domain.info.backbone.layers), domain.info.backbone.width, generator=generator)
-    with torch.inference_mode(False), torch.no_grad():
-        check_base(domain.info, text.width, unet.prediction, unet.feature_width, unet.attention_projections())
-        word = text.word(domain.info.word)
-        context, empty = text.encode(TEMPLATES, torch.stack([word, 1.5 * word])), text.empty()
-        weights = unet.parameters()
-        values = {
-            "word embedding": word,
-            "context of prompts": context,
-            "context of the empty prompt": empty,
-            "schedule": unet.schedule.alphas_cumprod,
-            "latent of an image": encode(images),
-            "denoise": unet.denoise(z, t, context),
-            "features": unet.features(z, t, empty.expand(2, -1, -1)),
-        }
-        lent = domain.offsets.apply_all(weights)
-        # One number for each matrix and its offset, which a transposed or misnamed one would change.
-        values["offset matrices"] = torch.stack([_probe(name, lent[name], weights[name]) for name in sorted(lent)])
-        with unet.using(lent):
-            values["denoise with offsets"] = unet.denoise(z, t, context)
-            values["features with offsets"] = unet.features(z, t, empty.expand(2, -1, -1))
-            words = WordModel(unet, text, domain.encoder, word, domain.info.scale, empty, TEMPLATES)
-            losses = words.losses(z, clip_features, DiffusionSample(t, noise, (0, 1), torch.zeros(2).long()))
-            values["word offset E"] = words.offset(z, t, clip_features)
-        values["training loss"] = losses.diffusion
-        facts = {
-            "prediction": unet.prediction,
-            "feature width": unet.feature_width,
-            "parameters": {name: tuple(weight.shape) for name, weight in weights.items()},
-            "matrices with offsets": dict(unet.attention_projections()),
-        }
-    copies = {name: value.detach().float().clone() for name, value in values.items()}
-    return Side(facts, copies, time.perf_counter() - started)
-
-
-def _probe(name: str, lent: Tensor, base: Tensor) -> Tensor:
-    """``aᵀ (lent − base) b`` for random unit vectors that belong to the name."""
-    generator = torch.Generator().manual_seed(zlib.crc32(name.encode()))
-    rows, columns = (torch.randn(size, generator=generator) for size in base.shape)
-    change = (lent - base).float().cpu()
-    return rows @ change @ columns / change.norm()
 
 
 def make_domain(unet: Any, text: Any, seed: int = 3) -> Any:
@@ -142,27 +73,6 @@ def make_domain(unet: Any, text: Any, seed: int = 3) -> Any:
     return Domain(encoder, offsets, about, None)
 
 
-def comfy_side(checkpoint: Path, domain_file: Path, loader: dict[str, Any]) -> Side:
-    """ComfyUI's loader and this pack's adapters; makes the domain if its file is not there."""
-    import comfy.sd
-
-    with torch.inference_mode():
-        # Kept as in the file; what is computed with is float32 on both sides.
-        options = {"dtype": torch.float16}
-        model, clip, vae, _ = comfy.sd.load_checkpoint_guess_config(str(checkpoint), model_options=options, **loader)
-        unet = host.pack("nodes.host.networks.base_model").ComfyUNet(model)
-        # All weights are lent from here on: the module's own copy would only take memory.
-        model.model.diffusion_model.to("meta")
-        text = host.pack("nodes.host.networks.text_encoder").ComfyTextEncoder(clip)
-
-        def encode(images: Tensor) -> Tensor:
-            return model.model.process_latent_in(vae.encode(images.movedim(1, -1)))
-
-        with torch.inference_mode(False):
-            domain = _domain(domain_file, unet, text)
-        return measure(unet, text, encode, domain)
-
-
 def diffusers_side(checkpoint: Path, domain_file: Path) -> Side:
     """The pre-training command's loader; makes the domain if its file is not there."""
 
@@ -189,45 +99,23 @@ def compare(family: Family, folder: Path) -> tuple[list[tuple[str, float]], list
         if name == "diffusers":
             sides[name] = diffusers_side(checkpoint, domain_file)
         else:
-            sides[name] = comfy_side(checkpoint, domain_file, family.loader)
-            _forget()
+            sides[name] = comfy_side(checkpoint, partial(_domain, domain_file), torch.float16, family.loader)
+            forget()
         gc.collect()
     ours, stock = sides["diffusers"], sides["ComfyUI"]
     differences = [(name, difference(value, stock.values[name])) for name, value in ours.values.items()]
-    odd = [name for name, value in ours.facts.items() if value != stock.facts[name]]
-    return differences, odd, (ours, stock)
-
-
-def difference(one: Tensor, other: Tensor) -> float:
-    """Largest absolute difference of two tensors; infinite if shapes differ or one is not finite."""
-    if one.shape != other.shape or not torch.isfinite(one).all():
-        return float("inf")
-    return float((one - other).abs().max())
-
-
-def _forget() -> None:
-    import comfy.model_management
-
-    comfy.model_management.unload_all_models()
-    comfy.model_management.cleanup_models()
+    return differences, odd_facts(ours, stock), (ours, stock)
 
 
 def vision_features(file: Path, pictures: Tensor) -> dict[str, Tensor]:
     """[CLS] vectors ``(n, 16, 1280)`` of pictures ``(n, S, S, 3)`` in [0, 1], by each of the two loaders."""
-    import comfy.clip_vision
-
     info = BackboneInfo("open_clip", "ViT-H-14", VIT_H, 1280, 224)
     tower = ClipBackbone(info, read_backbone_weights(file))
     found = {"open_clip": tower.cls_features(pictures.movedim(-1, 1))}
     del tower
     gc.collect()
-    with torch.inference_mode():
-        stock = comfy.clip_vision.load(str(file))
-        found["ComfyUI"] = (
-            host.pack("nodes.host.networks.backbone").stock_features(info, stock, pictures.movedim(-1, 1)).clone()
-        )
-        del stock
-        _forget()
+    found["ComfyUI"] = stock_vectors(info, file, pictures.movedim(-1, 1))
+    forget()
     gc.collect()
     return found
 

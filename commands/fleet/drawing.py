@@ -11,8 +11,7 @@ from commands.batch.jobs import Job, prompt
 from commands.batch.outcome import outcome
 from commands.batch.results import Outcome
 from commands.batch.run import LOOK_AFTER
-
-from .comfyui import ComfyUI
+from commands.comfyui.own_server import ComfyUI
 
 LOOK_SECONDS = 5.0
 

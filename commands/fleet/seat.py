@@ -17,9 +17,9 @@ from commands.batch.jobs import Job
 from commands.batch.outcome import failed
 from commands.batch.results import Outcome
 from commands.batch.run import MOST_LOSSES
+from commands.comfyui.own_server import ComfyUI, Installation
 from e4t_core.version import VERSION
 
-from .comfyui import ComfyUI, Installation
 from .drawing import drawn
 
 

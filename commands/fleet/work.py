@@ -11,8 +11,8 @@ import ray
 from commands.batch.prepared import Work
 from commands.batch.run import Told
 from commands.batch.summary import Watch
+from commands.comfyui.own_server import Installation
 
-from .comfyui import Installation
 from .fleet import Fleet
 from .seat import Seat
 

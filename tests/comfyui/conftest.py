@@ -31,7 +31,7 @@ if (COMFYUI / "comfy").is_dir():
     torch.set_num_threads(1)
     # For world.py, and for the rooms beside the pack (the core, commands, benchmarks).
     sys.path += [folder for folder in (str(Path(__file__).parent), str(ROOT)) if folder not in sys.path]
-    from devtools.one_core import import_pack
+    from commands.inside.one_core import import_pack
 
     import_pack(ROOT)
     # ComfyUI collects garbage whenever a model goes; without the libraries' millions of objects that takes no time.

@@ -15,7 +15,7 @@ import pytest
 from commands.fleet.cluster import plain, refusal
 
 ROOT = Path(__file__).parents[2]
-LEASH = ROOT / "commands" / "fleet" / "leash.py"
+LEASH = ROOT / "commands" / "comfyui" / "leash.py"
 OWNER = """
 import subprocess, sys, time
 held = subprocess.Popen([sys.executable, *sys.argv[1:]], stdin=subprocess.PIPE, stdout=subprocess.PIPE)

@@ -39,7 +39,7 @@ def of_this_fleet(temporary: str) -> list[psutil.Process]:
     return [
         process
         for process in psutil.process_iter(["cmdline"])
-        if f"{temporary}/e4t_fleet_" in " ".join(process.info["cmdline"] or [])
+        if f"{temporary}/e4t_own_" in " ".join(process.info["cmdline"] or [])
     ]
 
 
@@ -78,7 +78,7 @@ def test_every_job_is_one_file_and_one_line_though_a_server_and_a_worker_are_kil
     assert [name[:9] for name in concepts] == [f"person_{number:02}" for number in range(4)]
     # What held the cards ends, also where its worker had no time to say so.
     deadline = time.monotonic() + 60
-    while left := [*of_this_fleet(temporary), *Path(temporary).glob("e4t_fleet_*/")]:
+    while left := [*of_this_fleet(temporary), *Path(temporary).glob("e4t_own_*/")]:
         assert time.monotonic() < deadline, left
         time.sleep(0.2)
     shutil.rmtree(temporary)

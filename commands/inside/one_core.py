@@ -1,8 +1,8 @@
 """The pack in this process, as ComfyUI imports it, and its core under one name.
 
 ComfyUI imports a node pack as a package of its own choosing, so the core inside it is ``e4t_pack.e4t_core`` there and
-``e4t_core`` everywhere else. Two copies would have two of every class. In tests and benchmarks the first name leads to
-the second one's modules.
+``e4t_core`` everywhere else. Two copies would have two of every class. Where this pack is imported beside commands, tests or
+benchmarks, the first name leads to the second one's modules.
 """
 
 from __future__ import annotations

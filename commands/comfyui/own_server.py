@@ -1,4 +1,5 @@
-"""A ComfyUI of one's own: it shares the models of an installation, and nothing that two servers would both write."""
+"""A ComfyUI of one's own: it shares the models of an installation, or those it is given, and nothing that two servers would
+both write."""
 
 from __future__ import annotations
 
@@ -12,6 +13,7 @@ import tempfile
 import threading
 import time
 from collections import deque
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, final
@@ -26,6 +28,12 @@ START_SECONDS, LOOK_SECONDS, STOP_SECONDS = 300.0, 0.2, 20.0
 LOG_LINES = 200
 CONCEPTS = ("embeddings/e4t", "e4t_concepts")
 """Where this pack saves concepts, below the folder of a server's own."""
+IMPORT_FAILED = "Cannot import "
+"""What ComfyUI writes before the path of a pack and the reason."""
+
+
+class PortTaken(BatchError):
+    """Another program listens where a server was to listen."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +46,10 @@ class Installation:
         python: that it runs with.
         cpu: whether it computes on the processor.
         arguments: more of its own arguments.
+        port: that it listens at; 0: any that is free.
+        alone: nothing of the installation's models, packs and settings is seen, but only these folders, by what
+            ``extra_model_paths.yaml`` calls their kind ("checkpoints", "custom_nodes"); none: all of it is seen.
+        packs: of ``custom_nodes``, those that are loaded where it is alone.
     """
 
     folder: Path
@@ -45,6 +57,9 @@ class Installation:
     python: str = sys.executable
     cpu: bool = False
     arguments: tuple[str, ...] = ()
+    port: int = 0
+    alone: Mapping[str, Path] | None = None
+    packs: tuple[str, ...] = ()
 
     def check(self) -> None:
         """Looks whether it is on this node.
@@ -93,14 +108,19 @@ class ComfyUI:
         """
         self.stop()
         self._installation.check()
-        self.folder = Path(tempfile.mkdtemp(prefix="e4t_fleet_"))
+        self.port = _port(self._installation.port)
+        self.folder = Path(tempfile.mkdtemp(prefix="e4t_own_"))
         for name in ("input", "output", "temp", "user", *CONCEPTS):
             (self.folder / name).mkdir(parents=True)
-        paths = {"e4t_fleet": {"base_path": str(self.folder), "is_default": True}}
-        paths["e4t_fleet"] |= {"embeddings": "embeddings", "e4t_concepts": "e4t_concepts"}
+        own = {"base_path": str(self.folder), "is_default": True}
+        paths: dict[str, dict[str, object]] = {
+            "e4t_own": {**own, **{kind: kind for kind in ("embeddings", "e4t_concepts")}}
+        }
+        if self._installation.alone is not None:
+            given = {kind: str(folder) for kind, folder in self._installation.alone.items()}
+            paths["e4t_given"] = {**given, "is_default": True}
         # JSON is YAML, too.
-        (self.folder / "paths.yaml").write_text(json.dumps(paths))
-        self.port = _free_port()
+        (self.folder / "paths.yaml").write_text(json.dumps(paths), encoding="utf-8")
         self._log = self.folder.with_suffix(".log")
         leash = Path(__file__).with_name("leash.py")
         self._leash = subprocess.Popen(
@@ -123,7 +143,10 @@ class ComfyUI:
         made = [self._installation.python, str(self._installation.folder / "main.py")]
         made += ["--listen", HOST, "--port", str(self.port), "--disable-auto-launch"]
         made += ["--database-url", "sqlite:///:memory:", "--extra-model-paths-config", str(self.folder / "paths.yaml")]
-        if self._installation.base is not None:
+        if self._installation.alone is not None:
+            made += ["--base-directory", str(self.folder), "--disable-all-custom-nodes"]
+            made += ["--whitelist-custom-nodes", *self._installation.packs] if self._installation.packs else []
+        elif self._installation.base is not None:
             made += ["--base-directory", str(self._installation.base)]
         for name in ("input", "output", "temp", "user"):
             made += [f"--{name}-directory", str(self.folder / name)]
@@ -134,7 +157,7 @@ class ComfyUI:
         async with self.server() as server:
             while True:
                 if not self.alive():
-                    raise BatchError(f"ComfyUI ended while it started: {self._last_word()} (all of it: {self._log}).")
+                    raise BatchError(f"ComfyUI ended while it started: {self.last_word()} (all of it: {self._log}).")
                 try:
                     await server.check(workflow)
                     self.version = server.version
@@ -142,14 +165,26 @@ class ComfyUI:
                 except Unreachable as error:
                     if time.monotonic() > ends:
                         raise BatchError(
-                            f"ComfyUI did not answer within {START_SECONDS:.0f} seconds; it last said: {self._last_word()}"
+                            f"ComfyUI did not answer within {START_SECONDS:.0f} seconds; it last said: {self.last_word()}"
                         ) from error
+                except BatchError as error:
+                    if reason := self._refused_pack():
+                        raise BatchError(f"ComfyUI did not load this pack: {reason}") from error
+                    raise
                 await asyncio.sleep(LOOK_SECONDS)
 
-    def _last_word(self) -> str:
+    def last_word(self) -> str:
+        """The last line that it wrote, for messages."""
         with self._log.open(encoding="utf-8", errors="replace") as log:
             last = [line.strip() for line in deque(log, LOG_LINES) if line.strip()]
         return shortened(last[-1] if last else "it said nothing", 200)
+
+    def _refused_pack(self) -> str:
+        """Why a pack of those that are loaded alone was not, or ""."""
+        with self._log.open(encoding="utf-8", errors="replace") as log:
+            said = [line.partition(IMPORT_FAILED)[2] for line in log if IMPORT_FAILED in line]
+        mine = [line for line in said for name in self._installation.packs if name in line]
+        return shortened(mine[0].partition(": ")[2].strip(), 300) if mine else ""
 
     def stop(self) -> None:
         """Ends the process, and removes what it had for itself."""
@@ -178,8 +213,22 @@ def _wait(leash: IO[bytes], ended: threading.Event) -> None:
     ended.set()
 
 
-def _free_port() -> int:
+def _port(wanted: int) -> int:
+    """A port that nothing listens at.
+
+    Raises:
+        PortTaken: something listens at the one that is wanted, or it is not allowed.
+    """
     with socket.socket() as probe:
-        probe.bind((HOST, 0))
+        # On Windows REUSEADDR would share a port that is in use; elsewhere it only skips the wait after a server's end.
+        exclusive = getattr(socket, "SO_EXCLUSIVEADDRUSE", None)
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR if exclusive is None else exclusive, 1)
+        try:
+            probe.bind((HOST, wanted))
+        except OSError as error:
+            raise PortTaken(
+                f"Port {wanted} of this machine cannot be used ({error.strerror or error}): end the program that has it, name"
+                " another with --port, or leave --port out."
+            ) from error
         port: int = probe.getsockname()[1]
         return port
