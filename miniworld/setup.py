@@ -3,7 +3,7 @@
 Expands the shipped weights to ``models/checkpoints/miniworld.safetensors`` (a Stable Diffusion 1.5 checkpoint, as far as stock
 nodes can tell), ``models/e4t_domains/mini_faces.safetensors`` and ``mini_cats.safetensors``, and draws photos for them in
 ``input``: ``mini_photo.png`` with two more of the same person, ``mini_photo_2.png`` (another person), ``mini_cat_photo.png``, and
-``mini_painting.png``, a watercolor.
+``mini_drawing.png``, a pencil sketch.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def pictures() -> dict[str, Tensor]:
         "mini_same_person_3": _drawn(faces[0], style="photo", background="green", accessory="scarf", zoom="closeup"),
         "mini_photo_2": concept_photo(faces[1])[1],
         "mini_cat_photo": concept_photo(cats[0])[1],
-        "mini_painting": _drawn(faces[2], style="watercolor", background="orange"),
+        "mini_drawing": _drawn(faces[2], style="pencil sketch", background="orange"),
     }
 
 

@@ -71,6 +71,8 @@ def _widget(about: Setting, as_preset: bool) -> io.Input:
         common["tooltip"] = about.tooltip + unit
         if about.kind is bool:
             return io.Boolean.Input(about.name, default=about.default, **common)
+        if about.kind is str and not about.choices:
+            return io.String.Input(about.name, default=about.default, **common)
         if about.kind is str:
             return io.Combo.Input(about.name, options=list(about.choices), default=about.default, **common)
         default = about.default

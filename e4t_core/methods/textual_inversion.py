@@ -26,7 +26,7 @@ from ..memory_plan import FAST, MemoryPlan
 from ..photos import Photos, TuningError
 from ..run import BaseModel, OnPass, Phase
 from ..settings import setting
-from ..templates import NEUTRAL
+from ..templates import templates_of
 from ..trained_weight import TrainedWeight
 
 
@@ -52,6 +52,25 @@ class TextualInversionSettings(LoopSettings):
     vectors: int = setting(
         1, "How many tokens the word is. More hold more of the photo, and obey prompts less.", least=1, most=3
     )
+    templates: str = setting(
+        "neutral",
+        "Sentences that the word is learned in. neutral (a photo of {}): what photos show. style (a painting in the style of {}):"
+        " how they are made. Or sentences of your own, each with {} where the word stands, and ; between them.",
+        filled=True,
+        advanced=True,
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.sentences()
+
+    def sentences(self) -> tuple[str, ...]:
+        """The templates, each with "{}" once.
+
+        Raises:
+            ValueError: one is no sentence with "{}" and no set of them.
+        """
+        return templates_of([entry.strip() for entry in self.templates.split(";") if entry.strip()])
 
 
 class TextualInversion:
@@ -59,14 +78,13 @@ class TextualInversion:
 
     Args:
         class_word: what kind of thing the photos show ("face", "dog"); one token of the text encoder.
-        templates: prompts, each with "{}" once where the word stands.
     """
 
     name = "textual_inversion"
     Settings = TextualInversionSettings
 
-    def __init__(self, class_word: str, templates: tuple[str, ...] = NEUTRAL) -> None:
-        self.class_word, self.templates = class_word, templates
+    def __init__(self, class_word: str) -> None:
+        self.class_word = class_word
 
     def trained(self, settings: TextualInversionSettings) -> Trained:
         return Trained()
@@ -104,7 +122,7 @@ class TextualInversionRun:
         self.effective = base.unet.parameters()
         device = base.unet.device
         self.photos = photos.for_training(settings, device)
-        self.templates: Sequence[str] = method.templates
+        self.templates: Sequence[str] = settings.sentences()
         self.notes: tuple[str, ...] = ()
         self.word = method.class_word
         start = base.text.word(method.class_word).detach().to(device, torch.float32)
