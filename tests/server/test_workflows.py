@@ -178,12 +178,8 @@ def test_a_word_that_is_frozen_later_draws_another_picture(desk: Page, client: C
 def test_a_style_is_learned_from_one_drawing(desk: Page, client: Client) -> None:
     opened(desk, "art_style")
     entry = run(client, desk)
-    assert "S* in 1 of 2 prompts" in desk_texts(client, entry)
+    assert "S* in 1 of 2 prompts" in texts(entry)
     assert len(pictures(client, entry)) == 1
-
-
-def desk_texts(client: Client, entry: dict[str, Any]) -> str:
-    return texts(entry)
 
 
 def test_a_concept_is_drawn_with_a_lora_and_a_controlnet(desk: Page, client: Client) -> None:
