@@ -32,13 +32,13 @@ from .scoring import Target
 SEEDS = 4
 TEMPLATE = "a photo of {}"
 # A word row of this world has norm 0.38; the rate falls over the second half.
-SETTINGS = TextualInversionSettings(learning_rate=3e-3, batch=4, micro_batch=4)
+SETTINGS = TextualInversionSettings(learning_rate=3e-3, batch=4, micro_batch=4, templates=TEMPLATE)
 
 
 def invert(latents: Tensor, steps: int, seed: int = 0) -> Tensor:
     """Word embeddings ``(n, 768)`` of n photos' latents ``(n, 4, 16, 16)``, each trained from the domain word."""
     base = BaseModel(TrainingUNet(load_unet()), TrainingText(load_text()), "mini world")
-    settings, method, words = replace(SETTINGS, steps=steps), TextualInversion("face", templates=(TEMPLATE,)), []
+    settings, method, words = replace(SETTINGS, steps=steps), TextualInversion("face"), []
     for number, latent in enumerate(Progress(latents, desc="textual inversion")):
         with torch.autocast("cpu", torch.bfloat16, cache_enabled=False):
             words.append(train(method, base, Photos(latent[None]), settings, seed + number).embedding[0])

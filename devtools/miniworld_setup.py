@@ -19,7 +19,9 @@ CATS_DOMAIN = Path("models/e4t_domains/mini_cats.safetensors")
 PHOTO = Path("input/mini_photo.png")
 SECOND_PHOTO = Path("input/mini_photo_2.png")
 CAT_PHOTO = Path("input/mini_cat_photo.png")
-MADE = (CHECKPOINT, DOMAIN, CATS_DOMAIN, PHOTO, SECOND_PHOTO, CAT_PHOTO)
+SAME_PERSON = (Path("input/mini_same_person_2.png"), Path("input/mini_same_person_3.png"))
+DRAWING = Path("input/mini_drawing.png")
+MADE = (CHECKPOINT, DOMAIN, CATS_DOMAIN, PHOTO, SECOND_PHOTO, CAT_PHOTO, *SAME_PERSON, DRAWING)
 ROOMS = ("miniworld", "e4t_core", "commands")
 """What makes the files: weights, forms of the networks, and the configs that a domain file holds."""
 STAMP = ".e4t-miniworld.sha256"

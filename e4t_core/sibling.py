@@ -25,7 +25,7 @@ from .memory_plan import FAST, MemoryPlan
 from .photos import Photos, TuningError
 from .run import BaseModel, OnPass, Phase
 from .settings import setting
-from .templates import NEUTRAL
+from .templates import templates_of
 from .trained_weight import TrainedWeight
 from .unet import UNet
 from .weight_changes import WeightChange
@@ -43,6 +43,25 @@ class SiblingSettings(LoopSettings):
     rate_decay: bool = setting(
         True, "Lowers the learning rate to zero over the second half of the steps.", advanced=True
     )
+    templates: str = setting(
+        "neutral",
+        "Sentences that the word is learned in. neutral (a photo of {}): what photos show. style (a painting in the style of {}):"
+        " how they are made. Or sentences of your own, each with {} where the word stands, and ; between them.",
+        filled=True,
+        advanced=True,
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.sentences()
+
+    def sentences(self) -> tuple[str, ...]:
+        """The templates, each with "{}" once.
+
+        Raises:
+            ValueError: one is no sentence with "{}" and no set of them.
+        """
+        return templates_of([entry.strip() for entry in self.templates.split(";") if entry.strip()])
 
 
 class Sibling:
@@ -50,7 +69,6 @@ class Sibling:
 
     Args:
         class_word: what kind of thing the photos show ("face", "dog"); one token of the text encoder.
-        templates: prompts, each with "{}" once where the word stands.
     """
 
     name: str
@@ -62,8 +80,8 @@ class Sibling:
     Run: ClassVar[type[SiblingRun]]
     """What :meth:`start` makes."""
 
-    def __init__(self, class_word: str, templates: tuple[str, ...] = NEUTRAL) -> None:
-        self.class_word, self.templates = class_word, templates
+    def __init__(self, class_word: str) -> None:
+        self.class_word = class_word
 
     def trained(self, settings: Any, unet: UNet) -> Trained:
         """How much it trains on a UNet, for the choice of a memory plan; a word alone is nothing."""
@@ -102,7 +120,7 @@ class SiblingRun:
         self.effective = base.unet.parameters()
         self.device = base.unet.device
         self.photos = photos.for_training(settings, self.device)
-        self.templates: Sequence[str] = method.templates
+        self.templates: Sequence[str] = settings.sentences()
         self.notes: tuple[str, ...] = ()
         self.class_row = self.row(method.class_word)
 

@@ -28,7 +28,6 @@ from ..photos import TuningError
 from ..run import OnPass, Phase
 from ..settings import setting
 from ..sibling import Sibling, SiblingRun, SiblingSettings
-from ..templates import NEUTRAL
 from ..text_covariance import PASSES, first_difference, text_covariance
 
 KEPT = 0.99
@@ -193,7 +192,7 @@ class Perfusion(Sibling):
     """The method.
 
     Args:
-        class_word, templates: see ``Sibling``.
+        class_word: see ``Sibling``.
         covariance: of text encodings ``(D, D)``, see ``text_covariance``; none: every run computes it.
     """
 
@@ -202,6 +201,6 @@ class Perfusion(Sibling):
     Settings = PerfusionSettings
     Run = PerfusionRun
 
-    def __init__(self, class_word: str, templates: tuple[str, ...] = NEUTRAL, covariance: Tensor | None = None) -> None:
-        super().__init__(class_word, templates)
+    def __init__(self, class_word: str, covariance: Tensor | None = None) -> None:
+        super().__init__(class_word)
         self.covariance = covariance

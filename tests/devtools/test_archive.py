@@ -30,6 +30,7 @@ TOP = {
     "nodes",
     "pyproject.toml",
     "requirements.txt",
+    "subgraphs",
     "web",
     "workflows",
 }
@@ -108,10 +109,10 @@ def test_the_archives_top_is_exactly_what_an_artist_needs(archive: dict[str, int
     assert {name.partition("/")[0] for name in archive} == TOP
 
 
-def test_it_holds_all_nodes_core_help_pages_and_workflows(archive: dict[str, int]) -> None:
+def test_it_holds_all_nodes_core_help_pages_workflows_and_blueprints(archive: dict[str, int]) -> None:
     wanted = {
         path.relative_to(ROOT).as_posix()
-        for folder in ("nodes", "e4t_core", "web", "workflows")
+        for folder in ("nodes", "e4t_core", "subgraphs", "web", "workflows")
         for path in (ROOT / folder).rglob("*")
         if path.is_file() and "__pycache__" not in path.parts and "api" not in path.relative_to(ROOT).parts
     }
