@@ -11,8 +11,8 @@ const SECTION = "warning";
 const GIVERS = new Set(["E4TPersonalize", "E4TTextualInversion", "E4TApplyConcept"]);
 /** Nodes whose text is what their widgets say. */
 const WRITTEN = /^(Primitive|CLIPTextEncode|StringConcatenate|StringTrim)/;
-/** As in nodes/host/prompt/triggers.py: a character that a word goes on with. */
-const GOES_ON = "[\\p{L}\\p{N}_]";
+/** As in nodes/host/prompt/triggers.py: a character that a word goes on with, in scripts that are written with spaces. */
+export const GOES_ON = "(?![\\u2e80-\\uffef])[\\p{L}\\p{N}_]";
 const marked = new WeakMap();
 
 /**
