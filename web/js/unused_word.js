@@ -5,6 +5,7 @@
 import { triggerOf } from "./concept_card.js";
 import { allNodes, isActive, onChange, sourceOf, targetsOf, valueOf } from "./graph.js";
 import { dropSection, hasSection, make, section } from "./panel.js";
+import { say } from "./say.js";
 import { app } from "../../../scripts/app.js";
 
 const SECTION = "warning";
@@ -82,10 +83,11 @@ function faultOf(node) {
   if (unsure || texts.some((text) => holds(text, trigger))) return "";
   const handsOn = node.outputs?.some((output) => output.type === "E4T_CONCEPT" && output.links?.length);
   // To learn and to save needs no prompt.
-  if (!encoders) return handsOn ? "" : `No prompt is encoded with this node's CLIP, so ${trigger} is not drawn.`;
+  if (!encoders) return handsOn ? "" : say("No prompt is encoded with this node's CLIP, so {trigger} is not drawn.", { trigger });
   const near = texts.some((text) => holds(text.toLowerCase(), trigger.toLowerCase()));
-  const why = near ? "only with other capitals" : "in no prompt behind this node";
-  return `${trigger} is ${why}: write it into one, or it is not drawn.`;
+  return near
+    ? say("{trigger} is only with other capitals: write it into one, or it is not drawn.", { trigger })
+    : say("{trigger} is in no prompt behind this node: write it into one, or it is not drawn.", { trigger });
 }
 
 function checkWords() {
