@@ -16,7 +16,7 @@ const APPLY = "E4TApplyConcept";
 const SAVE = "E4TSaveConcept";
 /** The key of the same table in a node's outputs: as in nodes/host/live_view.py. */
 const OUTPUT = "e4t_concept";
-const METHODS = new Map([["e4t", () => "E4T"], ["textual_inversion", () => say("Textual Inversion")]]);
+const METHODS = new Map([["e4t", "E4T"], ["textual_inversion", "Textual Inversion"]]);
 const KEPT = new Map([
   ["recipe", () => say("a recipe, learned again when it is applied")],
   ["word", () => say("its word alone")],
@@ -96,7 +96,7 @@ function plain(concept) {
   const text = (value) => (typeof value === "string" ? value.slice(0, LONGEST) : "");
   const { trigger, title, method, base, domain, kept, thumbnail } = concept;
   const made = [
-    METHODS.get(method)?.() ?? text(method),
+    METHODS.get(method) ?? text(method),
     text(base) && say("on {base}", { base: text(base) }),
     text(domain) && say("domain {domain}", { domain: text(domain) }),
     KEPT.get(kept)?.(),
