@@ -91,6 +91,15 @@ class Journey:
         """The panel, once it is right."""
         return self.until(lambda: (seen := self.page.evaluate(PANEL)) and right(seen) and seen, what)
 
+    def sees_templates(self) -> bool:
+        """Whether the templates are open, as they are by themselves at a first visit; else their button is pressed."""
+        templates = self.page.get_by_test_id("template-workflows-content")
+        if not templates.is_visible():
+            # A page that is still starting does nothing when it is pressed.
+            self.page.get_by_role("button", name="Templates", exact=True).dispatch_event("click")
+            self.page.wait_for_timeout(2000)
+        return templates.is_visible()
+
     def keep(self, what: str) -> None:
         """Keeps a screenshot."""
         self._shots += 1
@@ -140,11 +149,8 @@ def journey(server: Server, browser: Browser, request: pytest.FixtureRequest) ->
 def test_from_the_template_to_a_picture_from_the_saved_concept(journey: Journey) -> None:
     page, name = journey.page, f"journey_{journey.name}"
 
-    # The template. At a first visit its browser opens by itself.
-    templates = page.get_by_test_id("template-workflows-content")
-    if not templates.is_visible():
-        page.get_by_role("button", name="Templates", exact=True).click(force=True)
-    templates.wait_for()
+    # The template.
+    journey.until(journey.sees_templates, "the templates are open")
     page.get_by_role("button", name=PACK_NAME).click()
     page.get_by_test_id("template-workflow-save_and_reuse").click()
     page.wait_for_function("() => window.app.graph.nodes.some(node => node.type === 'E4TSaveConcept')")
