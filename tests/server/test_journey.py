@@ -96,7 +96,7 @@ class Journey:
         templates = self.page.get_by_test_id("template-workflows-content")
         if not templates.is_visible():
             # A page that is still starting does nothing when it is pressed.
-            self.page.get_by_role("button", name="Templates", exact=True).dispatch_event("click")
+            self.page.evaluate("() => document.querySelector('.templates-tab-button')?.click()")
             self.page.wait_for_timeout(2000)
         return templates.is_visible()
 
