@@ -27,6 +27,7 @@ TOP = {
     "README.md",
     "__init__.py",
     "e4t_core",
+    "locales",
     "nodes",
     "pyproject.toml",
     "requirements.txt",
@@ -112,11 +113,11 @@ def test_the_archives_top_is_exactly_what_an_artist_needs(archive: dict[str, int
 def test_it_holds_all_nodes_core_help_pages_workflows_and_blueprints(archive: dict[str, int]) -> None:
     wanted = {
         path.relative_to(ROOT).as_posix()
-        for folder in ("nodes", "e4t_core", "subgraphs", "web", "workflows")
+        for folder in ("nodes", "e4t_core", "locales", "subgraphs", "web", "workflows")
         for path in (ROOT / folder).rglob("*")
         if path.is_file() and "__pycache__" not in path.parts and "api" not in path.relative_to(ROOT).parts
     }
-    assert "web/docs/E4TPersonalize.md" in wanted and "workflows/one_photo.json" in wanted
+    assert {"web/docs/E4TPersonalize.md", "locales/zh/nodeDefs.json"} < wanted and "workflows/one_photo.json" in wanted
     assert wanted - set(archive) == set(), "not tracked by git, or named in .comfyignore"
 
 

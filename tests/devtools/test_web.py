@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import subprocess
@@ -52,3 +53,28 @@ def test_what_is_forbidden_is_found() -> None:
     for fault in ("a.innerHTML = b", "eval(a)", "X.prototype.y = z", 'fetch("/a")', '"https://example.org"'):
         assert FORBIDDEN.search(fault), fault
     assert not FORBIDDEN.search('api.fetchApi("/history")') and MODULES
+
+
+LANGUAGES = sorted(path.parent for path in (ROOT / "locales").glob("*/main.json"))
+SAID = re.compile(r'\bsay\(\s*"((?:[^"\\]|\\.)*)"')
+VALUE = re.compile(r"\{\w+\}")
+
+
+@pytest.mark.parametrize("language", LANGUAGES, ids=lambda path: path.name)
+def test_each_text_of_the_panels_is_there_in_other_languages_and_no_other(language: Path) -> None:
+    english = {text for module in MODULES for text in SAID.findall(_code(module))}
+    assert len(english) > 20, "the texts were not found, so this proves nothing"
+    texts = json.loads((language / "main.json").read_text(encoding="utf-8"))["e4t"]
+    assert set(texts) == english
+    for text, said in texts.items():
+        assert sorted(VALUE.findall(said)) == sorted(VALUE.findall(text)), text
+
+
+def test_no_panel_says_a_text_that_cannot_be_translated() -> None:
+    """What a person reads goes through say(): texts that are put into elements or their labels as they stand do not."""
+    bare = re.compile(
+        r'(?:textContent|title|alt|placeholder)\s*=\s*["`][A-Z]|aria-label",\s*["`]|make\("\w+", "[^"]*", ["`]\w'
+    )
+    for module in MODULES:
+        assert not bare.findall(_code(module)), module.name
+    assert bare.search('picture.alt = "The photo"') and bare.search('make("button", "e4t-copy", "Copy")')

@@ -339,6 +339,9 @@ def test_a_word_that_no_prompt_has_is_marked_until_one_has_it(page: Page, seed: 
         ("(S*:1.3)", ""),
         ("a photo of s*", "S* is only with other capitals: write it into one, or it is not drawn."),
         ("embedding:e4t/S*, smiling", ""),
+        ("cat", unused),
+        # Written without spaces: the word counts, as it does for the text encoder.
+        ("一张S*的照片", ""),
     ):
         page.evaluate(WRITE, text)
         mark(page, told)

@@ -9,6 +9,7 @@ import { allNodes, nodeAt, onChange, sourceOf, valueOf, workflowId } from "./gra
 import { eachOutput } from "./history.js";
 import { METHODS } from "./methods.js";
 import { dropSection, hideStockText, make, section } from "./panel.js";
+import { say } from "./say.js";
 
 const SECTION = "concept";
 const LOAD = "E4TLoadConcept";
@@ -16,7 +17,11 @@ const APPLY = "E4TApplyConcept";
 const SAVE = "E4TSaveConcept";
 /** The key of the same table in a node's outputs: as in nodes/host/live_view.py. */
 const OUTPUT = "e4t_concept";
-const KEPT = new Map([["recipe", "a recipe, learned again when it is applied"], ["word", "its word alone"], ["compact", "compact"]]);
+const KEPT = new Map([
+  ["recipe", () => say("a recipe, learned again when it is applied")],
+  ["word", () => say("its word alone")],
+  ["compact", () => say("compact")],
+]);
 /** Pictures of pixels, inside the text: an address would be asked for, and a drawing may hold scripts. */
 const THUMBNAIL = /^data:image\/(jpeg|png|webp);base64,[A-Za-z0-9+/]+=*$/;
 /** Characters of a text that are shown. */
@@ -90,8 +95,12 @@ function checkCards() {
 function plain(concept) {
   const text = (value) => (typeof value === "string" ? value.slice(0, LONGEST) : "");
   const { trigger, title, method, base, domain, kept, thumbnail } = concept;
-  const named = (before, value) => (text(value) ? before + text(value) : "");
-  const made = [METHODS.get(method) ?? text(method), named("on ", base), named("domain ", domain), KEPT.get(kept)];
+  const made = [
+    METHODS.get(method) ?? text(method),
+    text(base) && say("on {base}", { base: text(base) }),
+    text(domain) && say("domain {domain}", { domain: text(domain) }),
+    KEPT.get(kept)?.(),
+  ];
   return {
     trigger: text(trigger),
     title: text(title),
@@ -112,7 +121,7 @@ function show(node, concept) {
   const parts = [words, copyButton(trigger)];
   if (thumbnail) {
     const picture = make("img", "e4t-thumbnail");
-    picture.alt = `Thumbnail of ${title || trigger}`;
+    picture.alt = say("Thumbnail of {name}", { name: title || trigger });
     picture.draggable = false;
     picture.src = thumbnail;
     parts.unshift(picture);
@@ -122,17 +131,17 @@ function show(node, concept) {
 
 /** A button that puts a trigger into the clipboard, and says that it did. */
 function copyButton(trigger) {
-  const button = make("button", "e4t-copy", "Copy");
+  const button = make("button", "e4t-copy", say("Copy"));
   button.type = "button";
-  button.title = `Copy ${trigger}`;
+  button.title = say("Copy {trigger}", { trigger });
   button.setAttribute("aria-label", button.title);
   button.setAttribute("aria-live", "polite");
   button.addEventListener("click", async () => {
     const copied = await copy(trigger);
-    button.textContent = copied ? "Copied" : "Not allowed";
-    button.setAttribute("aria-label", copied ? `${trigger} is copied` : "The browser does not allow it");
+    button.textContent = copied ? say("Copied") : say("Not allowed");
+    button.setAttribute("aria-label", copied ? say("{trigger} is copied", { trigger }) : say("The browser does not allow it"));
     setTimeout(() => {
-      button.textContent = "Copy";
+      button.textContent = say("Copy");
       button.setAttribute("aria-label", button.title);
     }, COPIED);
   });

@@ -8,6 +8,7 @@ import { nodeAt, root, workflowId } from "./graph.js";
 import { eachOutput } from "./history.js";
 import { LEARNERS } from "./methods.js";
 import { hasSection, hideStockText, make, section } from "./panel.js";
+import { say } from "./say.js";
 
 /** The message, and the key of the same table in a node's outputs: as in nodes/host/live_view.py. */
 const MESSAGE = "e4t.learning";
@@ -57,7 +58,7 @@ function draw(node, message) {
   const learning = message.state === "learning";
   const [first, ...others] = message.lines;
   place.dataset.state = message.state;
-  setText(title, learning ? `Learning ${message.trigger}` : first);
+  setText(title, learning ? say("Learning {trigger}", { trigger: message.trigger }) : first);
   setText(count, learning ? countOf(message) : "");
   setPicture(picture, message.picture);
   setPicture(preview, message.preview);
@@ -67,8 +68,8 @@ function draw(node, message) {
   if (!box.hidden) {
     const [start, end] = [losses[0], losses[losses.length - 1]].map((value) => value.toPrecision(3));
     const share = message.steps && learning ? Math.min(1, message.step / message.steps) : 1;
-    drawCurve(curve, losses, share, `Loss over ${message.step} steps: from ${start} to ${end}`);
-    setText(from, `loss ${start} → `);
+    drawCurve(curve, losses, share, say("Loss over {steps} steps: from {start} to {end}", { steps: message.step, start, end }));
+    setText(from, say("loss {start} → ", { start }));
     setText(to, end);
   }
   const text = others.join("\n");
@@ -86,10 +87,10 @@ function build(place) {
   title.setAttribute("role", "status");
   const count = make("span", "e4t-count");
   const picture = make("img", "e4t-picture");
-  picture.alt = "The photo as it is learned: what is dark and gray is left out";
+  picture.alt = say("The photo as it is learned: what is dark and gray is left out");
   picture.draggable = false;
   const preview = make("img", "e4t-picture");
-  preview.alt = "What it would draw now, small and in rough colors";
+  preview.alt = say("What it would draw now, small and in rough colors");
   preview.title = preview.alt;
   preview.draggable = false;
   const curve = makeCurve();
@@ -105,14 +106,15 @@ function build(place) {
 
 /** "step 7 of 15 · 4 s", or what comes before and after the steps. */
 function countOf({ step, steps, done, total, seconds_left: seconds }) {
-  if (!step) return done ? "looking for the subject" : "preparing";
-  const where = done < total ? `step ${step} of ${steps}` : "finishing";
-  return seconds == null ? where : `${where} · ${timeOf(seconds)} left`;
+  if (!step) return done ? say("looking for the subject") : say("preparing");
+  const where = done < total ? say("step {step} of {steps}", { step, steps }) : say("finishing");
+  return seconds == null ? where : say("{where} · {time} left", { where, time: timeOf(seconds) });
 }
 
 function timeOf(seconds) {
-  if (seconds < 90) return `${seconds} s`;
-  return seconds < 5400 ? `${Math.round(seconds / 60)} min` : `${(seconds / 3600).toFixed(1)} h`;
+  if (seconds < 90) return say("{seconds} s", { seconds });
+  if (seconds < 5400) return say("{minutes} min", { minutes: Math.round(seconds / 60) });
+  return say("{hours} h", { hours: (seconds / 3600).toFixed(1) });
 }
 
 function setPicture(element, uri) {

@@ -6,13 +6,14 @@ import { triggerOf } from "./concept_card.js";
 import { allNodes, isActive, onChange, sourceOf, targetsOf, valueOf } from "./graph.js";
 import { LEARNERS } from "./methods.js";
 import { dropSection, hasSection, make, section } from "./panel.js";
+import { say } from "./say.js";
 import { app } from "../../../scripts/app.js";
 
 const SECTION = "warning";
 /** Nodes whose text is what their widgets say. */
 const WRITTEN = /^(Primitive|CLIPTextEncode|StringConcatenate|StringTrim)/;
-/** As in nodes/host/prompt/triggers.py: a character that a word goes on with. */
-const GOES_ON = "[\\p{L}\\p{N}_]";
+/** As in nodes/host/prompt/triggers.py: a character that a word goes on with, in scripts that are written with spaces. */
+export const GOES_ON = "(?![\\u2e80-\\uffef])[\\p{L}\\p{N}_]";
 const marked = new WeakMap();
 
 /**
@@ -82,10 +83,11 @@ function faultOf(node) {
   if (unsure || texts.some((text) => holds(text, trigger))) return "";
   const handsOn = node.outputs?.some((output) => output.type === "E4T_CONCEPT" && output.links?.length);
   // To learn and to save needs no prompt.
-  if (!encoders) return handsOn ? "" : `No prompt is encoded with this node's CLIP, so ${trigger} is not drawn.`;
+  if (!encoders) return handsOn ? "" : say("No prompt is encoded with this node's CLIP, so {trigger} is not drawn.", { trigger });
   const near = texts.some((text) => holds(text.toLowerCase(), trigger.toLowerCase()));
-  const why = near ? "only with other capitals" : "in no prompt behind this node";
-  return `${trigger} is ${why}: write it into one, or it is not drawn.`;
+  return near
+    ? say("{trigger} is only with other capitals: write it into one, or it is not drawn.", { trigger })
+    : say("{trigger} is in no prompt behind this node: write it into one, or it is not drawn.", { trigger });
 }
 
 function checkWords() {

@@ -9,6 +9,7 @@ import { drawCurve, makeCurve } from "./curve.js";
 import { allNodes, onChange } from "./graph.js";
 import { fingerprintOf as learnedConcept } from "./learning_panel.js";
 import { dropSection, make, section } from "./panel.js";
+import { say } from "./say.js";
 
 /** As in nodes/host/live_view.py. */
 const MESSAGE = "e4t.words";
@@ -35,10 +36,10 @@ function draw(node, { trigger, points }) {
   const percent = (value) => `${Math.round(100 * value)} %`;
   const [first, last] = [lengths[0], lengths[lengths.length - 1]].map(percent);
   const curve = makeCurve();
-  const text = `How far ${trigger} was from the coarse word, from noise to picture: ${first} to ${last} of its length`;
+  const text = say("How far {trigger} was from the coarse word, from noise to picture: {first} to {last} of its length", { trigger, first, last });
   drawCurve(curve, lengths, 1, text);
   const box = make("div", "e4t-box e4t-low", curve, make("span", "e4t-loss", `${first} → ${last}`));
-  const head = make("div", "e4t-head", make("span", "", `Offset of ${trigger}`), make("span", "e4t-count", "noise → picture"));
+  const head = make("div", "e4t-head", make("span", "", say("Offset of {trigger}", { trigger })), make("span", "e4t-count", say("noise → picture")));
   head.title = text;
   section(node, SECTION).replaceChildren(head, box);
 }
