@@ -7,6 +7,7 @@ on the path, because both have a ``nodes``. Import this module before anything o
 from __future__ import annotations
 
 import hashlib
+import importlib
 import logging
 import os
 import sys
