@@ -13,10 +13,9 @@ import sys
 import tempfile
 from pathlib import Path
 
-from .one_core import CORE, PACK
 from .places import REPOSITORY
 
-NODES = "nodes"
+PACK, CORE, NODES = "e4t_pack", "e4t_core", "nodes"
 
 
 def check_pack(root: Path = REPOSITORY) -> int:
