@@ -6,6 +6,7 @@ import { api } from "../../../scripts/api.js";
 import { app } from "../../../scripts/app.js";
 import { allNodes, onChange, sourceOf, valueOf } from "./graph.js";
 import { dropSection, hasSection, make, section } from "./panel.js";
+import { say } from "./say.js";
 
 const LEARNER = "E4TPersonalize";
 const SECTION = "crop";
@@ -54,14 +55,14 @@ class Editor {
     this.stage = make("div", "e4t-stage", this.picture, this.frame);
     this.stage.tabIndex = 0;
     this.stage.setAttribute("role", "group");
-    this.stage.title = "Drag to move, wheel or + and - to size";
+    this.stage.title = say("Drag to move, wheel or + and - to size");
     // Nodes 2.0 leaves the wheel to what has the focus and this mark.
     this.stage.dataset.captureWheel = "true";
     this.told = make("span", "e4t-count");
     this.told.setAttribute("role", "status");
-    this.automatic = make("button", "e4t-copy", "Automatic");
+    this.automatic = make("button", "e4t-copy", say("Automatic"));
     this.automatic.type = "button";
-    this.automatic.title = "Let the node choose the crop again";
+    this.automatic.title = say("Let the node choose the crop again");
     this.automatic.addEventListener("click", () => this.keep(null));
     section(node, SECTION).replaceChildren(this.stage, make("div", "e4t-head", this.told, this.automatic));
     this.listen();
@@ -207,7 +208,7 @@ class Editor {
     this.stage.hidden = !size;
     this.automatic.hidden = !valueOf(this.node, WIDGET);
     this.frame.dataset.drawn = isDrawn;
-    if (!size) return this.say("Wire the photo in from Load Image, or run once a node that shows it.");
+    if (!size) return this.write(say("Wire the photo in from Load Image, or run once a node that shows it."));
     const { width, height } = size;
     const share = (part, of) => `${(100 * part) / of}%`;
     this.frame.style.left = share(square.left, width);
@@ -215,16 +216,17 @@ class Editor {
     this.frame.style.width = share(square.side, width);
     this.frame.style.height = share(square.side, height);
     const fits = square.left + square.side <= width && square.top + square.side <= height;
-    const what = `${square.side} × ${square.side} of ${width} × ${height} pixels`;
-    if (!isDrawn) this.say("Drag or turn the wheel to draw the crop. Until then the node chooses.");
-    else this.say(fits ? what : `${what}: it does not lie in this photo.`);
+    const known = { side: square.side, width, height };
+    if (!isDrawn) this.write(say("Drag or turn the wheel to draw the crop. Until then the node chooses."));
+    else if (fits) this.write(say("{side} × {side} of {width} × {height} pixels", known));
+    else this.write(say("{side} × {side} of {width} × {height} pixels: it does not lie in this photo.", known));
     return undefined;
   }
 
-  say(text) {
+  write(text) {
     if (this.told.textContent === text) return;
     this.told.textContent = text;
-    this.stage.setAttribute("aria-label", `Crop: ${text}`);
+    this.stage.setAttribute("aria-label", say("Crop: {text}", { text }));
   }
 }
 
@@ -246,7 +248,7 @@ app.registerExtension({
   nodeCreated(node) {
     if (node.comfyClass !== LEARNER) return;
     const button = node.addWidget("button", BUTTON, null, () => toggle(node), { serialize: false });
-    button.label = "Crop editor";
+    button.label = say("Crop editor");
     // It holds nothing: neither the workflow nor a job knows of it.
     button.serialize = false;
   },
