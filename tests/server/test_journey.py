@@ -64,6 +64,12 @@ ADD_SETTINGS = """steps => {
 SWITCH = """() => { for (const node of window.app.graph.nodes) {
   if (node.type !== 'CheckpointLoaderSimple') node.mode = node.mode === 2 ? 0 : 2;
 } }"""
+NEAR = """type => {
+  const { canvas, graph } = window.app;
+  canvas.ds.scale = 0.9;
+  canvas.centerOnNode(graph.nodes.find(node => node.type === type));
+  canvas.setDirty(true, true);
+}"""
 LISTED = """() => window.app.graph.nodes.find(node => node.type === 'E4TLoadConcept')
   ?.widgets.find(widget => widget.name === 'concept_name').options.values"""
 
@@ -100,8 +106,11 @@ class Journey:
             self.page.wait_for_timeout(2000)
         return templates.is_visible()
 
-    def keep(self, what: str) -> None:
-        """Keeps a screenshot."""
+    def keep(self, what: str, of: str = "") -> None:
+        """Keeps a screenshot; of a kind of node, as near as one works at it: far away the classic canvas draws no panels."""
+        if of:
+            self.page.evaluate(NEAR, of)
+            self.page.wait_for_timeout(500)
         self._shots += 1
         SCREENSHOTS.mkdir(parents=True, exist_ok=True)
         path = SCREENSHOTS / f"{self.name}_{self._shots}_{what}.jpg"
@@ -172,14 +181,14 @@ def test_from_the_template_to_a_picture_from_the_saved_concept(journey: Journey)
     journey.panel("another step", lambda seen: seen["count"] != first["count"] and seen["count"].startswith("step "))
     journey.panel("another preview", lambda seen: seen["preview"] != first["preview"])
     journey.panel("the losses", lambda seen: seen["loss"].startswith("Loss over "))
-    journey.keep("learning")
+    journey.keep("learning", of="E4TPersonalize")
 
     # It is cancelled.
     page.get_by_role("button", name="Cancel current run").first.click()
     seen = journey.panel("that it was cancelled", lambda seen: seen["state"] == "cancelled")
     assert seen["title"].startswith("S*: cancelled at step ")
     journey.until(lambda: not json.loads(journey.client.get("/queue"))["queue_running"], "the job is over")
-    journey.keep("cancelled")
+    journey.keep("cancelled", of="E4TPersonalize")
     assert journey.learned() == learned
 
     # It runs again, and to the end.
@@ -190,7 +199,7 @@ def test_from_the_template_to_a_picture_from_the_saved_concept(journey: Journey)
     assert seen["title"].startswith("S* learned in ") and seen["loss"].startswith("Loss over 2 steps")
     assert seen["word"].startswith("How far S* was from the coarse word, from noise to picture: ")
     assert seen["points"] == 3, "one point for each step of sampling"
-    journey.keep("learned")
+    journey.keep("learned", of="E4TPersonalize")
 
     # Twice more with nothing touched: it was learned once.
     for entry in journey.run(times=2):
@@ -214,5 +223,5 @@ def test_from_the_template_to_a_picture_from_the_saved_concept(journey: Journey)
     assert journey.drawn(entry) != picture, "its prompt is another one"
     kinds = {node["class_type"] for node in entry["prompt"][2].values()}
     assert "E4TApplyConcept" in kinds and not kinds & {"LoadImage", "E4TLoadDomain", "E4TPersonalize"}
-    journey.keep("applied")
+    journey.keep("applied", of="E4TApplyConcept")
     assert not journey.faults
