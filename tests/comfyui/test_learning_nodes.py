@@ -11,7 +11,7 @@ import folder_paths
 import pytest
 import torch
 from e4t_pack.nodes.export_concept import PAIR, ExportConcept
-from e4t_pack.nodes.host.learning import progress
+from e4t_pack.nodes.host.learning import prior_pictures, progress
 from e4t_pack.nodes.host.learning.result_store import STORE
 from e4t_pack.nodes.host.model_folders import PRIOR
 from e4t_pack.nodes.host.networks.base_model import ComfyUNet
@@ -19,7 +19,7 @@ from e4t_pack.nodes.learning_nodes import LEARNING_NODES
 from e4t_pack.nodes.mix_concepts import MixConcepts
 from e4t_pack.nodes.save_concept import SaveConcept
 from kept_by_nodes import apply, content, drawn, load, said, save
-from personalized import draw
+from personalized import draw, encode
 from safetensors import safe_open
 from safetensors.torch import load_file
 from test_personalize_faults import out_of_memory_above
@@ -27,12 +27,13 @@ from test_textual_inversion import learn as learn_word
 from world import photo
 
 from e4t_core.methods.registered import SIBLINGS
-from e4t_core.prior import AT_ONCE
+from e4t_core.prior import AT_ONCE, GUIDANCE, WantedPrior
 from e4t_core.weight_changes import LowRank
 
 QUICK = {"steps": 2, "batch": 2, "micro_batch": 2, "size": 64}
 LEARNING = {node.METHOD.name: node for node in LEARNING_NODES}
 WEIGHTED = ("lora", "dreambooth", "dreambooth_ti")
+STEPS = 2
 RATES = {"lora": 1e-2, "dreambooth": 1e-4, "dreambooth_ti": 1e-4}
 
 
@@ -41,6 +42,8 @@ def prior(tmp_path, monkeypatch):
     """The folder of prior pictures."""
     place = tmp_path / "e4t_prior"
     monkeypatch.setitem(folder_paths.folder_names_and_paths, PRIOR, ([str(place)], {".safetensors"}))
+    # Pictures of a random base are noise in few steps as in many.
+    monkeypatch.setattr(prior_pictures, "STEPS", STEPS)
     return place
 
 
@@ -107,7 +110,14 @@ def test_prior_pictures_are_drawn_once_and_kept(base, prior, draws, untouched):
     assert draws == [AT_ONCE, AT_ONCE] and len(list(prior.iterdir())) == 1
     (file,) = prior.iterdir()
     latents = load_file(file)["latents"]
-    assert latents.shape == (8, 4, 8, 8) and latents.dtype == torch.float16 and 0.1 < latents.float().std() < 10
+    assert latents.shape == (8, 4, 8, 8) and latents.dtype == torch.float16
+    noise = WantedPrior("face", 6, 0).noise(range(4, 8), (8, 8))
+    conds = [encode(base[1], text) for text in ("a photo of face", "")]
+    stock = comfy.sample.sample(
+        base[0], noise, STEPS, GUIDANCE, "euler", "normal", *conds, torch.zeros_like(noise), seed=0
+    )
+    assert torch.allclose(latents[4:].float(), base[0].model.process_latent_in(stock), rtol=2e-3, atol=2e-3)
+    del draws[2:]
     STORE.clear()
     again = learn("dreambooth", base, **wanted)[2]
     assert content(again) == content(first)
@@ -170,8 +180,8 @@ def test_cancelling_while_prior_pictures_are_drawn_keeps_those_there_are(base, p
     original = progress.Progress.drawing
 
     def drawing(self, done, total):
-        assert total == 90
-        if done == 70:
+        assert total == 3 * STEPS
+        if done == 2 * STEPS + 1:
             comfy.model_management.interrupt_current_processing(True)
         original(self, done, total)
 

@@ -23,7 +23,10 @@ AUTO = "auto"
 # Kinds of device that compute in RAM.
 IN_RAM = ("cpu", "mps")
 GB = 1e9
-ADVICE = "close other programs that use it, lower the picture's size, or switch train_unet off in E4T Settings"
+ADVICE = (
+    "close other programs that use it, lower the picture's size, or switch train_unet off in E4T Settings (or learn by LoRA in"
+    " place of DreamBooth)"
+)
 
 
 class TooLittleMemoryError(RuntimeError):
@@ -134,7 +137,7 @@ def run_in_memory(
 
 
 def _explain(error: Exception, plan: str) -> None:
-    note = f"E4T ran out of memory while learning, also with the {plan}: {ADVICE} (E4T Personalize)."
+    note = f"E4T ran out of memory while learning, also with the {plan}: {ADVICE}."
     if hasattr(error, "add_note"):  # Python 3.11; an older one has the log line below
         error.add_note(note)
     logger.error(note)
