@@ -144,7 +144,7 @@ def equal(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
 
 def texts_of(concept: Concept) -> dict[str, object]:
     """All of a concept that is no tensor."""
-    kept = ("weights", "predictor", "embedding", "start", "recipe", "to_learn")
+    kept = ("weights", "predictor", "attention", "embedding", "start", "recipe", "to_learn")
     return {field.name: getattr(concept, field.name) for field in dataclasses.fields(concept) if field.name not in kept}
 
 
