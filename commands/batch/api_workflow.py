@@ -114,6 +114,7 @@ def read_workflow(path: Path, learns: bool = True) -> ApiWorkflow:
         raise FILE.fault(
             path,
             "has no node that learns a photo",
-            "add E4T Personalize or Learn Photo (Textual Inversion), and export it again",
+            "add E4T Personalize or Learn Photo (Textual Inversion) and export it again, or name another pack's inputs with"
+            " --photo and --prompt",
         )
     return workflow
