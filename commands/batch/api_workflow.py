@@ -115,6 +115,7 @@ def read_workflow(path: Path, learns: bool = True) -> ApiWorkflow:
         raise FILE.fault(
             path,
             "has no node that learns a photo",
-            "add E4T Personalize or one of the nodes Learn Photo, and export it again",
+            "add E4T Personalize or one of the nodes Learn Photo and export it again, or name another pack's inputs with --photo"
+            " and --prompt",
         )
     return workflow

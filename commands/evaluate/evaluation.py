@@ -79,7 +79,9 @@ def evaluate(options: argparse.Namespace) -> int:
             for judge in [*judges, *([clip] if clip else [])]:
                 judge.seen.look(looks(pictures, folder.path), "pictures")
             pairs = [(judge.seen, judge.bounds) for judge in judges]
-            rows = scored(pictures, pairs, (clip.seen, clip.bounds) if clip else None)
+            plain = list(dict.fromkeys(prompt.plain for prompt in task.prompts))
+            texts = dict(zip(plain, clip_network.texts(plain), strict=True)) if clip_network else None
+            rows = scored(pictures, pairs, (clip.seen, clip.bounds) if clip else None, texts)
             write(rows, folder.path / SCORES)
         content = Content(
             options.name or (task.workflow.path.stem if task else "Photos"),

@@ -19,7 +19,7 @@ from commands.batch.faults import Rejected
 from commands.batch.photos import SUFFIXES, as_sent
 from commands.batch.photos import Photo as Learned
 from e4t_core.files.file_errors import FileKind
-from e4t_core.files.whole_file import check_is_folder
+from e4t_core.files.whole_file import check_is_folder, replacing
 
 from .faults import EvaluationError
 
@@ -178,7 +178,8 @@ def copy_concepts(people: Sequence[Person], folder: Path) -> list[Learned]:
         for person in people:
             path = folder / f"{person.name}{person.concept.path.suffix.lower()}"
             if not path.exists():
-                shutil.copyfile(person.concept.path, path)
+                with replacing(path) as temporary:
+                    shutil.copyfile(person.concept.path, temporary)
             learned.append(Learned(path, person.name, person.concept.digest))
     except OSError as error:
         raise FileKind("Folder of results", "name another with --out", EvaluationError).fault(

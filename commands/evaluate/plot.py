@@ -82,7 +82,7 @@ def _right(
     left = LEFT + WIDTH + BESIDE
     prompts = {row.group: row.prompt.value for row in adherence}
     low, high = min(prompts.values()), max(prompts.values())
-    room = max(0.15 * (high - low), 0.01)
+    room = max(0.25 * (high - low), 0.01)
     low, high = low - room, high + room
     draw.text((left, 10), "identity against prompt", INK, _font(16))
     draw.rectangle((left, TOP, left + WIDTH, TOP + height), outline=GRAY)

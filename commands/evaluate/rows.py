@@ -18,7 +18,6 @@ from e4t_core.files.whole_file import replacing
 
 from .faults import EvaluationError
 from .likeness import Bounds, Score, score
-from .networks.clip import Clip
 from .prompt_classes import Prompt
 from .seen import Look, Seen
 
@@ -109,7 +108,8 @@ def looks(pictures: Sequence[Drawn], folder: Path) -> list[Look]:
 def scored(
     pictures: Sequence[Drawn],
     judges: Sequence[tuple[Seen, Mapping[int, Bounds]]],
-    clip: tuple[Seen, Mapping[int, Bounds]] | None,
+    clip: tuple[Seen, Mapping[int, Bounds]] | None = None,
+    texts: Mapping[str, np.ndarray] | None = None,
 ) -> list[Row]:
     """A row for each picture; all have been looked at.
 
@@ -117,8 +117,9 @@ def scored(
         pictures: those that were drawn, and jobs that failed.
         judges: identity networks, with the bounds of the people that they can judge.
         clip: the same of CLIP.
+        texts: unit vectors ``(D,)`` of what CLIP is asked, by its text.
     """
-    texts = _texts(clip[0].network, pictures) if clip and isinstance(clip[0].network, Clip) else {}
+    texts = texts or {}
     others = _others(texts, pictures)
     rows = []
     for picture in pictures:
@@ -146,11 +147,6 @@ def scored(
             )
         )
     return rows
-
-
-def _texts(clip: Clip, pictures: Sequence[Drawn]) -> dict[str, np.ndarray]:
-    texts = list(dict.fromkeys(picture.prompt.plain for picture in pictures))
-    return dict(zip(texts, clip.texts(texts), strict=True)) if texts else {}
 
 
 def _others(texts: Mapping[str, np.ndarray], pictures: Sequence[Drawn]) -> dict[str, np.ndarray]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections.abc import Callable, Iterable, Sequence
@@ -43,7 +44,8 @@ class Seen:
     def __init__(self, network: Network, folder: Path) -> None:
         self.network = network
         name = re.sub(r"[^a-zA-Z0-9]+", "-", network.name).strip("-") or "network"
-        self._path = folder / f"{name}-{re.sub('[^a-zA-Z0-9]', '', network.fingerprint)[:16]}.jsonl"
+        version = hashlib.sha256(network.fingerprint.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+        self._path = folder / f"{name}-{version}.jsonl"
         self._vectors: dict[str, np.ndarray | None] = {}
         held = self._path.read_bytes() if self._path.exists() else b""
         # The last line may be half written.

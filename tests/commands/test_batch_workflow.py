@@ -15,7 +15,7 @@ from commands.batch.filling import Filling
 from commands.batch.jobs import Plan, prompt
 from commands.batch.photos import Photo
 from commands.batch.prompts import Row
-from commands.batch.slots import Slot, find_slots, named
+from commands.batch.slots import Slot, find_slots, named, trigger
 
 WORKFLOWS = Path(__file__).parents[2] / "workflows"
 ANNA, BEN = (Photo(Path(f"{name}.jpg"), name, name * 16) for name in ("anna", "bens"))
@@ -209,3 +209,20 @@ def test_ten_thousand_prompts_for_three_photos_are_planned_in_seconds() -> None:
     assert len({job.key for job in made.jobs}) == 30_000
     # It takes 2 s.
     assert time.process_time() - begun < 30
+
+
+def test_a_workflow_of_another_pack_takes_named_inputs_and_has_no_trigger(tmp_path: Path) -> None:
+    nodes = {
+        "1": {"class_type": "LoadImage", "inputs": {"image": "x.png"}},
+        "2": {"class_type": "OthersLearn", "inputs": {"image": ["1", 0], "prompt": "a photo of sks"}},
+        "3": {"class_type": "KSampler", "inputs": {"model": ["2", 0], "seed": 1}},
+    }
+    (tmp_path / "w.json").write_text(json.dumps(nodes))
+    workflow = read_workflow(tmp_path / "w.json", learns=False)
+    slots = find_slots(workflow, ["1.image"], ["2.prompt"])
+    assert (slots.photo, slots.prompt, slots.seed) == (
+        (Slot("1", "image"),),
+        (Slot("2", "prompt"),),
+        (Slot("3", "seed"),),
+    )
+    assert trigger(workflow) is None

@@ -47,6 +47,8 @@ NOBODY = Image.new("RGB", (200, 120), GRAY)
 
 @pytest.fixture(scope="module")
 def faces() -> Faces:
+    # Not every system has a wheel of it.
+    pytest.importorskip("dlib")
     return Faces()
 
 
@@ -90,8 +92,8 @@ def test_alignment_brings_points_of_a_turned_and_scaled_picture_to_the_template(
 
 def openvino_file(folder: Path, width: int = 64, channels: int = 3, name: str = "tiny") -> Path:
     """A network in OpenVINO's format: means of 8x8 blocks of 32x32 pixels, then a matrix of random numbers."""
-    import openvino
-    from openvino import opset13 as ops
+    openvino = pytest.importorskip("openvino")
+    ops = pytest.importorskip("openvino.opset13")
 
     given = ops.parameter([1, channels, 32, 32], np.float32)
     pooled = ops.avg_pool(given, [8, 8], [0, 0], [0, 0], [8, 8], exclude_pad=False)
@@ -121,6 +123,52 @@ def test_another_manner_takes_red_first_and_pixels_around_zero(tmp_path: Path, f
     matrix = np.random.default_rng(0).normal(size=(48, 64)).astype(np.float32)
     wanted = matrix[:16].sum(0) - matrix[16:].sum(0)
     assert network.answer(red) == pytest.approx(wanted, rel=1e-3, abs=1e-3)
+
+
+def number(field: int, value: int) -> bytes:
+    """A field of a protocol buffer that holds a number."""
+    return bytes([field << 3]) + varint(value)
+
+
+def part(field: int, held: bytes | str) -> bytes:
+    """A field that holds bytes, a text or another buffer."""
+    held = held.encode() if isinstance(held, str) else held
+    return bytes([field << 3 | 2]) + varint(len(held)) + held
+
+
+def varint(value: int) -> bytes:
+    more = b""
+    while value > 127:
+        more, value = more + bytes([value & 127 | 128]), value >> 7
+    return more + bytes([value])
+
+
+def onnx_file(path: Path) -> Path:
+    """A network in ONNX's format (onnx.proto): the means of any number of pictures' channels, and a matrix."""
+    matrix = np.random.default_rng(0).normal(size=(3, 64)).astype("<f4")
+
+    def node(kind: str, given: list[str], made: str) -> bytes:
+        return part(1, b"".join(part(1, name) for name in given) + part(2, made) + part(4, kind))
+
+    def value(field: int, name: str, sizes: list[int | None]) -> bytes:
+        shape = b"".join(part(1, part(2, "n") if size is None else number(1, size)) for size in sizes)
+        return part(field, part(1, name) + part(2, part(1, number(1, 1) + part(2, shape))))
+
+    tensor = number(1, 3) + number(1, 64) + number(2, 1) + part(8, "w") + part(9, matrix.tobytes())
+    nodes = node("GlobalAveragePool", ["x"], "p") + node("Flatten", ["p"], "f") + node("MatMul", ["f", "w"], "y")
+    ends = value(11, "x", [None, 3, 112, 112]) + value(12, "y", [None, 64])
+    graph = nodes + part(2, "g") + part(5, tensor) + ends
+    path.write_bytes(number(1, 8) + part(7, graph) + part(8, part(1, "") + number(2, 13)))
+    return path
+
+
+def test_a_file_of_onnxs_format_is_read_whatever_number_of_pictures_it_takes(tmp_path: Path, faces: Faces) -> None:
+    network = FileNetwork(onnx_file(tmp_path / "tiny.onnx"), "onnx", lambda: faces)
+    matrix = np.random.default_rng(0).normal(size=(3, 64)).astype(np.float32)
+    assert network.answer(Image.new("RGB", (112, 112), (255, 0, 0))) == pytest.approx(
+        matrix[0] - matrix[1:].sum(0), abs=1e-3
+    )
+    assert network.embed([drawn_face(), NOBODY]).found.tolist() == [True, False]
 
 
 def test_new_weights_under_the_same_name_are_another_network(tmp_path: Path, faces: Faces) -> None:

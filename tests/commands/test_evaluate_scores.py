@@ -16,7 +16,7 @@ from commands.evaluate.people import Person, Photo
 from commands.evaluate.prompt_classes import Prompt, Row, groups, read_classes
 from commands.evaluate.rows import Drawn, scored
 from commands.evaluate.seen import Look, Seen
-from commands.evaluate.tables import ALL, figures
+from commands.evaluate.tables import ALL, adherence, figures
 from e4t_core.files.file_errors import FileError
 
 VECTORS = {
@@ -126,7 +126,7 @@ def test_people_count_alike_and_faceless_pictures_are_counted_at_the_floor(seen:
         *(drawn(1, "like a", "plain"), drawn(1, "no face", "style"), drawn(1, "no face", "style")),
         *(drawn(2, "like b", "plain"), Drawn(2, pictures_prompt("style"), None, "out of memory", "")),
     ]
-    rows = scored(pictures, [(seen, made)], None)
+    rows = scored(pictures, [(seen, made)])
     everything, plain, style = figures(rows, "table", made)
     assert [everything.group, plain.group, style.group] == [ALL, "plain", "style"]
     assert (everything.pictures, everything.faceless) == (4, 2)
@@ -137,6 +137,24 @@ def test_people_count_alike_and_faceless_pictures_are_counted_at_the_floor(seen:
     assert everything.share.value == pytest.approx(((one + two) / 2 - floor) / (ceiling - floor))
     # Only the first person has a picture of this class, and none of a face.
     assert (style.pictures, style.share.value, style.floor) == (2, pytest.approx(0), pytest.approx(made[1].floor))
+
+
+def test_clip_compares_with_the_own_prompt_and_with_those_of_other_classes(seen: Seen) -> None:
+    made = bounds(seen, PEOPLE)
+    texts = {name: np.float32(np.eye(3)[axis]) for axis, name in enumerate(("in oil", "in ink", "outside"))}
+    asked = [("in oil", "style"), ("in ink", "style"), ("outside", "background"), ("in oil", "style")]
+    pictures = [Drawn(1, Prompt(Row(1, "S*"), group, text), "x.png", None, "like a") for text, group in asked]
+    oil, ink, outside, _ = scored(pictures, [], (seen, made), texts)
+    vector = VECTORS["like a"]
+    assert vector is not None
+    assert (oil.prompt, ink.prompt, outside.prompt) == pytest.approx(vector)
+    assert (oil.other_prompts, ink.other_prompts) == pytest.approx((vector[2], vector[2]))
+    # Each text once, however many pictures were asked for by it.
+    assert outside.other_prompts == pytest.approx((vector[0] + vector[1]) / 2)
+    told = adherence([oil, ink, outside], made)
+    assert [row.group for row in told] == [ALL, "style", "background"]
+    assert told[1].prompt.value == pytest.approx((vector[0] + vector[1]) / 2)
+    assert told[0].likeness.identity.value == pytest.approx(score(seen, made[1], "like a").identity)
 
 
 def pictures_prompt(group: str) -> Prompt:
