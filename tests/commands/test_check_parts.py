@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import socket
 import sys
+import types
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -21,6 +24,7 @@ from commands.check.parity import TOLERANCE, _judge
 from commands.check.parts import Drawn, Part
 from commands.check.privacy import Privacy
 from commands.check.report import WITHHELD, write_report
+from commands.check.scores import score
 from commands.comfyui.own_server import ComfyUI, Installation, PortTaken
 
 GIVEN = Given(Path("models/base.safetensors"), Path("models/faces.safetensors"), Path("me.jpg"))
@@ -208,3 +212,46 @@ def test_pictures_of_the_person_are_in_the_report_only_where_they_are_asked_for(
         assert "a &lt; b" in report and "nan" not in report
     with pytest.raises(CheckError, match="could not be written"):
         write_report(tmp_path / "nowhere" / "report.html", [part], privacy, False)
+
+
+class MeanColor:
+    """Sees a face in every picture but black ones."""
+
+    name = "mean color"
+
+    def embed(self, pictures: list[Image.Image]) -> tuple[np.ndarray, np.ndarray]:
+        vectors = np.array([np.asarray(picture.resize((1, 1)), np.float32).ravel() for picture in pictures])
+        return vectors, vectors.any(axis=1)
+
+
+def photo(color: str) -> bytes:
+    held = io.BytesIO()
+    Image.new("RGB", (8, 8), color).save(held, "PNG")
+    return held.getvalue()
+
+
+def test_scores_are_of_pictures_with_the_word_beside_those_without(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("commands.evaluate.networks")
+    module = types.ModuleType("mean_color_for_check")
+    module.__dict__["MeanColor"] = MeanColor
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    colors = (("red", True), ("black", True), ("blue", False))
+    drawn = [Drawn(color, "a photo of face", Image.new("RGB", (8, 8), color), learned) for color, learned in colors]
+    networks = ["python:mean_color_for_check:MeanColor", "onnx:nowhere.onnx"]
+    part = Part("scores")
+    score(part, networks, None, photo("red"), drawn)
+    # One that is missing does not keep the other from it.
+    assert len(part.faults) == 1 and "nowhere.onnx was not found" in part.faults[0]
+    assert [row[1] for row in part.tables[0].rows] == ["1.000", "no face found", "0.000", "1.000 of 1", "0.000 of 1"]
+    part = Part("scores")
+    score(part, networks[:1], None, photo("black"), drawn)
+    assert part.said == ["mean color finds no face in the photo, so it has no scores."]
+
+
+def test_without_networks_a_sentence_says_that_there_are_no_scores(monkeypatch: pytest.MonkeyPatch) -> None:
+    part = Part("scores")
+    score(part, [], None, photo("red"), [])
+    monkeypatch.setattr("commands.check.scores.NETWORKS", "commands.nowhere.networks")
+    score(part, ["dlib"], None, photo("red"), [])
+    assert [said.split(":")[0] for said in part.said] == ["No score was asked for", "There are no scores"]
+    assert not part.faults
