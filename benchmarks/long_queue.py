@@ -42,7 +42,8 @@ from devtools.comfyui_client import Client, Workflow
 from devtools.comfyui_server import Server, prepare_base
 from devtools.comfyui_source import find_or_fetch
 from devtools.places import REPOSITORY, WORKFLOWS
-from miniworld.setup import save_photo, set_up
+from miniworld.heldout import concept_photo, held_out
+from miniworld.setup import save_picture, set_up
 
 from .report import gate, table
 
@@ -286,7 +287,7 @@ def main() -> int:
     prepare_base(base)
     set_up(base)
     for number in range(PHOTOS):
-        save_photo(base / "input" / photo_name(number), "face", number)
+        save_picture(base / "input" / photo_name(number), concept_photo(held_out("face")[number])[1])
     # Freed tensors go back to the system at once, so that what the process holds can be measured (glibc, mallopt(3)).
     os.environ.setdefault("MALLOC_MMAP_THRESHOLD_", "65536")
     begun = time.monotonic()

@@ -61,7 +61,7 @@ def pictures() -> dict[str, Tensor]:
 
 
 def _drawn(identity: Identity, **scene: str) -> Tensor:
-    return render([identity], [Scene(**{edit: EDITS[edit].index(value) for edit, value in scene.items()})])[0]
+    return render([identity], [Scene().edited(**{edit: EDITS[edit].index(value) for edit, value in scene.items()})])[0]
 
 
 def save_picture(path: Path, picture: Tensor) -> None:
