@@ -224,7 +224,7 @@ def test_cancel_a_fault_and_no_memory_harm_nothing(base, untouched, monkeypatch,
     with monkeypatch.context() as patched:
         tried = out_of_memory_above(patched, 1)
         learn(method, base, trigger="T*")
-        assert tried[:2] == [2, 1]
+        assert tried[0] == 2 and tried[-1] == 1
     assert len(STORE) == 1
     untouched()
 

@@ -68,8 +68,8 @@ class ComfyTextEncoder:
         if len(pieces) != 1:
             named = ", ".join(repr(self._tokenizer.inv_vocab.get(piece, piece)) for piece in pieces) or "nothing"
             raise WordError(
-                f"The word {word!r} must be one token of this CLIP, but it is {len(pieces)} ({named}): choose another word, or the"
-                " base model that the domain was made for, or another domain."
+                f"The word {word!r} must be one token of this CLIP, but it is {len(pieces)} ({named}): choose another word, or another"
+                " base model or domain file, whichever it came from."
             )
         rows = self._weights["transformer.text_model.embeddings.token_embedding.weight"]
         return rows[pieces[0]].detach().clone()
