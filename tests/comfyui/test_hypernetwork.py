@@ -18,7 +18,14 @@ from e4t_core.weight_changes import full_differences, shared_factors
 
 @pytest.fixture(scope="module")
 def hyper(base):
-    return make_domain(ComfyUNet(base[0]), "hyper", offset_form="hypernetwork", v_size=32)
+    made, generator = make_domain(ComfyUNet(base[0]), "hyper", offset_form="hypernetwork", v_size=32), torch.Generator()
+    with torch.no_grad():
+        for module in made.offsets.modules():
+            if hasattr(module, "row"):
+                # Without weights behind what CLIP says, all photos would have the same offsets.
+                weight = module.row.weight
+                weight.add_(torch.randn(weight.shape, generator=generator.manual_seed(1)) / weight.shape[1])
+    return made
 
 
 def learn(base, domain, **changes):
