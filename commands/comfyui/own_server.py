@@ -110,7 +110,8 @@ class ComfyUI:
         self._installation.check()
         self.port = _port(self._installation.port)
         self.folder = Path(tempfile.mkdtemp(prefix="e4t_own_"))
-        for name in ("input", "output", "temp", "user", *CONCEPTS):
+        # Alone, it has no packs of its own, and looks for them all the same.
+        for name in ("input", "output", "temp", "user", "custom_nodes", *CONCEPTS):
             (self.folder / name).mkdir(parents=True)
         own = {"base_path": str(self.folder), "is_default": True}
         paths: dict[str, dict[str, object]] = {
