@@ -36,7 +36,7 @@ TOP = {
     "workflows",
 }
 """All that lies at the top of the archive; what is new there is put here on purpose, or into .comfyignore."""
-LARGEST_MB = 1.5
+LARGEST_MB = 2.0
 """No weights, and few pictures: an artist downloads this at every update."""
 SUFFIXES = {"", ".py", ".md", ".txt", ".toml", ".json", ".jpg", ".png", ".js", ".css"}
 PUBLIC = {"PublisherId", "Icon"}

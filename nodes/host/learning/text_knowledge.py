@@ -37,4 +37,4 @@ def with_covariance(method: Method, text: ComfyTextEncoder, key: str, store: Res
 
         known = text_covariance(text, method.class_word, on_pass)
         store.remember_covariance(key, known)
-    return Perfusion(method.class_word, method.templates, known)
+    return Perfusion(method.class_word, known)

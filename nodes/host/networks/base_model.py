@@ -277,9 +277,9 @@ class ComfyUNet:
             with self.using({}):
                 return self.denoise(z, t, context)
         options = {"optimized_attention_override": pytorch_attention}
-        z, t, context = self._inputs(z, t, context)
+        z, t, read = self._inputs(z, t, context)
         with self._unrounded():
-            return self._network(z, t, context=self._hooks.plain(context), transformer_options=options).float()
+            return self._network(z, t, context=self._hooks.plain(read), transformer_options=options).float()
 
     def features(self, z: Tensor, t: Tensor, context: Tensor) -> Tensor:
         """Spatial means of the down half and the middle, ``(B, feature_width)`` float32."""

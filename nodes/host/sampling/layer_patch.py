@@ -90,7 +90,7 @@ class LayerPatch:
         return {**model_options, "transformer_options": {**inner, "patches": patches}}
 
     def _patch(self, n: Tensor, context: Tensor, value: Tensor, options: Mapping[str, Any]) -> tuple[Tensor, ...]:
-        layer = self.places.get((tuple(options.get("block", ())), options.get("block_index", 0)))  # type: ignore[arg-type]
+        layer = self.places.get((tuple(options.get("block", ())), options.get("block_index", 0)))
         if layer is None:
             return n, context, value
         keys = self._replaced(context, [(m, m.layered.keys.get(layer)) for m in self._matches(context)])
