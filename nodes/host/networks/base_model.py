@@ -287,9 +287,9 @@ class ComfyUNet:
             with self.using({}):
                 return self.features(z, t, context)
         options: dict[str, object] = {"optimized_attention_override": pytorch_attention}
-        z, t, context = self._inputs(z, t, context)
+        z, t, read = self._inputs(z, t, context)
         with self._unrounded():
-            return spatial_features(self._network, z, t, self._hooks.plain(context), options)
+            return spatial_features(self._network, z, t, self._hooks.plain(read), options)
 
     def _inputs(self, z: Tensor, t: Tensor, context: Context) -> tuple[Tensor, Tensor, Context]:
         read = changed(context, lambda one: one.to(self._device, self._dtype))
