@@ -153,7 +153,7 @@ def change_type(draw: random.Random, header: dict[str, Any], data: bytearray) ->
     """To one of the same size with another last axis, so that the file is sound."""
     name = draw.choice([key for key in header if key != "__metadata__"])
     part = header[name]
-    size = {"F32": 4, "F16": 2}[part["dtype"]]
+    size = {"F64": 8, "F32": 4, "F16": 2}[part["dtype"]]
     dtype, other = draw.choice(
         [("F8_E4M3", 1), ("F8_E5M2", 1), ("BF16", 2), ("F16", 2), ("F32", 4), ("F64", 8), ("I32", 4)]
     )

@@ -6,12 +6,15 @@ import copy
 import dataclasses
 import functools
 import hashlib
+import re
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import peft
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from tiny import LONGEST, TinyText, TinyUNet, tiny_photos
 from torch import Tensor, nn
 from torch.func import functional_call
@@ -19,6 +22,7 @@ from tuned import method_of, quick
 
 from e4t_core.concept import Concept
 from e4t_core.diffusion import draw_samples
+from e4t_core.files.prior_file import kept_prior
 from e4t_core.memory_plan import FAST, PLANS, MemoryPlan
 from e4t_core.methods.dreambooth import DreamBooth
 from e4t_core.methods.dreambooth_ti import DreamBoothTI
@@ -118,7 +122,7 @@ def naive_run(
     )
     rates = [group["lr"] for group in optimizer.param_groups]
     losses = []
-    templates = method_of(LoRA, naive.unet, quick(LoRA)).templates
+    templates = quick(LoRA).sentences()
     for step in range(settings.steps):
         for group, rate in zip(optimizer.param_groups, rates, strict=True):
             group["lr"] = rate * settings.rate(step)
@@ -241,7 +245,7 @@ def test_lora_is_what_peft_computes_on_the_same_weights() -> None:
     optimizer = torch.optim.AdamW(
         trained, lr=settings.learning_rate, eps=settings.eps, weight_decay=settings.weight_decay
     )
-    templates, rows = LoRA("face").templates, torch.stack([text.word("sks"), text.word("face")])
+    templates, rows = LoRASettings().sentences(), torch.stack([text.word("sks"), text.word("face")])
     for step in range(3):
         indices = range(step * 8, step * 8 + 8)
         sample = draw_samples(SEED, indices, latent_shape=(4, 8, 8), batch=8, templates=len(templates))
@@ -294,8 +298,6 @@ def test_lora_adapts_what_the_field_adapts() -> None:
 
 
 def test_a_kernel_is_adapted_as_a_matrix_of_its_taps(monkeypatch: pytest.MonkeyPatch) -> None:
-    import re
-
     monkeypatch.setitem(LAYERS, TRANSFORMERS, re.compile(r"^mid_block\.weight$"))
     concept = learn(LoRA, layers=TRANSFORMERS, rank=2)
     (change,) = concept.weights
@@ -346,9 +348,9 @@ def test_equal_inputs_give_equal_concepts_and_every_input_counts(kind: type[Sibl
 
 @pytest.mark.parametrize("kind", SIBLINGS, ids=lambda kind: kind.name)
 def test_learning_lowers_the_loss(kind: type[Sibling]) -> None:
+    """Of the very same samples, beside a run that hardly moves: other noise moves the loss by more than a word does."""
     changes: dict[str, Any] = {"steps": 30, **({"prior_weight": 0.0} if kind in WEIGHTED else {})}
     losses, still = (learn(kind, learning_rate=rate, **changes).losses for rate in (1e-2, 1e-12))
-    # Of the very same samples: other noise moves the loss by more than a word does.
     assert sum(losses[-5:]) < sum(still[-5:])
 
 
@@ -356,12 +358,13 @@ def test_learning_lowers_the_loss(kind: type[Sibling]) -> None:
 
 
 def drawn(wanted: WantedPrior, base: BaseModel | None = None, size: tuple[int, int] = (8, 6)) -> Tensor:
-    return draw_prior(base or BaseModel(TinyUNet(), TinyText()), wanted, size)
+    base = base or BaseModel(TinyUNet(), TinyText())
+    return torch.cat([draw_prior(base, wanted, group, size) for group in wanted.groups()])[: wanted.count]
 
 
 def test_prior_pictures_are_the_base_s_and_each_is_its_number_s() -> None:
     some = drawn(WantedPrior("face", 6, 0))
-    assert some.shape == (6, 4, 8, 6) and some.dtype == torch.float16
+    assert some.shape == (6, 4, 8, 6) and not some.requires_grad
     assert torch.equal(drawn(WantedPrior("face", 9, 0))[:6], some), "more of them draw the first anew"
     assert not any(torch.equal(some[0], other) for other in some[1:])
     for other in (WantedPrior("face", 6, 1), WantedPrior("dog", 6, 0)):
@@ -369,19 +372,73 @@ def test_prior_pictures_are_the_base_s_and_each_is_its_number_s() -> None:
     assert not torch.equal(drawn(WantedPrior("face", 6, 0), BaseModel(TinyUNet(seed=1), TinyText())), some)
 
 
+def test_groups_begin_where_pictures_are_missing() -> None:
+    wanted = WantedPrior("face", 6, 0)
+    assert [wanted.groups(known) for known in (0, 4, 6, 8, 100)] == [
+        [range(4), range(4, 8)],
+        *[[range(4, 8)]] * 2,
+        [],
+        [],
+    ]
+
+
 def test_drawing_prior_pictures_can_be_stopped_and_leaves_the_base() -> None:
     unet, seen = TinyUNet(), []
     before = {name: value.clone() for name, value in unet.parameters().items()}
 
-    def stop(done: int, total: int) -> None:
-        seen.append((done, total))
-        if done == 40:
+    def stop() -> None:
+        seen.append(1)
+        if len(seen) == 7:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        draw_prior(BaseModel(unet, TinyText()), WantedPrior("face", 6, 0), (8, 8), stop)
-    assert seen[0] == (1, 60) and seen[-1] == (40, 60) and unet.depth == 0
+        draw_prior(BaseModel(unet, TinyText()), WantedPrior("face", 6, 0), range(4), (8, 8), stop)
+    assert len(seen) == 7 and unet.depth == 0
     assert all(torch.equal(value, before[name]) for name, value in unet.parameters().items())
+
+
+@pytest.mark.parametrize("damage", ["missing", "empty", "half", "another shape", "NaN"])
+def test_kept_pictures_are_read_and_damaged_ones_drawn_again(tmp_path: Path, damage: str) -> None:
+    path, wanted, groups = tmp_path / "prior" / "faces.safetensors", WantedPrior("face", 6, 0), []
+
+    def draw(group: range) -> Tensor:
+        groups.append(group)
+        return torch.arange(group.start, group.stop).view(-1, 1, 1, 1).expand(-1, 4, 2, 3).float()
+
+    latents, fault = kept_prior(path, wanted, (2, 3), draw)
+    assert fault == "" and latents[:, 0, 0, 0].tolist() == [0, 1, 2, 3, 4, 5] and len(groups) == 2
+    assert torch.equal(kept_prior(path, wanted, (2, 3), draw)[0], latents) and len(groups) == 2
+    if damage == "missing":
+        path.unlink()
+    elif damage in ("empty", "half"):
+        path.write_bytes(b"" if damage == "empty" else path.read_bytes()[:-40])
+    else:
+        bad = torch.full((8, 4, 2, 3), float("nan")) if damage == "NaN" else torch.zeros(8, 4, 3, 2)
+        save_file({"latents": bad.half()}, path)
+    assert torch.equal(kept_prior(path, wanted, (2, 3), draw)[0], latents) and len(groups) == 4
+
+
+def test_what_was_drawn_before_it_was_stopped_is_kept(tmp_path: Path) -> None:
+    path, wanted = tmp_path / "faces.safetensors", WantedPrior("face", 12, 0)
+
+    def draw(group: range) -> Tensor:
+        if group.start == 8:
+            raise KeyboardInterrupt
+        return torch.ones(4, 4, 2, 2)
+
+    with pytest.raises(KeyboardInterrupt):
+        kept_prior(path, wanted, (2, 2), draw)
+    assert len(load_file(path)["latents"]) == 8
+
+
+def test_a_place_that_cannot_be_written_to_is_said_and_pictures_are_there(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    place = tmp_path / "file" / "faces.safetensors"
+    latents, fault = kept_prior(place, WantedPrior("face", 1, 0), (2, 2), lambda group: torch.ones(4, 4, 2, 2))
+    assert latents.shape == (1, 4, 2, 2)
+    assert re.fullmatch(
+        r"The prior pictures could not be kept in .*file \(.+\), so they are drawn .* be written to\.", fault
+    )
 
 
 def test_no_pictures_are_asked_for_where_they_would_not_count() -> None:
