@@ -11,7 +11,7 @@ class LearnExtendedTextualInversion(LearnPhoto):
 
     METHOD = ExtendedTextualInversion
     ABOUT = (
-        "Learns a word for what is in your photos, without a domain file: another one for each layer of the network, so it is"
-        " more of a likeness than Textual Inversion after fewer steps. MODEL's weights stay as they are."
+        "Learns a word for what is in your photos, without a domain file: another one for each layer of the network."
+        " It takes fewer steps than Textual Inversion. MODEL's weights stay as they are."
     )
     ALIASES = ("extended textual inversion", "xti", "p+", "embedding", "train embedding")

@@ -12,6 +12,6 @@ class LearnPerfusion(LearnPhoto):
     METHOD = Perfusion
     ABOUT = (
         "Learns a word for what is in your photos, without a domain file, and what it looks like in each layer of the network."
-        " Prompts treat it as they treat the class word, so they are obeyed well; the file is 60 KB."
+        " Prompts treat it as they treat the class word; the file is 60 KB."
     )
     ALIASES = ("perfusion", "key locking", "rank one edit")
