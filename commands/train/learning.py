@@ -26,7 +26,7 @@ from e4t_core.files.file_name import checked_name
 from e4t_core.files.prior_file import kept_prior
 from e4t_core.fingerprint import fingerprint
 from e4t_core.memory_need import candidates
-from e4t_core.methods.e4t.clip_backbone import ClipBackbone, missing_backbone, read_backbone_weights
+from e4t_core.methods.e4t.clip_backbone import ClipBackbone, backbone_source, read_backbone_weights
 from e4t_core.methods.e4t.domain import Domain
 from e4t_core.methods.e4t.method import E4T
 from e4t_core.methods.registered import SIBLINGS
@@ -154,7 +154,11 @@ def _base(path: Path, device: torch.device) -> tuple[BaseModel, Any]:
 def _features(domain: Domain, images: Tensor, options: argparse.Namespace, device: torch.device) -> Tensor:
     info, state = domain.info.backbone, domain.backbone_state
     if state is None and options.backbone is None:
-        raise ValueError(missing_backbone(Path("models/clip_vision"), info))
+        source = backbone_source(info)
+        raise ValueError(
+            f"The domain file {options.domain.name} does not hold its image backbone: name that by --backbone FILE"
+            f"{f' (it can be had from {source})' if source else ''}."
+        )
     weights = read_backbone_weights(options.backbone, info) if state is None else state
     return ClipBackbone(info, weights, device).cls_features(images.to(device)).float().cpu()
 

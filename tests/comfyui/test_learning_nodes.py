@@ -279,7 +279,7 @@ def test_a_mix_of_one_method_is_drawn_and_of_two_is_refused(base, places):
 
 def test_concepts_of_three_methods_are_in_one_picture(base, run, untouched):
     model, clip, _, _ = run()
-    model, clip, _, _ = learn("lora", (model, clip, base[2]), trigger="L*", identifier="ohm")
+    model, clip, _, _ = learn("lora", (model, clip, base[2]), trigger="L*", identifier="ohwx")
     alone = learn("dreambooth", base, trigger="D*")[2]
     model, clip, concept, _ = learn("dreambooth", (model, clip, base[2]), trigger="D*")
     assert content(concept) == content(alone), "it was learned on what others have changed"

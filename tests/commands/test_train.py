@@ -13,6 +13,7 @@ from PIL import Image
 
 pytest.importorskip("diffusers")
 
+from safetensors.torch import save_file
 from small_base import make_base
 
 from commands.base.diffusers_base import load_base
@@ -91,13 +92,15 @@ def test_prior_pictures_are_drawn_once_and_are_the_base_s(
     assert drawn == [4] * 5 and (tmp_path / "last.safetensors").is_file()
 
 
-def test_a_domain_s_concept_is_learned_too(concept_world: Any, photos: Path, tmp_path: Path) -> None:
-    domain = tmp_path / "faces.safetensors"
-    save_domain(domain, concept_world.domain)
-    size = str(concept_world.domain.info.image_size)
-    out = tmp_path / "anna.safetensors"
-    quick = ("--size", size, "--set", "steps=1", "--set", "batch=2", "--set", "use_mask=off")
-    assert learn("e4t", concept_world.folder / "base", photos, out, "--domain", str(domain), quick=quick) == 0
+def test_a_domain_s_concept_is_learned_too(concept_world: Any, photos: Path, tmp_path: Path, capsys: Any) -> None:
+    domain, tower, out = (tmp_path / f"{name}.safetensors" for name in ("faces", "tower", "anna"))
+    save_domain(domain, concept_world.domain())
+    save_file({name: value.contiguous() for name, value in concept_world.tower.state_dict().items()}, tower)
+    quick = ("--domain", str(domain), "--size", "64", "--set", "steps=1", "--set", "batch=2", "--set", "use_mask=off")
+    base = concept_world.folder / "base"
+    assert learn("e4t", base, photos, out, quick=quick) == 1
+    assert "does not hold its image backbone: name that by --backbone FILE" in capsys.readouterr().err
+    assert learn("e4t", base, photos, out, "--backbone", str(tower), quick=quick) == 0
     concept, _ = load_concept(out, [tmp_path])
     assert concept.method == "e4t" and concept.predictor is not None and len(concept.losses) == 1
 
