@@ -3,12 +3,10 @@
 Individuals stand off center, small, among things and beside others (``crop_scenes.py``). For each kind of photo: which share
 of the head of who is meant lies in the crop, how nearly the crop is their portrait, how many of the individuals were found,
 in how many photos as many were found as there are, what was found where nobody is, and how many squares were looked at;
-beside it the middle square. With ``--identity``
-some of them are learned in ComfyUI from these crops, and NAMED (``scoring.py``) is compared with what a centered portrait
+beside it the middle square. With ``--identity`` some of them are learned in ComfyUI from these crops, and NAMED (``scoring.py``) is compared with what a centered portrait
 gives; "exact" is the square that the portrait of who is meant would be.
 
-Gates, stated before the search was changed, and reached on validation individuals before held-out ones were looked at: of the
-head of who is meant 0.95 lies inside the crop in 4:3, 3:4, small, two and three (each is off center); the number of
+Gates: of the head of who is meant 0.95 lies inside the crop in 4:3, 3:4, small, two and three (each is off center); the number of
 individuals is right in 0.8 of the photos of two and of three; a centered portrait is learned as it came in; NAMED is at most
 0.03 below the centered portrait's.
 """
