@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from comfy_api.latest import io
 
+from ..e4t_core.attention_changes import GatedEdit
 from ..e4t_core.concept import Concept
 from .host.learning.apply import check_applicable
 from .host.learning.result_store import STORE
@@ -149,6 +150,11 @@ def _check(concept: Concept, number: int, concepts: list[Concept]) -> None:
     if concept.to_learn:
         raise ValueError(
             f"concept_{number} ({concept.trigger}) is a recipe that was not learned again yet: wire it through Apply E4T Concept."
+        )
+    if isinstance(concept.attention, GatedEdit):
+        raise ValueError(
+            f"concept_{number} ({concept.trigger}) was learned by Perfusion, which E4T Regions cannot draw in a part of a picture:"
+            " wire in a concept of another method."
         )
     first = next(n for n, other in enumerate(concepts, 1) if other.fingerprint == concept.fingerprint)
     if first != number:

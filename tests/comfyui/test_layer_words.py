@@ -157,7 +157,8 @@ def test_other_packs_patches_of_attention_see_what_layers_read(base, domain):
     other.set_model_attn2_patch(before)
     for block, number in (("input", 1), ("middle", 0), ("output", 0), ("output", 1)):
         other.set_model_attn2_replace(instead, block, number)
-    assert torch.allclose(draw(other, clip), wanted, atol=1e-5)
+    # Attention by another kernel adds up in another order.
+    assert (draw(other, clip) - wanted).norm() < 1e-5 * wanted.norm()
     assert {"patch", "attention"} == set(seen)
 
 

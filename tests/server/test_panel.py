@@ -257,6 +257,15 @@ def test_the_card_of_a_file_is_there_before_anything_runs(page: Page, server: Se
     card(page, APPLY, None)
 
 
+# A node may be taller than the window.
+TO_THE_MIDDLE = (
+    "button => { const box = button.getBoundingClientRect(), { ds } = app.canvas;"
+    " ds.offset[0] += (innerWidth / 2 - box.x - box.width / 2) / ds.scale;"
+    " ds.offset[1] += (innerHeight / 2 - box.y - box.height / 2) / ds.scale;"
+    " app.canvas.setDirty(true, true) }"
+)
+
+
 def test_the_button_copies_the_trigger_that_the_node_gives(page: Page, kept: str) -> None:
     card(page, LOAD, ["S*", "panel_face", "E4T · on miniworld.safetensors · domain mini_faces"])
     page.evaluate(
@@ -271,6 +280,7 @@ def test_the_button_copies_the_trigger_that_the_node_gives(page: Page, kept: str
             node,
         )
         button = page.get_by_role("button", name=f"Copy {trigger}", exact=True)
+        button.evaluate(TO_THE_MIDDLE)
         if by_key:
             button.focus()
             page.keyboard.press("Enter")
