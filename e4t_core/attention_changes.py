@@ -82,7 +82,7 @@ class GatedEdit:
 def gated_edit(
     context: Tensor, encoding: Tensor, direction: Tensor, target: Tensor, bias: float, temperature: float
 ) -> Tensor:
-    """Perfusion's edit (its equation 5), of a layer's input in place of its output.
+    """Perfusion's edit, of a layer's input in place of its output.
 
         e' = e - i* s + x g,    s = <C^-1 i*, e> / <C^-1 i*, i*>,    g = sigmoid((s - beta) / tau)
 

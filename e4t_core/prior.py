@@ -1,4 +1,4 @@
-"""Prior preservation (Ruiz et al. 2022, arXiv 2208.12242, section 3.3): the class stays what it was while one of it is learned.
+"""Prior preservation (Ruiz et al. 2022, arXiv 2208.12242): the class stays what it was while one of it is learned.
 
 Pictures of "a photo of <class>" are drawn by the untouched base, once, and learned beside the photos:
 

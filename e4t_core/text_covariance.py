@@ -2,7 +2,7 @@
 
     C = mean(e e^T)
 
-over the tokens of many captions (Perfusion, section 3; ROME, Meng et al. 2022, from whom it is taken). The papers take captions of a
+over the tokens of many captions (Perfusion; ROME, Meng et al. 2022, from whom it is taken). The papers take captions of a
 data set. We: sentences put together from common words, so that nothing has to be at hand, each ending with a word whose place
 is found by putting another one there.
 """

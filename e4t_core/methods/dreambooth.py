@@ -1,7 +1,7 @@
 """DreamBooth (Ruiz et al. 2022, arXiv 2208.12242): all of the UNet learns the photos under a rare word before the class word.
 
 Prompts say "a photo of sks face" (the paper: "a [V] [class noun]"), and prior preservation keeps the class (``prior.py``). For
-Stable Diffusion the paper states a rate of 5e-6, about 1,000 steps and 3 to 5 photos (its section 4), and nothing of the
+Stable Diffusion the paper states a rate of 5e-6, about 1,000 steps and 3 to 5 photos, and nothing of the
 optimizer. We: AdamW as the field has it; templates in place of the one prompt; the text encoder stays as it is. The identifier
 is no word of the paper's: it is the one that people use, and can be changed.
 """

@@ -1,9 +1,9 @@
 """Extended Textual Inversion (Voynov et al. 2023, arXiv 2303.09522, "P+"): a word embedding for each cross-attention layer.
 
 Every cross-attention layer of the UNet reads the prompt with another embedding in the word's place, so that coarse layers learn
-the shape and fine ones the look (the paper's section 3, "P+ space"). All of them start as the embedding of a coarse word and
-are trained at once by the plain diffusion loss, as Textual Inversion's one word (section 3.2, equation 2); the base stays as
-it is. The paper states a rate of 5e-3, a batch of 8 and 500 steps, a tenth of Textual Inversion's (section 4). We: AdamW without weight
+the shape and fine ones the look (the paper's "P+ space"). All of them start as the embedding of a coarse word and
+are trained at once by the plain diffusion loss, as Textual Inversion's one word; the base stays as
+it is. The paper states a rate of 5e-3, a batch of 8 and 500 steps, a tenth of Textual Inversion's. We: AdamW without weight
 decay, a rate that falls to zero over the second half, the photo cropped and masked, and 1 to 3 vectors for each layer.
 
 The text encoder runs once for each layer and template, forward twice and backward once, and keeps nothing in between.

@@ -2,7 +2,7 @@
 
     W = W0 + alpha / r * B A,    B (M, r) begins as zeros, A (r, N) at random
 
-(the paper's section 4.1). It was made for language models; for diffusion the field adapts query, key, value and output of self- and
+It was made for language models; for diffusion the field adapts query, key, value and output of self- and
 cross-attention, at a rank of 4 to 32 and a rate of 1e-4, with DreamBooth's prompts (``identifier.py``). A is drawn evenly from
 +-1 / sqrt(N), as the authors' own code does it (the paper says "random Gaussian"). The text encoder stays as it is.
 """

@@ -1,8 +1,8 @@
 """Perfusion (Tewel et al. 2023, arXiv 2305.01644): a word, and a gated rank-1 edit of every cross-attention's keys and values.
 
 In every layer the word's key is LOCKED to the class word's, so that it takes its place in prompts as that does; what it looks like
-is a value that is learned for each layer (the paper's section 4). A gate opens where a token's encoding is like the word's own
-(section 4.2), measured by the covariance of text encodings. The formula is in ``attention_changes.gated_edit``.
+is a value that is learned for each layer. A gate opens where a token's encoding is like the word's own,
+measured by the covariance of text encodings. The formula is in ``attention_changes.gated_edit``.
 
 The paper states beta = 0.75 and tau = 0.1 for training, beta 0.6 to 0.75 and tau = 0.15 for drawing, a running mean of 0.99 of the word's
 encoding i*, and about 400 steps with a batch of 16. We: the similarity is divided by that of i* with itself; the running mean
