@@ -1,6 +1,7 @@
 """``validate``: what is wrong is said before a run starts, all of it, each in one sentence."""
 
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,6 +17,14 @@ from commands.pretrain.config.sections import Config
 from commands.pretrain.disk_room import lacking_room, unusable_places
 from commands.pretrain.estimate import BACKWARD
 from commands.pretrain.validate import main
+
+
+@pytest.fixture(scope="module", autouse=True)
+def room() -> Iterator[None]:
+    """A disk that is nearly empty: what is free where the tests run decides nothing."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=10**12))
+        yield
 
 
 @pytest.fixture(scope="module")

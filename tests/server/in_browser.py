@@ -14,7 +14,7 @@ from devtools.comfyui_server import Server
 from devtools.places import WORKFLOWS
 
 if TYPE_CHECKING:
-    from playwright.sync_api import BrowserContext, Page
+    from playwright.sync_api import BrowserContext, Locator, Page
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 FLAGS = [
@@ -81,6 +81,34 @@ def open_workflow(
 def load(page: Page, workflow: dict[str, Any], name: str) -> None:
     """Opens a workflow in a page that has started."""
     page.evaluate("([workflow, name]) => window.app.loadGraphData(workflow, true, true, name)", [workflow, name])
+
+
+# Moves the canvas so that an element is in the window's middle; a node may be taller than the window. An element on the
+# canvas follows at the next drawing: what is asked before says where it was. Tells whether it is there, and stays there.
+TO_THE_MIDDLE = """async element => {
+  const drawn = () => new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)));
+  await drawn();
+  const off = () => {
+    const box = element.getBoundingClientRect();
+    return [innerWidth / 2 - box.x - box.width / 2, innerHeight / 2 - box.y - box.height / 2];
+  };
+  const { ds } = app.canvas, [x, y] = off();
+  ds.offset[0] += x / ds.scale;
+  ds.offset[1] += y / ds.scale;
+  app.canvas.setDirty(true, true);
+  await drawn();
+  return Math.hypot(x, y) < 2 && Math.hypot(...off()) < 2;
+}"""
+
+
+def bring_near(page: Page, element: Locator) -> None:
+    """Brings what a node shows into the window's middle, as large as one works at it.
+
+    Far away, the classic canvas draws no panels, nor any text field."""
+    page.evaluate("() => { app.canvas.ds.scale = 1; app.canvas.setDirty(true, true) }")
+    deadline = time.monotonic() + PATIENCE
+    while not element.evaluate(TO_THE_MIDDLE):
+        assert time.monotonic() < deadline, "the canvas never stood still"
 
 
 def ran(client: Client, page: Page, before: set[str]) -> dict[str, Any]:

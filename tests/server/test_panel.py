@@ -8,7 +8,17 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from in_browser import PATIENCE, load, needs_browser, new_page, open_workflow, ran, shipped_workflow, wait_until_started
+from in_browser import (
+    PATIENCE,
+    bring_near,
+    load,
+    needs_browser,
+    new_page,
+    open_workflow,
+    ran,
+    shipped_workflow,
+    wait_until_started,
+)
 from safetensors import safe_open
 from safetensors.torch import save_file
 
@@ -257,15 +267,6 @@ def test_the_card_of_a_file_is_there_before_anything_runs(page: Page, server: Se
     card(page, APPLY, None)
 
 
-# A node may be taller than the window.
-TO_THE_MIDDLE = (
-    "button => { const box = button.getBoundingClientRect(), { ds } = app.canvas;"
-    " ds.offset[0] += (innerWidth / 2 - box.x - box.width / 2) / ds.scale;"
-    " ds.offset[1] += (innerHeight / 2 - box.y - box.height / 2) / ds.scale;"
-    " app.canvas.setDirty(true, true) }"
-)
-
-
 def test_the_button_copies_the_trigger_that_the_node_gives(page: Page, kept: str) -> None:
     card(page, LOAD, ["S*", "panel_face", "E4T · on miniworld.safetensors · domain mini_faces"])
     page.evaluate(
@@ -274,13 +275,13 @@ def test_the_button_copies_the_trigger_that_the_node_gives(page: Page, kept: str
     )
     card(page, APPLY, ["anna", "panel_face", "E4T · on miniworld.safetensors · domain mini_faces"])
     for node, trigger, by_key in ((LOAD, "S*", False), (APPLY, "anna", True)):
-        # As large as one works at it: far away, the classic canvas draws no panels, nor any text field.
+        # Not drawn while it is out of sight: the node first, then its button.
         page.evaluate(
             "type => { app.canvas.ds.scale = 1; app.canvas.centerOnNode(app.graph.nodes.find(n => n.type === type)) }",
             node,
         )
         button = page.get_by_role("button", name=f"Copy {trigger}", exact=True)
-        button.evaluate(TO_THE_MIDDLE)
+        bring_near(page, button)
         if by_key:
             button.focus()
             page.keyboard.press("Enter")
