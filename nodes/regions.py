@@ -74,7 +74,7 @@ class Regions(io.ComfyNode):
                     default=OWN,
                     optional=True,
                     tooltip=f"'{OWN}': most alike; make each region as large as a picture of this model (512 x 512)."
-                    f" '{WHOLE}': for small regions, people who touch, and ControlNet.",
+                    f" '{WHOLE}': for small regions, and people who touch.",
                 ),
                 io.Float.Input(
                     "feather",

@@ -29,8 +29,9 @@ if (COMFYUI / "comfy").is_dir():
     import torch
 
     torch.set_num_threads(1)
-    # For world.py, and for the rooms beside the pack (the core, commands, benchmarks).
-    sys.path += [folder for folder in (str(Path(__file__).parent), str(ROOT)) if folder not in sys.path]
+    # For world.py, for files that stock nodes load, and for the rooms beside the pack (the core, commands, benchmarks).
+    here = Path(__file__).parent
+    sys.path += [folder for folder in (str(here), str(here.parent / "server"), str(ROOT)) if folder not in sys.path]
     from commands.inside.one_core import import_pack
 
     import_pack(ROOT)

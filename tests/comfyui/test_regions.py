@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
+import comfy.controlnet
 import comfy.sample
 import pytest
 import torch
@@ -15,6 +16,11 @@ from e4t_pack.nodes.host.sampling.place import Place, box_of
 from e4t_pack.nodes.regions import OWN, WHOLE, Regions
 from kept_by_nodes import known_concept
 from personalized import encode
+from safetensors.torch import save_file
+from stock_files import write_controlnet
+from world import make_state
+
+from nodes import ControlNetApplyAdvanced
 
 STEPS, CFG = 2, 3.0
 LEFT, RIGHT = slice(0, 8), slice(8, 16)
@@ -44,8 +50,8 @@ def pair(domain):
     return known_concept(domain, 1), known_concept(domain, 2)
 
 
-def regions(base, *concepts, model=None, **options):
-    positive, negative = encode(base[1], "two people"), encode(base[1], "blurry")
+def regions(base, *concepts, model=None, conditionings=None, **options):
+    positive, negative = conditionings or (encode(base[1], "two people"), encode(base[1], "blurry"))
     named = {f"concept_{n}": concept for n, concept in enumerate(concepts, 1)}
     return Regions.execute(
         model or base[0],
@@ -89,6 +95,59 @@ def test_a_second_pass_over_the_picture_made_larger_goes_on_with_the_same_people
     for concept, half in zip(pair, (slice(0, 16), slice(16, 32)), strict=True):
         wanted = alone(base, concept, start[..., half], latent=drawn_first[..., half], denoise=0.6)
         assert (made[..., half] - wanted).norm() < 1e-3 * wanted.norm()
+
+
+# Far from what pictures hold, so that a random network cannot but heed it.
+HINT = 100 * torch.rand((1, 64, 128, 3), generator=torch.Generator().manual_seed(9))
+
+
+@pytest.fixture(scope="module")
+def control_net(tmp_path_factory):
+    """A ControlNet as ComfyUI loads it, of random values: it does something, and asks nothing of the hint."""
+    folder = tmp_path_factory.mktemp("control")
+    save_file({name: value.contiguous() for name, value in make_state().items()}, folder / "base.safetensors")
+    write_controlnet(folder / "control.safetensors", folder / "base.safetensors")
+    return comfy.controlnet.load_controlnet(str(folder / "control.safetensors"))
+
+
+def controlled(positive, negative, control_net, hint: torch.Tensor, times: int = 1):
+    for _ in range(times):
+        positive, negative = ControlNetApplyAdvanced().apply_controlnet(
+            positive, negative, control_net, hint, 1.0, 0.0, 1.0
+        )
+    return positive, negative
+
+
+@pytest.mark.parametrize("place", ["behind", "before", "both"])
+def test_a_controlnet_tells_each_region_by_its_part_of_the_hint(base, pair, control_net, place):
+    hint = HINT
+    given = encode(base[1], "two people"), encode(base[1], "blurry")
+    if place != "behind":
+        given = controlled(*given, control_net, hint)
+    model, positive, negative, _ = regions(base, *pair, each_region=OWN, conditionings=given)
+    if place != "before":
+        positive, negative = controlled(positive, negative, control_net, hint)
+    made = sample(model, positive, negative, noise())
+    for concept, side in ((pair[0], LEFT), (pair[1], RIGHT)):
+        own, clip = applied(base[0], base[1], concept, STORE)
+        prompts = encode(clip, f"a photo of {concept.trigger}"), encode(clip, "blurry")
+        part = hint[:, :, side.start * 8 : side.stop * 8]
+        wanted = sample(own, *controlled(*prompts, control_net, part, 2 if place == "both" else 1), noise()[..., side])
+        assert (made[..., side] - wanted).norm() < 1e-3 * wanted.norm()
+        squeezed = sample(own, *controlled(*prompts, control_net, hint), noise()[..., side])
+        assert (squeezed - wanted).norm() > 0.02 * wanted.norm(), "the hint says nothing"
+
+
+def test_a_region_that_sees_the_whole_picture_is_told_by_the_whole_hint(base, pair, control_net):
+    one, two = (dataclasses.replace(c, predictor=None) for c in pair)
+    hint = HINT
+    model, positive, negative, _ = regions(base, one, two, each_region=WHOLE)
+    made = sample(model, *controlled(positive, negative, control_net, hint), noise(), steps=1)
+    for concept, side in ((one, LEFT), (two, RIGHT)):
+        own, clip = applied(base[0], base[1], concept, STORE)
+        prompts = encode(clip, "a photo of S*"), encode(clip, "blurry")
+        wanted = sample(own, *controlled(*prompts, control_net, hint), noise(), steps=1)
+        torch.testing.assert_close(made[..., side], wanted[..., side], rtol=1e-3, atol=1e-3)
 
 
 def test_what_is_nobodys_region_is_the_bases(base, pair):

@@ -23,6 +23,7 @@ from ....e4t_core.concept import Concept
 from ..learning.apply import held_on
 from ..learning.result_store import ResultStore
 from ..prompt.concept_clip import with_concept as clip_with_concept
+from ..sampling.control_hints import control_of
 from ..sampling.held_concept import HeldConcept
 from ..sampling.patched_model import held_concepts, patches_by_strength, with_concept
 from ..sampling.place import Place, box_of
@@ -79,7 +80,11 @@ def regional(
         model = with_concept(model, held, store.prompts)
         concept = region.concept
         knowing = clip_with_concept(clip, concept.trigger, concept.fingerprint, concept.embedding, store.prompts)
-        encoded = knowing.encode_from_tokens_scheduled(knowing.tokenize(region.prompt))
+        # A ControlNet that the whole picture has is the regions', too; the negative of each is the picture's own.
+        encoded = [
+            [tensor, {**values, **(control_of(positive[0][1]) if positive else {})}]
+            for tensor, values in knowing.encode_from_tokens_scheduled(knowing.tokenize(region.prompt))
+        ]
         for found, wanted in ((made_positive, encoded), (made_negative, negative)):
             masked = _masked(wanted, mask, box_of(region.mask) if crop else None)
             found += comfy.hooks.set_hooks_for_conditioning(masked, hooks)

@@ -25,6 +25,7 @@ from ..prompt.prompt_memory import PromptMemory
 from ..prompt.recognition import Recipe, Row, recognize
 from ..prompt.reencoding import UnfaithfulError
 from .announcement import CHANGED, HIDDEN, REGION, Sighting, Sightings, announcement
+from .control_hints import with_own_hints
 from .held_concept import HeldConcept
 from .layer_patch import LayerPatch
 from .layer_reading import EncodeWith, LayerReading, rows_of
@@ -86,7 +87,12 @@ class Refinement:
 
     def begin(self, executor: WrapperExecutor, *arguments: Any, **options: Any) -> Any:
         """The OUTER_SAMPLE wrapper: only here are the prompts' roles known ("positive", "negative" ...)."""
-        conds = getattr(executor.class_obj, "conds", {})
+        guider = executor.class_obj
+        conds = getattr(guider, "conds", {})
+        places = [held.place for held in self.concepts if held.place is not None]
+        if places:
+            noise = arguments[0]
+            guider.conds = conds = with_own_hints(conds, places, (noise.shape[-2], noise.shape[-1]))
         self._run.roles = {cond.get("uuid"): role for role, group in conds.items() for cond in group or ()}
         return executor(*arguments, **options)
 
