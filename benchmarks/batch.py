@@ -204,6 +204,8 @@ def main() -> int:
         "--runs", type=Path, default=REPOSITORY / "runs" / "batch", help="a new folder for what is made"
     )
     options = parser.parse_args()
+    # ComfyUI runs in a folder of its own.
+    options.runs = options.runs.resolve()
     options.runs.mkdir(parents=True)
     base, comfyui = options.runs / "comfyui", find_or_fetch()
     prepare_base(base)

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from commands.batch.photos import file_name
-from commands.comfyui.own_server import Installation
+from commands.comfyui.own_server import Installation, absolute_program
 from e4t_core.files.whole_file import replacing
 
 from . import drawing, parity, scores
@@ -43,8 +43,7 @@ def check(options: argparse.Namespace, say: Say) -> tuple[list[Part], Path]:
     given = Given(options.checkpoint, options.domain, options.photo, options.clip_vision)
     installation = Installation(
         options.comfyui.absolute(),
-        # Not resolved: the Python of a virtual environment is a link.
-        python=str(Path(options.python).absolute()) if Path(options.python).is_file() else options.python,
+        python=absolute_program(options.python),
         cpu=options.cpu,
         arguments=tuple(options.comfyui_argument),
         port=options.port,

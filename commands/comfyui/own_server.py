@@ -74,6 +74,14 @@ class Installation:
             )
 
 
+def absolute_program(named: str) -> str:
+    """A program as it is named in any folder: a file's absolute path, or the name of what is on PATH.
+
+    Links stay: the Python of a virtual environment is one.
+    """
+    return str(Path(named).absolute()) if Path(named).is_file() else named
+
+
 @final
 class ComfyUI:
     """A server process of an installation; it ends with this process, however that ends.

@@ -11,7 +11,7 @@ import ray
 from commands.batch.prepared import Work
 from commands.batch.run import Told
 from commands.batch.summary import Watch
-from commands.comfyui.own_server import Installation
+from commands.comfyui.own_server import Installation, absolute_program
 
 from .fleet import Fleet
 from .seat import Seat
@@ -29,7 +29,7 @@ def installed(options: argparse.Namespace) -> Installation:
     installation = Installation(
         options.comfyui.absolute(),
         base.absolute() if base is not None else None,
-        options.python,
+        absolute_program(options.python),
         options.cpu,
         tuple(options.comfyui_argument),
     )

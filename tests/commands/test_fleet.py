@@ -12,7 +12,9 @@ from pathlib import Path
 import psutil
 import pytest
 
+from commands.fleet.__main__ import _options
 from commands.fleet.cluster import plain, refusal
+from commands.fleet.work import installed
 
 ROOT = Path(__file__).parents[2]
 LEASH = ROOT / "commands" / "comfyui" / "leash.py"
@@ -102,3 +104,16 @@ def test_without_ray_one_sentence_says_how_to_get_it(tmp_path: Path) -> None:
 def test_nothing_that_artists_run_imports_ray() -> None:
     code = "import sys, commands.batch.__main__, commands.batch.run, commands.batch.prepared; sys.exit('ray' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
+
+
+def test_files_of_the_command_line_are_found_from_any_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("comfyui/main.py", "venv/bin/python3"):
+        (tmp_path / name).parent.mkdir(parents=True)
+        (tmp_path / name).touch()
+    (tmp_path / "venv" / "bin" / "python").symlink_to("python3")
+    line = ["--workflow=w.json", "--images=photos", "--prompts=p.csv", "--out=results", "--comfyui=comfyui"]
+    for given, meant in (("venv/bin/python", str(tmp_path / "venv" / "bin" / "python")), ("python3", "python3")):
+        installation = installed(_options([*line, f"--python={given}", "--base-directory=base"]))
+        assert installation.python == meant
+        assert (installation.folder, installation.base) == (tmp_path / "comfyui", tmp_path / "base")
