@@ -168,14 +168,18 @@ def test_it_moves_in_a_subgraph_and_without_frames(page: Page, mine: Client, see
     page.evaluate(
         "() => { const { graph } = window.app.canvas;"
         " const { subgraph } = graph.convertToSubgraph(new Set([graph.nodes.find(n => n.type === 'E4TPersonalize')]));"
-        # A tab in the background is given no frames.
-        " window.frames_of = window.requestAnimationFrame; window.requestAnimationFrame = () => 0 }"
+        # A tab in the background is given no frames; they come once it is looked at again.
+        " window.waiting = []; window.frames_of = window.requestAnimationFrame;"
+        " window.requestAnimationFrame = callback => window.waiting.push(callback) }"
     )
     try:
         ran(mine, page, history(mine))
         until(page, "learned")
     finally:
-        page.evaluate("() => { window.requestAnimationFrame = window.frames_of }")
+        page.evaluate(
+            "() => { window.requestAnimationFrame = window.frames_of;"
+            " for (const callback of window.waiting) requestAnimationFrame(callback) }"
+        )
     page.evaluate(
         "() => { const { canvas } = window.app; const node = canvas.graph.nodes.find(node => node.subgraph);"
         " canvas.openSubgraph(node.subgraph, node) }"
