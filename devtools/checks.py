@@ -13,7 +13,11 @@ from .places import REPOSITORY
 
 # Files of tests side by side, a core for each, in the order they are given; more processes than this would need more memory
 # than they save time.
-SIDE_BY_SIDE = ("-n", "logical", "--maxprocesses", "4", "--dist", "loadfile", "--no-loadscope-reorder")
+SIDE_BY_SIDE = (
+    *("-n", "logical", "--maxprocesses", "4", "--dist", "loadfile", "--no-loadscope-reorder"),
+    # A process that crashes ends the run: with another in its place, the run would wait for ever.
+    *("--max-worker-restart", "0"),
+)
 FIRST = ("server", "benchmarks", "comfyui", "commands")
 """Folders of tests that take longest: at the end no process is then left alone with a long file."""
 LAST_WORD_SECONDS = 30.0
