@@ -1,4 +1,9 @@
-"""What the nodes "Learn Photo (...)" have in common: each learns by one of E4T's siblings, without a domain file."""
+"""What the nodes "Learn Photo (...)" have in common: each learns by one of E4T's siblings, without a domain file.
+
+There is one node for each method. One node with a choice of methods (ComfyUI's DynamicCombo) was tried in the page: it forgets what
+was set when the method changes, its API inputs are called ``method.steps``, and, because widgets are stored by position, a
+setting more in one method would move the values of old workflows. As nodes, methods are found by name and have a help page each.
+"""
 
 from __future__ import annotations
 
