@@ -28,6 +28,7 @@ CLOSER = 0.08  # the same, of the one step by closer looks
 LONGEST_WALK = 5  # moves of each step
 SAME_PLACE = 0.5  # of the smaller square: that much lies in the other where both show one subject
 SMALLER = 0.4  # of the largest subject's side: who is smaller is in the background
+AS_LARGE = 0.83  # of the largest square's side: found sides are good to about that much
 
 
 @dataclass(frozen=True)
@@ -101,13 +102,15 @@ def search(size: tuple[int, int], smallest: int, look: Look) -> list[Subject]:
 
 
 def chosen(subjects: Sequence[Subject], which: int) -> Subject | None:
-    """The subject with a number, from 1 and from left to right; 0: the largest, and of equals the better framed.
+    """The subject with a number, from 1 and from left to right; 0: the largest, and of those about as large the best framed.
 
     None where there is no such number.
     """
     if which > 0:
         return subjects[which - 1] if which <= len(subjects) else None
-    return max(subjects, key=lambda subject: (subject.square.side, subject.score), default=None)
+    largest = max((subject.square.side for subject in subjects), default=0)
+    as_large = [subject for subject in subjects if subject.square.side >= AS_LARGE * largest]
+    return max(as_large, key=lambda subject: (subject.score, subject.square.side), default=None)
 
 
 def _taken(square: Square, others: Iterable[Square]) -> bool:

@@ -106,3 +106,6 @@ def test_the_largest_is_chosen_by_itself_and_others_by_number() -> None:
     assert chosen(subjects, 0) == subjects[2], "of two as large, the better framed"
     assert [chosen(subjects, which) for which in (1, 2, 3, 4)] == [*subjects, None]
     assert chosen([], 0) is None and chosen([], 1) is None
+    loose, framed = Subject(Square(0, 0, 220), 0.29), Subject(Square(0, 300, 190), 0.37)
+    assert chosen([loose, framed], 0) == framed, "about as large, and framed better"
+    assert chosen([loose, Subject(Square(0, 300, 170), 0.37)], 0) == loose
