@@ -28,6 +28,7 @@ CLOSER = 0.08  # the same, of the one step by closer looks
 LONGEST_WALK = 5  # moves of each step
 SAME_PLACE = 0.5  # of the smaller square: that much lies in the other where both show one subject
 SMALLER = 0.4  # of the largest subject's side: who is smaller is in the background
+FAINT = 0.4  # of the best score: who is seen so much worse is not there
 AS_LARGE = 0.83  # of the largest square's side: found sides are good to about that much
 
 
@@ -96,8 +97,10 @@ def search(size: tuple[int, int], smallest: int, look: Look) -> list[Subject]:
     for subject in sorted(found, key=lambda one: (one.square != middle, -one.score, one.square)):
         if not _taken(subject.square, [other.square for other in best]):
             best.append(subject)
-    largest = max((subject.square.side for subject in best), default=0)
-    kept = [subject for subject in best if subject.square.side >= SMALLER * largest]
+    clearest = max((subject.score for subject in best), default=0.0)
+    clear = [subject for subject in best if subject.score >= FAINT * clearest]
+    largest = max((subject.square.side for subject in clear), default=0)
+    kept = [subject for subject in clear if subject.square.side >= SMALLER * largest]
     return sorted(kept, key=lambda subject: subject.square.middle[::-1])
 
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import pytest
 import torch
-from tiny import CLIP_WIDTH, LAYERS, TinyText, TinyUNet, tiny_domain
+from tiny import TinyText, TinyUNet, tiny_domain
 from torch import Tensor
 
 from e4t_core.crop import Square
@@ -18,15 +18,20 @@ COLOR = torch.full((1, 4, 8, 8), 0.7)
 
 
 class Draws(TinyUNet):
-    """Predicts what makes the clean latent the subject where a word is said, and nothing (0) where none is."""
+    """Predicts what makes the clean latent the subject where a word is said, and nothing (0) where none is.
 
-    def __init__(self, prediction: Prediction = "epsilon") -> None:
+    Args:
+        always: also where none is said.
+    """
+
+    def __init__(self, prediction: Prediction = "epsilon", always: bool = False) -> None:
         super().__init__(prediction=prediction)
-        self.silence = TinyText().empty()
+        self.silence, self.always = TinyText().empty(), always
 
     def denoise(self, z: Tensor, t: Tensor, context: Tensor) -> Tensor:
         super().denoise(z, t, context)
-        told = ((context - self.silence).abs().amax(dim=(1, 2)) > 1e-6).float()[:, None, None, None]
+        said = (context - self.silence).abs().amax(dim=(1, 2)) > 1e-6
+        told = (said | self.always).float()[:, None, None, None]
         kept = self.schedule.alphas_cumprod[t].view(-1, 1, 1, 1)
         noise = (z - kept.sqrt() * told * SUBJECT) / (1 - kept).sqrt()
         return noise if self.prediction == "epsilon" else (kept.sqrt() * z - told * SUBJECT) / (1 - kept).sqrt()
@@ -36,18 +41,14 @@ class Photo:
     """Squares are numbered by their left side: which latents are in them."""
 
     def __init__(self, *latents: Tensor) -> None:
-        self.of, self.asked = latents, 0
+        self.of = latents
 
     def latents(self, squares: Sequence[Square]) -> Tensor:
         return torch.cat([self.of[square.left] for square in squares])
 
-    def clip_features(self, squares: Sequence[Square]) -> Tensor:
-        self.asked += len(squares)
-        return torch.randn(len(squares), LAYERS, CLIP_WIDTH, generator=torch.Generator().manual_seed(5))
 
-
-def seen(photo: Photo, care, count: int, prediction: Prediction = "epsilon", **options):
-    unet = Draws(prediction)
+def seen(photo: Photo, care, count: int, prediction: Prediction = "epsilon", always: bool = False, **options):
+    unet = Draws(prediction, always)
     domain = tiny_domain(unet)
     with unet.using({}):
         words = WordModel.of(unet, TinyText(), domain.encoder, "face", 0.5, ("a photo of {}",))
@@ -58,7 +59,7 @@ def seen(photo: Photo, care, count: int, prediction: Prediction = "epsilon", **o
 def test_what_the_word_redraws_convinces_and_another_thing_does_not(prediction) -> None:
     subject, other, color = seen(Photo(SUBJECT, OTHER, COLOR), "check", 3, prediction)
     assert subject.convinces and not other.convinces and not color.convinces
-    assert subject.score == pytest.approx(1, abs=1e-3), "all of it is redrawn"
+    assert subject.score == pytest.approx(3, abs=1e-3), "all of it is redrawn, at three levels"
     assert other.score < 0 and color.score == 0
 
 
@@ -70,9 +71,10 @@ def test_the_score_is_the_share_that_is_redrawn() -> None:
 
     expected = 1 - without_mean(SUBJECT - mixed).square().mean() / without_mean(mixed).square().mean()
     assert 0.5 < expected < 0.95
-    for care in ("look", "check"):
-        (sight,) = seen(Photo(mixed), care, 1)
-        assert sight.score == pytest.approx(float(expected), rel=1e-3)
+    (looked,), (checked,) = (seen(Photo(mixed), care, 1) for care in ("look", "check"))
+    assert looked.score == pytest.approx(float(expected), rel=1e-3)
+    # Without a word nothing is redrawn, so that the gain is the share.
+    assert checked.score == pytest.approx(3 * float(expected), rel=1e-3)
 
 
 def test_a_color_of_the_background_tells_nothing() -> None:
@@ -81,11 +83,15 @@ def test_a_color_of_the_background_tells_nothing() -> None:
     assert structure(COLOR).item() == pytest.approx(0, abs=1e-6)
 
 
-def test_only_a_check_asks_for_the_photo_s_own_word() -> None:
-    photo = Photo(SUBJECT)
-    assert not seen(photo, "look", 1)[0].convinces and photo.asked == 0
-    seen(photo, "check", 1)
-    assert photo.asked == 1
+def test_what_is_redrawn_without_a_word_as_well_gains_nothing_by_it() -> None:
+    (anyway,) = seen(Photo(SUBJECT), "check", 1, always=True)
+    assert anyway.score == pytest.approx(1, abs=1e-3), "its share, and no gain"
+
+
+def test_only_a_check_convinces() -> None:
+    (looked,), (checked,) = (seen(Photo(SUBJECT), care, 1) for care in ("look", "check"))
+    assert not looked.convinces and not looked.settles
+    assert checked.convinces and checked.settles
 
 
 def test_squares_are_seen_alike_however_many_pass_together() -> None:

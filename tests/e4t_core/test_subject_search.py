@@ -1,5 +1,6 @@
 """The search, with a look whose subjects are known: how much of a square's place is a subject's own square."""
 
+import dataclasses
 from collections.abc import Sequence
 
 import pytest
@@ -53,6 +54,21 @@ def test_who_is_much_smaller_is_in_the_background() -> None:
     (found,) = scene.found()
     assert found.overlap(large) > 0.7
     assert min(square.side for square, _ in scene.seen) >= 0.38 * found.side, "it was looked for all the same"
+
+
+def test_what_is_seen_much_worse_than_another_is_no_subject() -> None:
+    person, thing = Square(20, 20, 200), Square(150, 300, 190)
+    scene = Scene(SIZE, person, thing)
+
+    def look(squares: Sequence[Square], care: Care) -> list[Sight]:
+        dim = [0.3 if square.overlap(thing) > square.overlap(person) else 1.0 for square in squares]
+        return [
+            dataclasses.replace(sight, score=part * sight.score)
+            for part, sight in zip(dim, scene(squares, care), strict=True)
+        ]
+
+    (found,) = search(SIZE, 32, look)
+    assert found.square.overlap(person) > 0.7
 
 
 def test_a_row_of_people_of_different_size_is_found_whole() -> None:

@@ -3,10 +3,15 @@
 The square is hidden under noise, and denoised with the word. What comes out is compared with what was there, both without
 their mean, so that a background's color tells nothing:
 
-    score = 1 - ||x - x'||^2 / ||x||^2,  x: the latent, x': the denoised one, each minus its spatial mean
+    share = 1 - ||x - x'||^2 / ||x||^2,  x: the latent, x': the denoised one, each minus its spatial mean
 
 A subject framed as the domain was trained is redrawn for the most part. One that is cut off, too large, too small, or not
-there is not. ``python -m benchmarks.crop`` measures it; levels and limits were chosen on validation faces of the mini world.
+there is not. But large plain parts of anything are redrawn, too, whatever the word. So a check asks what the word is worth: by which
+share its error is smaller than that of the empty prompt, where noise leaves the outline; and what it redraws of next to nothing.
+
+    score of a check = gain(0.65) + gain(0.75) + share(0.97),  gain = 1 - ||x - x'||^2 / ||x - x'(empty prompt)||^2
+
+``python -m benchmarks.crop`` measures it. Levels and limits were chosen on validation faces of the mini world.
 """
 
 from __future__ import annotations
@@ -23,11 +28,10 @@ from ...subject_search import Care, Sight
 from .word_model import WordModel
 
 # Noise levels, as shares of the schedule (0: clean). A look tells best at much noise: little leaves so much to be seen that
-# large plain parts of anything are redrawn. Only a check asks the encoder for the square's own word as well; where next to
-# nothing is to be seen, that word shows what the encoder knows.
-LOOKED, OWN = 0.8, 0.92
-# The score, as the mean of both, at which a check convinces, and settles it.
-CONVINCING, SETTLING = 0.28, 0.34
+# large plain parts of anything are redrawn.
+LOOKED, COMPARED, UNSEEN = 0.8, (0.65, 0.75), 0.97
+# The score at which a check convinces, and settles it.
+CONVINCING, SETTLING = 0.12, 0.25
 # Squares with less in them than this share of what the fullest one holds are not looked at.
 FLAT = 0.15
 # The same noise for all squares, so that they compare; whatever the seed of the learning.
@@ -36,13 +40,10 @@ AT_ONCE = 16  # squares that pass the UNet together
 
 
 class View(Protocol):
-    """A photo, as the networks see squares of it; all on the UNet's device."""
+    """A photo, as the autoencoder sees squares of it."""
 
     def latents(self, squares: Sequence[Square]) -> Tensor:
-        """``(n, 4, h, w)``, clean, in the UNet's scale."""
-
-    def clip_features(self, squares: Sequence[Square]) -> Tensor:
-        """``(n, L, C)``."""
+        """``(n, 4, h, w)``, clean, in the UNet's scale, on its device."""
 
 
 class Redrawing:
@@ -61,7 +62,7 @@ class Redrawing:
         self.words, self.view, self.on_pass, self.at_once = words, view, on_pass, at_once
         self._fullest = 0.0
         with torch.no_grad():
-            self._coarse = words.contexts([0], words.domain_word_embedding[None])
+            self._domain_word = words.contexts([0], words.domain_word_embedding[None])
 
     @torch.no_grad()
     def __call__(self, squares: Sequence[Square], care: Care) -> list[Sight]:
@@ -80,32 +81,34 @@ class Redrawing:
             return sights
         chosen = full.nonzero().flatten().tolist()
         latents, held = latents[full], held[full]
-        errors = self._errors(latents, None, LOOKED)
-        self.on_pass()
-        if care == "check":
-            clip_features = self.view.clip_features([squares[index] for index in chosen])
-            errors = (errors + self._errors(latents, clip_features, OWN)) / 2
-            self.on_pass()
-        for index, score in zip(chosen, (1 - errors / held).tolist(), strict=True):
+        scores = self._scores(latents, held) if care == "check" else self._shares(latents, held, LOOKED)
+        for index, score in zip(chosen, scores.tolist(), strict=True):
             checked = care == "check"
             sights[index] = Sight(score, checked and score >= CONVINCING, checked and score >= SETTLING)
         return sights
 
-    def _errors(self, latents: Tensor, clip_features: Tensor | None, level: float) -> Tensor:
-        """Errors ``(n,)`` of what is redrawn with the square's own word, or with the domain's where there are no features."""
-        words, unet = self.words, self.words.unet
-        count = len(latents)
+    def _scores(self, latents: Tensor, held: Tensor) -> Tensor:
+        """Of a check, ``(n,)``."""
+        scores = self._shares(latents, held, UNSEEN)
+        for level in COMPARED:
+            named, silent = (self._errors(latents, context, level) for context in (self._domain_word, self.words.empty))
+            scores += 1 - named / silent.clamp_min(torch.finfo(silent.dtype).tiny)
+        return scores
+
+    def _shares(self, latents: Tensor, held: Tensor, level: float) -> Tensor:
+        """Which share of what there is to see the domain's word redraws, ``(n,)``."""
+        return 1 - self._errors(latents, self._domain_word, level) / held
+
+    def _errors(self, latents: Tensor, context: Tensor, level: float) -> Tensor:
+        """Errors ``(n,)`` of what is redrawn with a context ``(1, T, D)``."""
+        unet, count = self.words.unet, len(latents)
         timestep = min(round(level * unet.schedule.timesteps), unet.schedule.timesteps - 1)
         sample = draw_samples(SEED, [timestep], latent_shape=latents.shape[1:], batch=1, stream="subject search")
         t = torch.full((count,), timestep, device=latents.device)
         z = unet.schedule.add_noise(latents, sample.noise.to(latents.device).expand(count, -1, -1, -1), t)
-
-        if clip_features is None:
-            context = self._coarse.expand(count, -1, -1)
-        else:
-            context = words.contexts([0] * count, words.word(z, t, clip_features))
-        redrawn = unet.schedule.clean(z, unet.denoise(z, t, context).float(), t, unet.prediction)
-        return structure(redrawn - latents)
+        predicted = unet.denoise(z, t, context.expand(count, -1, -1)).float()
+        self.on_pass()
+        return structure(unet.schedule.clean(z, predicted, t, unet.prediction) - latents)
 
 
 def structure(latents: Tensor) -> Tensor:
