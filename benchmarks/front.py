@@ -61,6 +61,7 @@ class Arm:
         settings: that differ from the domain's preset.
         strength: of the concept's own changes; the domain's offset stays whole.
         late: share of the sampling steps at whose start the own changes are left out.
+        needs_trigger: whether a concept is drawn only where its trigger is in a prompt.
         base: the base model alone, with the domain word in the word's place.
     """
 
@@ -68,6 +69,7 @@ class Arm:
     settings: dict[str, Any] = field(default_factory=dict)
     strength: float = 1.0
     late: float = 0.0
+    needs_trigger: bool = False
     base: bool = False
 
 
@@ -77,6 +79,8 @@ ARMS = (
     Arm("tuned"),
     *(Arm(f"strength {s:g}", strength=s) for s in (0.6, 0.8)),
     *(Arm(f"late {share:g}", late=share) for share in (0.2, 0.3, 0.4)),
+    Arm("by trigger", needs_trigger=True),
+    *(Arm(f"prior {weight:g}", {"prior": weight}) for weight in (1.0, 4.0, 16.0)),
 )
 
 
@@ -126,13 +130,18 @@ class Painter:
         return self._all(wanted, number, stages)
 
     def _held(self, studio: Studio, drawer: Drawer, folder: Path, number: int, arm: Arm) -> list[Any]:
-        """The concept as it is drawn: of an arm that is late, first without its own changes."""
+        """The concept as it is drawn: of an arm that is late, first as it is drawn without its own changes."""
         tuned = Tuned.kept(folder / f"{number:02d}.safetensors", drawer, self.people[number])
-        encoder = studio._encoder(tuned)
+        encoder = studio.encoder(tuned)
         scaled = {name: arm.strength * value for name, value in tuned.differences.items()}
         name = f"{arm.name} {number}"
-        whole = studio.held(tuned, scaled, encoder, name)
-        return [studio.held(tuned, {}, encoder, f"{name} at first"), whole] if arm.late else [whole]
+        made = [studio.held(tuned, scaled, encoder, name)]
+        if arm.late:
+            made.insert(0, studio.held(tuned, {}, encoder, f"{name} at first"))
+        drawn = [replace(held.concept.sampling, needs_trigger=arm.needs_trigger) for held in made]
+        return [
+            held.drawn_as(replace(held.concept, sampling=sampling)) for held, sampling in zip(made, drawn, strict=True)
+        ]
 
     def _all(
         self, wanted: Sequence[Asked], number: int, stages: Callable[[Asked], list[tuple[host.Base, str, float]]]
