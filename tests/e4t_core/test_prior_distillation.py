@@ -232,3 +232,11 @@ def test_a_mask_is_the_photo_s_alone() -> None:
         lessons, rows = made.prior.losses(sample.numbers)
         made.prior = None
         assert torch.allclose(with_prior[rows] - made.losses(sample)[rows], HELD.prior * lessons, rtol=1e-4, atol=1e-6)
+
+
+def test_a_domain_stays_the_same_where_its_preset_has_it_off() -> None:
+    """Concepts that name their domain by its fingerprint go on finding it."""
+    unet = TinyUNet()
+    known = tiny_domain(unet).fingerprint
+    assert tiny_domain(unet, preset=TuningSettings(prior_samples=9)).fingerprint == known
+    assert tiny_domain(unet, preset=TuningSettings(prior=1.0)).fingerprint != known

@@ -76,11 +76,13 @@ class TuningSettings(LoopSettings):
                 " train_unet, or set steps to 0."
             )
 
+    def idle(self) -> tuple[str, ...]:
+        """Settings that do nothing as the others are: keys and fingerprints leave them out."""
+        return () if self.prior > 0 else ("prior", "prior_samples")
+
     def learned_with(self) -> dict[str, Any]:
-        """See :meth:`LoopSettings.learned_with`; what does nothing decides nothing."""
-        known = super().learned_with()
-        idle = () if self.prior > 0 else ("prior", "prior_samples")
-        return {name: value for name, value in known.items() if name not in idle}
+        """See :meth:`LoopSettings.learned_with`."""
+        return {name: value for name, value in super().learned_with().items() if name not in self.idle()}
 
 
 FACE = TuningSettings()
