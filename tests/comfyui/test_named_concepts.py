@@ -8,8 +8,9 @@ import logging
 import comfy.model_management
 import pytest
 import torch
+from e4t_pack.nodes.apply_concept import ApplyConcept
 from e4t_pack.nodes.host.learning.result_store import STORE
-from e4t_pack.nodes.host.networks.base_model import PREFIX
+from e4t_pack.nodes.host.networks.base_model import PREFIX, ComfyUNet
 from e4t_pack.nodes.host.prompt import concept_clip
 from e4t_pack.nodes.host.sampling import patched_model, refinement
 from oracle import ksample
@@ -72,8 +73,8 @@ def test_a_concept_that_is_not_named_leaves_no_trace_in_another_s_picture(base, 
     assert not torch.equal(draw(both, clip, "S* beside T*"), draw(*known(base, first), "S* beside T*"))
 
 
-def test_of_two_domains_each_goes_with_its_own_concept(base, domain, unet):
-    first, second = concepts_of(domain, True, make_domain(unet, "cats", seed=9))
+def test_of_two_domains_each_goes_with_its_own_concept(base, domain):
+    first, second = concepts_of(domain, True, make_domain(ComfyUNet(base[0]), "cats", seed=9))
     both, clip = known(base, first, second)
     assert torch.equal(draw(both, clip, "a photo of T*"), draw(*known(base, second), "a photo of T*"))
 
@@ -146,3 +147,13 @@ def test_a_person_is_told_why_the_picture_is_not_the_concept_s(base, domain, cap
     assert (
         "S* was found in none of 2 prompts, so the picture is drawn without it: write it into the prompt" in caplog.text
     )
+
+
+@pytest.mark.parametrize("own", [False, True])
+@pytest.mark.parametrize(("chosen", "wanted"), [("concept", None), ("on", True), ("off", False)])
+def test_apply_leaves_it_to_the_concept_or_says_it(base, domain, own, chosen, wanted):
+    concept = concepts_of(domain, own)[0]
+    model, clip, applied = ApplyConcept.execute(*base[:2], concept, needs_trigger=chosen).args
+    wanted = own if wanted is None else wanted
+    assert applied.sampling.needs_trigger == wanted
+    assert torch.equal(draw(model, clip, PLAIN), draw(base[0], clip, PLAIN)) == wanted
