@@ -18,6 +18,7 @@ from personalized import encode
 from test_base_model import unet_lora
 from world import held, make_concept, make_domain
 
+import nodes
 from e4t_core.loop_settings import SamplingSettings
 
 PLAIN = "a photo of a face"
@@ -96,12 +97,21 @@ def test_loras_stay_in_their_places(base, domain):
 
 
 def test_a_prompt_of_another_clip_may_hold_anything(base, domain):
-    """Nobody can tell what is in it: it is drawn as before."""
+    """Nobody can tell what is in it: it is drawn as before, whatever else was encoded meanwhile."""
     free, bound = (known(base, *concepts_of(domain, needs)) for needs in (False, True))
-    text = "a prompt that only the stock CLIP has encoded"
+    text = "a prompt of the stock CLIP"
+    of_ours = encode(bound[1], text)
     conds = {"positive": encode(base[1], text), "negative": encode(bound[1], "blurry")}
     assert torch.equal(ksample(free[0], conds), ksample(bound[0], conds))
     assert not torch.equal(ksample(bound[0], conds), ksample(base[0], conds))
+    assert torch.equal(of_ours[0][0], conds["positive"][0][0])
+
+
+def test_a_negative_prompt_of_zeros_is_known(base, domain):
+    model, clip = known(base, *concepts_of(domain, True))
+    positive = encode(clip, PLAIN)
+    conds = {"positive": positive, "negative": nodes.ConditioningZeroOut().zero_out(positive)[0]}
+    assert torch.equal(ksample(model, conds), ksample(base[0], conds))
 
 
 def test_the_next_run_has_the_weights_again_and_the_model_is_as_it_was(base, domain):

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -19,7 +19,9 @@ from comfy.model_patcher import ModelPatcher
 
 from ....e4t_core.weight_changes import Difference, LowRank
 from ..networks.effective_weights import LowRankPatch, is_ours
-from ..prompt.recognition import Recipe
+from ..prompt.encoded_prompt import marks_of
+from ..prompt.prompt_memory import PromptMemory
+from ..prompt.recognition import recognize
 from .held_concept import HeldConcept
 from .regions import find_regions
 
@@ -27,11 +29,10 @@ logger = logging.getLogger(__name__)
 
 GivenConds = Mapping[str, Sequence[dict[str, Any]] | None]
 """A guider's conditionings before they are prepared, by role."""
-Recognize = Callable[[torch.Tensor, dict[str, Any]], Recipe | None]
 
 
 def unnamed(
-    concepts: Sequence[HeldConcept], conds: GivenConds, model_options: Mapping[str, Any], memory: Any, find: Recognize
+    concepts: Sequence[HeldConcept], conds: GivenConds, model_options: Mapping[str, Any], memory: PromptMemory
 ) -> tuple[HeldConcept, ...]:
     """The concepts that are to be left out of a run: none of its prompts names them, and there is none that nobody knows.
 
@@ -40,13 +41,12 @@ def unnamed(
         conds: the guider's.
         model_options: the guider's.
         memory: of encoded prompts.
-        find: how a conditioning's tensor is made of prompts.
     """
     waiting = [held for held in concepts if held.concept.sampling.needs_trigger and held.place is None]
     if not waiting or not conds:
         return ()
     try:
-        named = _named(conds, model_options, memory, find)
+        named = _named(conds, model_options, memory)
     except Exception as error:
         # A sampler must not end because of a prompt that is hard to read.
         logger.warning("E4T: the prompts could not be looked through for triggers: %s", error, exc_info=True)
@@ -54,12 +54,15 @@ def unnamed(
     return () if named is None else tuple(held for held in waiting if held.concept.fingerprint not in named)
 
 
-def _named(conds: GivenConds, model_options: Mapping[str, Any], memory: Any, find: Recognize) -> set[str] | None:
+def _named(conds: GivenConds, model_options: Mapping[str, Any], memory: PromptMemory) -> set[str] | None:
     """Fingerprints of the concepts in a run's prompts; None: there is a prompt that nobody knows."""
     named: set[str] = set()
+    # A prompt is known by its own marks alone: what else was encoded before must not decide which picture comes out.
+    nothing = PromptMemory()
     for cond in (cond for group in conds.values() for cond in group or ()):
         tensor = cond.get("cross_attn")
-        recipe = find(tensor, cond) if torch.is_tensor(tensor) and tensor.ndim == 3 else None
+        readable = torch.is_tensor(tensor) and tensor.ndim == 3
+        recipe = recognize(tensor, marks_of(cond), nothing) if readable else None
         if recipe is None or not recipe.complete:
             return None
         named |= {key for source in recipe.sources() for key in source.prompt.concepts_in(source.chunk)}

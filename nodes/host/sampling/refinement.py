@@ -92,8 +92,7 @@ class Refinement:
         guider = executor.class_obj
         conds = getattr(guider, "conds", {})
         self._run.roles = {cond.get("uuid"): role for role, group in conds.items() for cond in group or ()}
-        given = conds, getattr(guider, "model_options", {}), self._memory
-        left_out = unnamed(self.concepts, *given, self._recognized)
+        left_out = unnamed(self.concepts, conds, getattr(guider, "model_options", {}), self._memory)
         self._run.left_out = frozenset(held.concept.fingerprint for held in left_out)
         with drawn_without(guider, self.concepts, left_out):
             return executor(*arguments, **options)
