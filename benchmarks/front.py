@@ -12,7 +12,8 @@ are the same in all of them, and both judges read all pictures. For each arm:
 * names: NAMED of a known name, as a share of what the base model has;
 * taken: marks of the second concept's person found in pictures of the first, of those that can be seen.
 
-Choose with ``--split validation``; ``--arms`` names what is compared. Tuned concepts and pictures are kept in runs/front.
+Choose with ``--split validation``; ``--arms`` names what is compared. ``--fast`` draws with the mini world's networks as they were
+trained, without ComfyUI (``front_fast.py``). Tuned concepts and pictures are kept in runs/front.
 """
 
 from __future__ import annotations
@@ -40,6 +41,7 @@ from miniworld.visibility import true_value
 from . import host
 from .arms import SAMPLING, WEIGHTS, WORD, Drawer, Subject
 from .compact_concepts import Studio, Tuned
+from .front_fast import FastPainter
 from .front_prompts import Asked, asked
 from .picture_cache import cached
 from .prompts import seed_of
@@ -182,7 +184,9 @@ def _staged(stages: list[tuple[host.Base, str, float]], seed: int) -> Tensor:
     return base.vae.decode(samples).movedim(-1, 1)[:, :3].float().clamp(0, 1).cpu().clone()
 
 
-def figures(judge: Judge, painter: Painter, pictures: list[Tensor], base: list[Tensor]) -> dict[str, float]:
+def figures(
+    judge: Judge, painter: Painter | FastPainter, pictures: list[Tensor], base: list[Tensor]
+) -> dict[str, float]:
     """All columns of an arm by one judge.
 
     Args:
@@ -242,7 +246,7 @@ def _edited(reading: Reading, flat: Sequence[Asked], rows: np.ndarray) -> float:
     return float(np.mean(points))
 
 
-def _taken(reading: Reading, painter: Painter, flat: Sequence[Asked], rows: np.ndarray) -> float:
+def _taken(reading: Reading, painter: Painter | FastPainter, flat: Sequence[Asked], rows: np.ndarray) -> float:
     """Marks of the other person where this one has none or another, as a share of those places."""
     of = [n for n, wanted in enumerate(painter.asked) for _ in wanted]
     found, places = 0, 0
@@ -263,6 +267,7 @@ def main() -> None:
     parser.add_argument("--split", choices=("validation", "held-out"), default="validation")
     parser.add_argument("--identities", type=int, default=6)
     parser.add_argument("--arms", help="comma-separated names; default: all")
+    parser.add_argument("--fast", action="store_true", help="without ComfyUI, by the networks before they are widened")
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
@@ -272,7 +277,10 @@ def main() -> None:
     if unknown:
         parser.error(f"there is no arm {unknown[0]!r}; there are: {', '.join(by_name)}")
     arms = [by_name["base"], *(by_name[name] for name in chosen if name != "base")]
-    started, painter = time.monotonic(), Painter(options.split, options.identities)
+    started = time.monotonic()
+    painter: Painter | FastPainter = Painter(options.split, options.identities)
+    if options.fast:
+        painter = FastPainter(painter.people, painter.asked, ROOT / options.split)
     drawn: dict[str, list[Tensor]] = {arm.name: [] for arm in arms}
     for number in Progress(range(options.identities), desc=options.split):
         for arm in arms:
