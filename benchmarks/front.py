@@ -5,7 +5,8 @@ itself, which turns into the person. Here each way to lose less is an arm; indiv
 are the same in all of them, and both judges read all pictures. For each arm:
 
 * NAMED: what words can name of the person, of ``single`` and ``compound``, chance-corrected;
-* likeness: the identity net's cosine with the photo, of the same pictures;
+* UNNAMED: proportions and marks, for which there are no words, of the same pictures, against the mean error of the other individuals;
+* likeness: the identity net's cosine with the photo, of the same pictures (a watercolor is less like any photo);
 * single, compound: the edits that were asked for, chance-corrected, the mean of style, accessory and background;
 * edited: how often the changed trait is there, chance-corrected;
 * pull: NAMED towards the person where the domain word alone was asked for, less what the base model has by chance;
@@ -46,12 +47,12 @@ from .front_prompts import Asked, asked
 from .picture_cache import cached
 from .prompts import seed_of
 from .report import table
-from .scoring import Target, Visibility, chance_corrected, named, prompt_classes, ratio
+from .scoring import Target, Visibility, chance_corrected, named, prompt_classes, ratio, unnamed
 
 ROOT = host.ROOT / "runs" / "front"
 DOMAIN, SECOND = "face", "T*"
 EDITS = ("style", "accessory", "background")
-COLUMNS = ("NAMED", "likeness", "single", "compound", "edited", "pull", "names", "taken")
+COLUMNS = ("NAMED", "UNNAMED", "likeness", "single", "compound", "edited", "pull", "names", "taken")
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,8 @@ ARMS = (
     *(Arm(f"strength {s:g}", strength=s) for s in (0.6, 0.8)),
     *(Arm(f"late {share:g}", late=share) for share in (0.2, 0.3, 0.4)),
     Arm("by trigger", needs_trigger=True),
-    *(Arm(f"prior {weight:g}", {"prior": weight}) for weight in (1.0, 4.0, 16.0)),
+    *(Arm(f"prior {weight:g}", {"prior": weight}, needs_trigger=True) for weight in (2.0, 4.0, 30.0)),
+    *(Arm(f"prior 4, {n} steps", {"prior": 4.0, "steps": n}, needs_trigger=True) for n in (20, 30)),
 )
 
 
@@ -102,7 +104,9 @@ class Painter:
 
     def pictures(self, number: int, arm: Arm) -> Tensor:
         """All pictures of an individual in an arm, ``(16, 3, 128, 128)``."""
-        key = hashlib.sha256(repr((replace(arm, name=""), self.asked[number])).encode()).hexdigest()[:12]
+        # How many there are decides whose concept stands beside the last one's.
+        other = (number + 1) % len(self.people)
+        key = hashlib.sha256(repr((replace(arm, name=""), self.asked[number], other)).encode()).hexdigest()[:12]
         return cached(self._folder / key / f"{number:02d}.safetensors", lambda: self._draw(number, arm))
 
     def _studio(self, arm: Arm) -> tuple[Studio, Drawer, Path]:
@@ -213,10 +217,17 @@ def figures(
         found = prompt_classes(_part(reading, at), [Target(who[n], flat[n].scene, flat[n].edits) for n in at])
         return float(np.mean([ratio(found[edit]) for edit in EDITS]))
 
+    def unnamed_of(*kinds: str) -> float:
+        at = rows(*kinds)
+        targets = [Target(who[n], flat[n].scene, flat[n].edits) for n in at]
+        strangers = [person.identity for person in painter.people]
+        return unnamed(_part(reading, at), targets, Visibility.of(targets), strangers).score()
+
     known = [one.identity for one in flat]
     concept = ("single", "compound")
     return {
         "NAMED": names_of(reading, concept, who),
+        "UNNAMED": unnamed_of(*concept),
         "likeness": float(likeness[rows(*concept)].mean()),
         "single": obeyed("single"),
         "compound": obeyed("compound"),

@@ -79,7 +79,9 @@ class FastPainter:
 
     def pictures(self, number: int, arm: Arm) -> Tensor:
         """All pictures of an individual in an arm, ``(16, 3, 128, 128)``."""
-        key = hashlib.sha256(repr((replace(arm, name=""), self.asked[number])).encode()).hexdigest()[:12]
+        # How many there are decides whose concept stands beside the last one's.
+        other = (number + 1) % len(self.people)
+        key = hashlib.sha256(repr((replace(arm, name=""), self.asked[number], other)).encode()).hexdigest()[:12]
         path = self._folder / f"pictures-{key}" / f"{number:02d}.safetensors"
         return cached(path, lambda: self._draw(number, arm))
 
