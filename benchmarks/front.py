@@ -198,7 +198,7 @@ def figures(
         base: the base model's.
     """
     flat = [one for wanted in painter.asked for one in wanted]
-    reading, stock = judge.read(torch.cat(pictures)), judge.read(torch.cat(base))
+    reading = judge.read(torch.cat(pictures))
     who = [person.identity for person, wanted in zip(painter.people, painter.asked, strict=True) for _ in wanted]
     photos = judge.read(torch.stack([person.photo for person in painter.people])).identity
     of = torch.tensor([n for n, wanted in enumerate(painter.asked) for _ in wanted])
@@ -298,7 +298,8 @@ def main() -> None:
             drawn[arm.name].append(painter.pictures(number, arm))
     print(f"{options.identities} {options.split} {DOMAIN}s, {time.monotonic() - started:.0f} s\n")
     for name, judge in load_judges().items():
-        found = {arm: figures(judge, painter, parts, drawn["base"]) for arm, parts in drawn.items()}
+        stock = judge.read(torch.cat(drawn["base"]))
+        found = {arm: figures(judge, painter, parts, stock) for arm, parts in drawn.items()}
         rows = [(arm, *(f"{values[column]:.2f}" for column in COLUMNS)) for arm, values in found.items()]
         print(f"{table((name, *COLUMNS), rows)}\n")
 
