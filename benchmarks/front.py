@@ -188,14 +188,12 @@ def _staged(stages: list[tuple[host.Base, str, float]], seed: int) -> Tensor:
     return base.vae.decode(samples).movedim(-1, 1)[:, :3].float().clamp(0, 1).cpu().clone()
 
 
-def figures(
-    judge: Judge, painter: Painter | FastPainter, pictures: list[Tensor], base: list[Tensor]
-) -> dict[str, float]:
+def figures(judge: Judge, painter: Painter | FastPainter, pictures: list[Tensor], stock: Reading) -> dict[str, float]:
     """All columns of an arm by one judge.
 
     Args:
         pictures: of each individual.
-        base: the base model's.
+        stock: what the judge says of the base model's.
     """
     flat = [one for wanted in painter.asked for one in wanted]
     reading = judge.read(torch.cat(pictures))
