@@ -31,11 +31,12 @@ def parts(base, domain):
 @pytest.mark.parametrize("row", ROWS, ids=[row.name for row in ROWS])
 def test_a_concept_that_is_named_is_drawn_and_another_leaves_no_trace(row, base, parts, embeddings):
     texts: list[str] = []
-    row.conds(lambda text: texts.append(text) or World(base, bound(parts, "ST"), row, embeddings).encode(text))
+    world = World(base, bound(parts, "ST"), row, embeddings)
+    row.conds(lambda text: texts.append(text) or world.encode(text))
     named = [name for name in "ST" if any(f"{{{name}}}" in text for text in texts)]
     alone, free = (World(base, bound(parts, named, needs), row, embeddings).ours() for needs in (True, False))
     assert torch.equal(alone, free), "a concept that a prompt names was left out"
     if named == ["S"]:
-        both, always = (World(base, bound(parts, "ST", needs), row, embeddings).ours() for needs in (True, False))
+        both, always = world.ours(), World(base, bound(parts, "ST", False), row, embeddings).ours()
         assert not torch.equal(always, free), "the other concept made no difference, so the row proves nothing"
         assert torch.equal(both, always if row.name in UNKNOWN else alone)
