@@ -158,7 +158,7 @@ class Studio:
     def fitted(self, tuned: Tuned, size: CompactSettings) -> dict[str, Tensor | LowRank]:
         """A concept's changes as the node "Save E4T Concept" tunes them before it writes a compact file."""
         pack, base = host.pack, self.drawer.base
-        concept = self.held(tuned, tuned.differences, self._encoder(tuned), "to fit").concept
+        concept = self.held(tuned, tuned.differences, self.encoder(tuned), "to fit").concept
         method = pack("e4t_core.methods.compact_fit")
         unet = pack("nodes.host.networks.base_model").ComfyUNet(base.model)
         text = pack("nodes.host.networks.text_encoder").ComfyTextEncoder(base.clip)
@@ -176,7 +176,8 @@ class Studio:
             for name, change in own.items()
         }
 
-    def _encoder(self, tuned: Tuned) -> Any:
+    def encoder(self, tuned: Tuned) -> Any:
+        """The domain's encoder as a concept's tuning left it."""
         encoder = self.domain.encoder.blank()
         encoder.load_state_dict(tuned.encoder, assign=True)
         return encoder.eval().requires_grad_(False)

@@ -5,14 +5,16 @@ itself, which turns into the person. Here each way to lose less is an arm; indiv
 are the same in all of them, and both judges read all pictures. For each arm:
 
 * NAMED: what words can name of the person, of ``single`` and ``compound``, chance-corrected;
-* likeness: the identity net's cosine with the photo, of the same pictures;
+* UNNAMED: proportions and marks, for which there are no words, of the same pictures, against the mean error of the other individuals;
+* likeness: the identity net's cosine with the photo, of the same pictures (a watercolor is less like any photo);
 * single, compound: the edits that were asked for, chance-corrected, the mean of style, accessory and background;
 * edited: how often the changed trait is there, chance-corrected;
 * pull: NAMED towards the person where the domain word alone was asked for, less what the base model has by chance;
 * names: NAMED of a known name, as a share of what the base model has;
 * taken: marks of the second concept's person found in pictures of the first, of those that can be seen.
 
-Choose with ``--split validation``; ``--arms`` names what is compared. Tuned concepts and pictures are kept in runs/front.
+Choose with ``--split validation``; ``--arms`` names what is compared. ``--fast`` draws with the mini world's networks as they were
+trained, without ComfyUI (``front_fast.py``). Tuned concepts and pictures are kept in runs/front.
 """
 
 from __future__ import annotations
@@ -40,16 +42,17 @@ from miniworld.visibility import true_value
 from . import host
 from .arms import SAMPLING, WEIGHTS, WORD, Drawer, Subject
 from .compact_concepts import Studio, Tuned
+from .front_fast import FastPainter
 from .front_prompts import Asked, asked
 from .picture_cache import cached
 from .prompts import seed_of
 from .report import table
-from .scoring import Target, Visibility, chance_corrected, named, prompt_classes, ratio
+from .scoring import Target, Visibility, chance_corrected, named, prompt_classes, ratio, unnamed
 
 ROOT = host.ROOT / "runs" / "front"
 DOMAIN, SECOND = "face", "T*"
 EDITS = ("style", "accessory", "background")
-COLUMNS = ("NAMED", "likeness", "single", "compound", "edited", "pull", "names", "taken")
+COLUMNS = ("NAMED", "UNNAMED", "likeness", "single", "compound", "edited", "pull", "names", "taken")
 
 
 @dataclass(frozen=True)
@@ -61,6 +64,7 @@ class Arm:
         settings: that differ from the domain's preset.
         strength: of the concept's own changes; the domain's offset stays whole.
         late: share of the sampling steps at whose start the own changes are left out.
+        needs_trigger: whether a concept is drawn only where its trigger is in a prompt.
         base: the base model alone, with the domain word in the word's place.
     """
 
@@ -68,6 +72,7 @@ class Arm:
     settings: dict[str, Any] = field(default_factory=dict)
     strength: float = 1.0
     late: float = 0.0
+    needs_trigger: bool = False
     base: bool = False
 
 
@@ -77,6 +82,9 @@ ARMS = (
     Arm("tuned"),
     *(Arm(f"strength {s:g}", strength=s) for s in (0.6, 0.8)),
     *(Arm(f"late {share:g}", late=share) for share in (0.2, 0.3, 0.4)),
+    Arm("by trigger", needs_trigger=True),
+    *(Arm(f"prior {weight:g}", {"prior": weight}, needs_trigger=True) for weight in (2.0, 4.0, 30.0)),
+    *(Arm(f"prior 4, {n} steps", {"prior": 4.0, "steps": n}, needs_trigger=True) for n in (20, 30)),
 )
 
 
@@ -96,7 +104,9 @@ class Painter:
 
     def pictures(self, number: int, arm: Arm) -> Tensor:
         """All pictures of an individual in an arm, ``(16, 3, 128, 128)``."""
-        key = hashlib.sha256(repr((replace(arm, name=""), self.asked[number])).encode()).hexdigest()[:12]
+        # How many there are decides whose concept stands beside the last one's.
+        other = (number + 1) % len(self.people)
+        key = hashlib.sha256(repr((replace(arm, name=""), self.asked[number], other)).encode()).hexdigest()[:12]
         return cached(self._folder / key / f"{number:02d}.safetensors", lambda: self._draw(number, arm))
 
     def _studio(self, arm: Arm) -> tuple[Studio, Drawer, Path]:
@@ -126,13 +136,18 @@ class Painter:
         return self._all(wanted, number, stages)
 
     def _held(self, studio: Studio, drawer: Drawer, folder: Path, number: int, arm: Arm) -> list[Any]:
-        """The concept as it is drawn: of an arm that is late, first without its own changes."""
+        """The concept as it is drawn: of an arm that is late, first as it is drawn without its own changes."""
         tuned = Tuned.kept(folder / f"{number:02d}.safetensors", drawer, self.people[number])
-        encoder = studio._encoder(tuned)
+        encoder = studio.encoder(tuned)
         scaled = {name: arm.strength * value for name, value in tuned.differences.items()}
         name = f"{arm.name} {number}"
-        whole = studio.held(tuned, scaled, encoder, name)
-        return [studio.held(tuned, {}, encoder, f"{name} at first"), whole] if arm.late else [whole]
+        made = [studio.held(tuned, scaled, encoder, name)]
+        if arm.late:
+            made.insert(0, studio.held(tuned, {}, encoder, f"{name} at first"))
+        drawn = [replace(held.concept.sampling, needs_trigger=arm.needs_trigger) for held in made]
+        return [
+            held.drawn_as(replace(held.concept, sampling=sampling)) for held, sampling in zip(made, drawn, strict=True)
+        ]
 
     def _all(
         self, wanted: Sequence[Asked], number: int, stages: Callable[[Asked], list[tuple[host.Base, str, float]]]
@@ -173,15 +188,15 @@ def _staged(stages: list[tuple[host.Base, str, float]], seed: int) -> Tensor:
     return base.vae.decode(samples).movedim(-1, 1)[:, :3].float().clamp(0, 1).cpu().clone()
 
 
-def figures(judge: Judge, painter: Painter, pictures: list[Tensor], base: list[Tensor]) -> dict[str, float]:
+def figures(judge: Judge, painter: Painter | FastPainter, pictures: list[Tensor], stock: Reading) -> dict[str, float]:
     """All columns of an arm by one judge.
 
     Args:
         pictures: of each individual.
-        base: the base model's.
+        stock: what the judge says of the base model's.
     """
     flat = [one for wanted in painter.asked for one in wanted]
-    reading, stock = judge.read(torch.cat(pictures)), judge.read(torch.cat(base))
+    reading = judge.read(torch.cat(pictures))
     who = [person.identity for person, wanted in zip(painter.people, painter.asked, strict=True) for _ in wanted]
     photos = judge.read(torch.stack([person.photo for person in painter.people])).identity
     of = torch.tensor([n for n, wanted in enumerate(painter.asked) for _ in wanted])
@@ -200,10 +215,17 @@ def figures(judge: Judge, painter: Painter, pictures: list[Tensor], base: list[T
         found = prompt_classes(_part(reading, at), [Target(who[n], flat[n].scene, flat[n].edits) for n in at])
         return float(np.mean([ratio(found[edit]) for edit in EDITS]))
 
+    def unnamed_of(*kinds: str) -> float:
+        at = rows(*kinds)
+        targets = [Target(who[n], flat[n].scene, flat[n].edits) for n in at]
+        strangers = [person.identity for person in painter.people]
+        return unnamed(_part(reading, at), targets, Visibility.of(targets), strangers).score()
+
     known = [one.identity for one in flat]
     concept = ("single", "compound")
     return {
         "NAMED": names_of(reading, concept, who),
+        "UNNAMED": unnamed_of(*concept),
         "likeness": float(likeness[rows(*concept)].mean()),
         "single": obeyed("single"),
         "compound": obeyed("compound"),
@@ -233,7 +255,7 @@ def _edited(reading: Reading, flat: Sequence[Asked], rows: np.ndarray) -> float:
     return float(np.mean(points))
 
 
-def _taken(reading: Reading, painter: Painter, flat: Sequence[Asked], rows: np.ndarray) -> float:
+def _taken(reading: Reading, painter: Painter | FastPainter, flat: Sequence[Asked], rows: np.ndarray) -> float:
     """Marks of the other person where this one has none or another, as a share of those places."""
     of = [n for n, wanted in enumerate(painter.asked) for _ in wanted]
     found, places = 0, 0
@@ -254,6 +276,7 @@ def main() -> None:
     parser.add_argument("--split", choices=("validation", "held-out"), default="validation")
     parser.add_argument("--identities", type=int, default=6)
     parser.add_argument("--arms", help="comma-separated names; default: all")
+    parser.add_argument("--fast", action="store_true", help="without ComfyUI, by the networks before they are widened")
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
@@ -263,14 +286,18 @@ def main() -> None:
     if unknown:
         parser.error(f"there is no arm {unknown[0]!r}; there are: {', '.join(by_name)}")
     arms = [by_name["base"], *(by_name[name] for name in chosen if name != "base")]
-    started, painter = time.monotonic(), Painter(options.split, options.identities)
+    started = time.monotonic()
+    painter: Painter | FastPainter = Painter(options.split, options.identities)
+    if options.fast:
+        painter = FastPainter(painter.people, painter.asked, ROOT / options.split)
     drawn: dict[str, list[Tensor]] = {arm.name: [] for arm in arms}
     for number in Progress(range(options.identities), desc=options.split):
         for arm in arms:
             drawn[arm.name].append(painter.pictures(number, arm))
     print(f"{options.identities} {options.split} {DOMAIN}s, {time.monotonic() - started:.0f} s\n")
     for name, judge in load_judges().items():
-        found = {arm: figures(judge, painter, parts, drawn["base"]) for arm, parts in drawn.items()}
+        stock = judge.read(torch.cat(drawn["base"]))
+        found = {arm: figures(judge, painter, parts, stock) for arm, parts in drawn.items()}
         rows = [(arm, *(f"{values[column]:.2f}" for column in COLUMNS)) for arm, values in found.items()]
         print(f"{table((name, *COLUMNS), rows)}\n")
 

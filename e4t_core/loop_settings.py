@@ -128,6 +128,11 @@ class SamplingSettings:
         " rounding.",
         advanced=True,
     )
+    needs_trigger: bool = setting(
+        False,
+        "Draw pictures whose prompts do not hold the trigger as if the concept were not there. Off: they come out a bit like the"
+        " photo, with the domain's word most of all.",
+    )
 
     def __post_init__(self) -> None:
         check_settings(self)

@@ -18,7 +18,9 @@ from .host.live_view import CONCEPT, LEARNED, card
 from .host.node_text import show_text
 from .learned import validate_trigger
 from .sockets import ConceptIO
-from .widgets import UNTOUCHED
+from .widgets import OFF, ON, UNTOUCHED
+
+OWN = "concept"
 
 
 class ApplyConcept(io.ComfyNode):
@@ -79,6 +81,14 @@ class ApplyConcept(io.ComfyNode):
                         ("end_percent", "after which the word is frozen"),
                     )
                 ],
+                io.Combo.Input(
+                    "needs_trigger",
+                    options=[OWN, ON, OFF],
+                    default=OWN,
+                    optional=True,
+                    tooltip="Draw pictures whose prompts do not hold the trigger as if the concept were not there. concept: as the"
+                    " concept says.",
+                ),
             ],
             outputs=[
                 io.Model.Output(display_name="MODEL"),
@@ -104,11 +114,12 @@ class ApplyConcept(io.ComfyNode):
         trigger: str = "",
         start_percent: float = UNTOUCHED,
         end_percent: float = UNTOUCHED,
+        needs_trigger: str = OWN,
     ) -> io.NodeOutput:
         concept = dataclasses.replace(
             concept,
             trigger=trigger or concept.trigger,
-            sampling=_sampling(concept.sampling, start_percent, end_percent),
+            sampling=_sampling(concept.sampling, start_percent, end_percent, needs_trigger),
         )
         check_applicable(model, clip, concept.trigger)
         said: list[str] = []
@@ -127,8 +138,10 @@ class ApplyConcept(io.ComfyNode):
         return io.NodeOutput(new_model, new_clip, concept, ui={"text": said, CONCEPT: card(concept), **learned})
 
 
-def _sampling(own: SamplingSettings, start: float, end: float) -> SamplingSettings:
+def _sampling(own: SamplingSettings, start: float, end: float, needs_trigger: str) -> SamplingSettings:
     changes: dict[str, Any] = {
         name: value for name, value in (("start_percent", start), ("end_percent", end)) if value >= 0
     }
+    if needs_trigger != OWN:
+        changes["needs_trigger"] = needs_trigger == ON
     return dataclasses.replace(own, **changes)

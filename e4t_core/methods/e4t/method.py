@@ -24,6 +24,7 @@ from ...weight_changes import Scaled
 from . import photo_fit, subject
 from .domain import Domain
 from .domain_info import check_base
+from .prior import Prior
 from .settings import TuningSettings
 from .tuned_weights import TunedWeights
 from .word_model import WordModel
@@ -52,7 +53,9 @@ class E4T:
     def trained(self, settings: TuningSettings, unet: UNet) -> Trained:
         domain = self.domain
         through, beside = (sum(p.numel() for p in part.parameters()) for part in (domain.offsets, domain.encoder))
-        return Trained(settings.train_unet, through, beside if settings.train_encoder else 0)
+        # In a micro-batch, every sample may have a lesson beside it.
+        passes = 2 if settings.prior > 0 else 1
+        return Trained(settings.train_unet, through, beside if settings.train_encoder else 0, passes=passes)
 
     def start(
         self,
@@ -105,6 +108,10 @@ class E4TRun:
         self.words = WordModel.of(base.unet, base.text, encoder, info.word, info.scale, self.templates)
         assert self.photos.clip_features is not None
         self.clip_features = self.photos.clip_features
+        self.prior: Prior | None = None
+        if settings.prior > 0 and settings.steps > 0:
+            asked = settings.batch, settings.steps, settings.prior_samples
+            self.prior = Prior(self.words, self.photos.latents, self.clip_features, seed, *asked)
         self.tuned = TunedWeights(self.effective, offsets, settings.train_unet, self._mean_features(), method.unet)
 
     def _mean_features(self) -> Tensor:
@@ -116,19 +123,23 @@ class E4TRun:
     def passes(self) -> Mapping[Phase, int]:
         looks = subject.PASSES if self.finds_subject else 0
         looks += math.ceil(photo_fit.LEVELS / self.micro_batch) if self.asks_domain else 0
+        asked = self.prior.passes(self.micro_batch) if self.prior is not None else 0
         return {
-            "subject": looks * len(self.photos),
+            "subject": looks * len(self.photos) + asked,
             "word": math.ceil(self._static_levels() / self.micro_batch),
         }
 
     @torch.no_grad()
     def prepare(self, on_pass: OnPass) -> None:
-        """Ask the untuned domain whether it knows what the photos show, and where the subject is if nobody painted a mask."""
+        """Ask the untuned domain whether it knows what the photos show, where the subject is if nobody painted a mask, and
+        what it draws beside it."""
         if self.asks_domain:
             self.notes = photo_fit.about_fit(self.domain.info, self.gains(on_pass))
         if self.finds_subject:
             masks = subject.find_subject(self.words, self.photos.latents, self.clip_features, self.seed, on_pass)
             self.photos = Photos(self.photos.latents, self.clip_features, masks)
+        if self.prior is not None:
+            self.prior.ask(self.micro_batch, on_pass)
 
     def gains(self, on_pass: OnPass = lambda: None) -> tuple[float, ...]:
         """How well the domain's word explains each photo, see ``photo_fit``; with :meth:`weights` lent to the UNet."""
@@ -145,16 +156,23 @@ class E4TRun:
 
     def losses(self, sample: DiffusionSample) -> Tensor:
         chosen, masks = sample.photos, self.photos.masks
+        # Gradients of several micro-batches add up anyway.
+        separate = self.micro_batch < self.settings.batch
         parts = self.words.losses(
             self.photos.latents[chosen],
             self.clip_features[chosen],
             sample,
             None if masks is None else masks[chosen],
             self.settings.stop_feature_gradient,
-            # Gradients of several micro-batches add up anyway.
-            separate=self.micro_batch < self.settings.batch,
+            separate=separate,
         )
-        return parts.per_sample(self.settings.regularization)
+        losses = parts.per_sample(self.settings.regularization)
+        if self.prior is not None:
+            prior, rows = self.prior.losses(sample.numbers, separate)
+            losses = losses.index_add(
+                0, torch.tensor(rows, dtype=torch.long).to(losses.device), self.settings.prior * prior
+            )
+        return losses
 
     def context(self, z: Tensor, t: Tensor) -> Tensor:
         return self.words.contexts([0], self.words.word(z, t, self.clip_features[:1]))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from ...loop_settings import LoopSettings
 from ...settings import setting
@@ -47,14 +48,41 @@ class TuningSettings(LoopSettings):
         step=0.01,
         advanced=True,
     )
+    prior: float = setting(
+        0.0,
+        "How strongly all that the photo does not show stays as the domain draws it: other people, styles, what is worn. 0: not at"
+        " all, as in the paper.",
+        least=0,
+        most=1000,
+        step=0.1,
+        advanced=True,
+    )
+    prior_samples: int = setting(
+        4,
+        "With prior: how many such predictions are compared in every step, at most the batch.",
+        least=1,
+        most=256,
+        unit="samples",
+        advanced=True,
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.prior > 0 and self.prior_samples > self.batch:
+            raise ValueError(f"Setting prior_samples = {self.prior_samples} must be at most batch ({self.batch}).")
         if self.steps > 0 and not (self.train_encoder or self.train_offsets or self.train_unet):
             raise ValueError(
                 f"Tuning with steps = {self.steps} would train nothing: switch on train_encoder, train_offsets or"
                 " train_unet, or set steps to 0."
             )
+
+    def idle(self) -> tuple[str, ...]:
+        """Settings that do nothing as the others are: keys and fingerprints leave them out."""
+        return () if self.prior > 0 else ("prior", "prior_samples")
+
+    def learned_with(self) -> dict[str, Any]:
+        """See :meth:`LoopSettings.learned_with`."""
+        return {name: value for name, value in super().learned_with().items() if name not in self.idle()}
 
 
 FACE = TuningSettings()

@@ -36,6 +36,7 @@ class Sightings:
         layers: whether single layers of the network read it in a way of their own.
         encoded: whether a prompt with it was encoded lately.
         near: what a prompt says in place of the trigger, in other upper and lower case; "" for nothing.
+        left_out: whether this run draws without its weights, because no prompt holds the trigger.
     """
 
     trigger: str
@@ -45,6 +46,7 @@ class Sightings:
     seen: list[Sighting] = field(default_factory=list)
     encoded: bool = False
     near: str = ""
+    left_out: bool = False
 
     @property
     def good(self) -> bool:
@@ -78,9 +80,10 @@ def _line(concept: Sightings, prompts: int, unknown: int) -> str:
         )
     if not seen:
         near = f" (found {concept.near!r}, the trigger is {trigger!r})" if concept.near else ""
+        drawn = ", so the picture is drawn without it" if concept.left_out else ""
         return (
-            f"{trigger} was found in none of {_prompts(prompts)}{near}: write it into the prompt, and encode that with the"
-            " CLIP output of the node that learned it."
+            f"{trigger} was found in none of {_prompts(prompts)}{near}{drawn}: write it into the prompt, and encode that with"
+            " the CLIP output of the node that learned it."
         )
     text = f"{trigger} in {len(seen)} of {_prompts(prompts)}"
     if all(sighting.role.startswith(NEGATIVE) for sighting in seen):

@@ -29,6 +29,7 @@ from .control_hints import with_own_hints
 from .held_concept import HeldConcept
 from .layer_patch import LayerPatch
 from .layer_reading import EncodeWith, LayerReading, rows_of
+from .named_concepts import drawn_without, unnamed
 from .regions import Region, Regions, find_regions
 from .word_at_step import WordAtStep
 
@@ -48,6 +49,7 @@ class _Run:
 
     told: int = -1  # failures that were told of; -1: nothing was told yet
     roles: dict[object, str] = field(default_factory=dict)
+    left_out: frozenset[str] = frozenset()
     failed: dict[EncodedPrompt, str] = field(default_factory=dict)
     regions: Regions | None = None
     recipes: dict[int, tuple[Tensor, Recipe | None]] = field(default_factory=dict)
@@ -86,7 +88,8 @@ class Refinement:
             logger.warning("E4T: the word's lengths could not be told: %s", error, exc_info=True)
 
     def begin(self, executor: WrapperExecutor, *arguments: Any, **options: Any) -> Any:
-        """The OUTER_SAMPLE wrapper: only here are the prompts' roles known ("positive", "negative" ...)."""
+        """The OUTER_SAMPLE wrapper: only here are the prompts' roles known ("positive", "negative" ...), and the weights not yet
+        those of the run."""
         guider = executor.class_obj
         conds = getattr(guider, "conds", {})
         places = [held.place for held in self.concepts if held.place is not None]
@@ -94,7 +97,10 @@ class Refinement:
             noise = arguments[0]
             guider.conds = conds = with_own_hints(conds, places, (noise.shape[-2], noise.shape[-1]))
         self._run.roles = {cond.get("uuid"): role for role, group in conds.items() for cond in group or ()}
-        return executor(*arguments, **options)
+        left_out = unnamed(self.concepts, conds, getattr(guider, "model_options", {}), self._memory)
+        self._run.left_out = frozenset(held.concept.fingerprint for held in left_out)
+        with drawn_without(guider, self.concepts, left_out):
+            return executor(*arguments, **options)
 
     def predict_noise(self, executor: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
         """The PREDICT_NOISE wrapper: what is sampled, before anything cuts it."""
@@ -286,6 +292,7 @@ class Refinement:
                 refines=held.concept.refines,
                 layers=held.concept.attention is not None,
                 encoded=key in encoded,
+                left_out=key in self._run.left_out,
             )
             for held in self.concepts
         }
