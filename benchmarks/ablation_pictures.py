@@ -20,7 +20,7 @@ from e4t_core.files.file_errors import FileKind
 
 from . import host
 from .ablation_arms import Ablation
-from .ablation_domains import FOLDER, STEPS, Unfinished, loaded, pretrain
+from .ablation_domains import FOLDER, STEPS, Unfinished, domain_file, loaded, pretrain
 from .arms import SAMPLING, WEIGHTS, Drawer, Subject, load_subjects
 from .noted_words import noted_words
 
@@ -119,14 +119,30 @@ class Painter:
         kept = load_file(path)
         return Drawn(kept["pictures"].float() / 255, kept["words"])
 
-    def all(self, arms: Sequence[Ablation]) -> dict[str, list[Drawn]]:
-        """Name of each arm -> every individual, one individual after the other: arms of one concept find it in the result store.
+    def is_drawn(self, arm: Ablation) -> bool:
+        """Whether all individuals of an arm are kept; nothing is drawn or pre-trained."""
+        if arm.pretraining is not None and not domain_file(arm, self.steps).exists():
+            return False
+        return all(self.file(arm, person).exists() for person in self.people)
+
+    def draw(self, arms: Sequence[Ablation]) -> None:
+        """Draws what is missing: arms on the shipped domain first, the others when those are complete.
+
+        Arms of one concept are drawn one after the other for each individual, so that they find it in the result store.
 
         Raises:
             Unfinished: there is no time left; what was drawn is kept.
         """
-        found: dict[str, list[Drawn]] = {arm.name: [] for arm in arms}
-        for person in Progress(self.people, desc=self.split):
-            for arm in arms:
-                found[arm.name].append(self.drawn(arm, person))
-        return found
+        for group in ([a for a in arms if a.pretraining is None], [a for a in arms if a.pretraining is not None]):
+            for person in Progress(self.people, desc=self.split):
+                for arm in group:
+                    self.drawn(arm, person)
+
+    def all(self, arms: Sequence[Ablation]) -> dict[str, list[Drawn]]:
+        """Name of each arm -> every individual.
+
+        Raises:
+            Unfinished: there is no time left; what was drawn is kept.
+        """
+        self.draw(arms)
+        return {arm.name: [self.drawn(arm, person) for person in self.people] for arm in arms}

@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from .ablation_arms import ARMS, CLAIMS, FROZEN, Ablation
+from .ablation_arms import ARMS, CLAIMS, FROZEN, FULL, Ablation
 from .ablation_domains import FOLDER, STEPS, Unfinished
 from .ablation_pictures import DOMAIN, Painter
 from .ablation_plot import plot
@@ -144,12 +144,16 @@ def main() -> int:
         parser.error(str(error))
     until = float("inf") if options.minutes is None else time.monotonic() + 60 * options.minutes
     painter = Painter(options.split, options.identities, options.steps, until)
+    missing = ""
     try:
-        drawn = painter.all(arms)
+        painter.draw(arms)
     except Unfinished as error:
-        print(error)
-        return 1
-    pictures = {name: [one.pictures for one in found] for name, found in drawn.items()}
+        missing = str(error)
+        arms = [arm for arm in arms if painter.is_drawn(arm)]
+        if ARMS[FULL] not in arms:
+            print(missing)
+            return 1
+    pictures = {arm.name: [painter.drawn(arm, person).pictures for person in painter.people] for arm in arms}
     scored = judged(painter.people, pictures, options.split)
     print(f"{options.identities} {options.split} {DOMAIN}s; “short”: {options.steps} steps of pre-training\n")
     print("\n\n".join([*tables(scored, arms), claims(scored, arms)]))
@@ -157,7 +161,9 @@ def main() -> int:
     options.out.with_suffix(".json").write_text(json.dumps(figures(scored, arms), indent=1), encoding="utf-8")
     plot(figures(scored, arms), arms, options.out)
     print(f"\n{options.out}: identity against prompt; {options.out.with_suffix('.json').name}: the scores")
-    return 0
+    if missing:
+        print(f"These are the arms that are complete. {missing}")
+    return 1 if missing else 0
 
 
 if __name__ == "__main__":
