@@ -65,7 +65,7 @@ SHORTENED = (
 )
 FROZEN = tuple(
     Ablation(f"frozen at {percent} %", "the word stays from then on (figure 6)", {"end_percent": percent / 100})
-    for percent in (0, 10, 20, 40, 60)
+    for percent in (0, 20, 40)
 )
 ARMS = {arm.name: arm for arm in (SHIPPED[0], *FROZEN, *SHIPPED[1:], *SHORTENED)}
 

@@ -17,6 +17,7 @@ from torch import Tensor
 from commands.progress import Progress
 from e4t_core.files.checked_file import write_tensors
 from e4t_core.files.file_errors import FileKind
+from miniworld.heldout import held_out
 
 from . import host
 from .ablation_arms import Ablation
@@ -26,6 +27,7 @@ from .noted_words import noted_words
 
 DOMAIN = "face"
 KIND = FileKind("Pictures")
+STRANGERS = 8
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,6 +65,8 @@ class Painter:
     def __init__(self, split: str, count: int, steps: int = STEPS, until: float = float("inf")) -> None:
         self.split, self.steps, self.until = split, steps, until
         self.people = load_subjects(split, count, DOMAIN)
+        # As many whatever the count, so that UNNAMED of a few individuals can be compared with that of more.
+        self.strangers = held_out(DOMAIN, split, max(STRANGERS, count))
         self._base: host.Base | None = None
         self._drawers: dict[str, Drawer] = {}
 

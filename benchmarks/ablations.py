@@ -40,6 +40,8 @@ MEASURES: Mapping[str, Measure] = {
     "leak": ArmScores.leak_ratio,
 }
 """Of resamples ``(R, individuals)``. "leak" is how often the photo's background or accessory appears, whatever the cause."""
+LEAST = 4
+"""Individuals from which on an interval is believed."""
 Judged = Mapping[str, Mapping[str, ArmScores]]
 """judge -> arm -> scores."""
 
@@ -50,8 +52,10 @@ def difference(scored: Mapping[str, ArmScores], arm: Ablation, measure: str) -> 
     return bootstrap(lambda w: of(one, w) - of(other, w), len(one.named.value))
 
 
-def verdict(differences: Sequence[Interval]) -> str:
-    """Whether a measure falls, as every judge's interval says."""
+def verdict(differences: Sequence[Interval], people: int) -> str:
+    """Whether a measure falls, as every judge's interval says; of very few individuals an interval says nothing."""
+    if people < LEAST:
+        return f"fewer than {LEAST} individuals"
     if all(found.high < 0 for found in differences):
         return "holds"
     if all(found.low > 0 for found in differences):
@@ -92,7 +96,8 @@ def claims(scored: Judged, arms: Sequence[Ablation]) -> str:
     for claim in CLAIMS:
         if claim.arm in by_name:
             found = [difference(of, by_name[claim.arm], claim.measure) for of in scored.values()]
-            rows.append((claim.text, claim.measure, *found, verdict(found)))
+            people = len(next(iter(scored.values()))[claim.arm].named.value)
+            rows.append((claim.text, claim.measure, *found, verdict(found, people)))
     return table(("the paper", "measure", *scored, "here"), rows)
 
 
@@ -154,7 +159,7 @@ def main() -> int:
             print(missing)
             return 1
     pictures = {arm.name: [painter.drawn(arm, person).pictures for person in painter.people] for arm in arms}
-    scored = judged(painter.people, pictures, options.split)
+    scored = judged(painter.people, pictures, options.split, strangers=painter.strangers)
     print(f"{options.identities} {options.split} {DOMAIN}s; “short”: {options.steps} steps of pre-training\n")
     print("\n\n".join([*tables(scored, arms), claims(scored, arms)]))
     options.out.parent.mkdir(parents=True, exist_ok=True)

@@ -49,9 +49,8 @@ def refinement(painter: Painter, out: Path) -> None:
     sheet(rows, ["the photo", *percents, "never"], titles, out)
     whole = torch.cat([one.pictures for one in drawn[FULL]])
     apart = {arm.name: (torch.cat([one.pictures for one in drawn[arm.name]]) - whole).abs().mean() for arm in arms}
-    scored = judged(
-        painter.people, {name: [one.pictures for one in found] for name, found in drawn.items()}, painter.split
-    )
+    pictures = {name: [one.pictures for one in found] for name, found in drawn.items()}
+    scored = judged(painter.people, pictures, painter.split, strangers=painter.strangers)
     for judge, of in scored.items():
         one = np.ones((1, len(painter.people)))
         found = []

@@ -25,6 +25,7 @@ from torch import Tensor
 
 from commands.progress import Progress
 from e4t_core.memory_plan import PLANS
+from miniworld.attributes import Identity
 from miniworld.models import load_judges
 from miniworld.presets import PRESETS
 
@@ -59,11 +60,19 @@ def measure(drawing: Drawing) -> dict[str, dict[str, ArmScores]]:
 
 
 def judged(
-    people: Sequence[Subject], drawn: Mapping[str, Sequence[Tensor]], split: str, draws: int = 1
+    people: Sequence[Subject],
+    drawn: Mapping[str, Sequence[Tensor]],
+    split: str,
+    draws: int = 1,
+    strangers: Sequence[Identity] = (),
 ) -> dict[str, dict[str, ArmScores]]:
-    """judge -> arm -> scores of pictures ``(prompts * draws, 3, 128, 128)`` of each individual by arm."""
+    """judge -> arm -> scores of pictures ``(prompts * draws, 3, 128, 128)`` of each individual by arm.
+
+    Args:
+        strangers: that UNNAMED compares with; none: the individuals themselves.
+    """
     judges = load_judges()
-    strangers = [p.identity for p in people]
+    strangers = strangers or [p.identity for p in people]
     wanted = [t for p in people for t in targets(p.identity, p.prompts) for _ in range(draws)]
     seen = kept_visibility(split, wanted)
     photos = [p.scene for p in people for _ in range(len(p.prompts) * draws)]

@@ -249,7 +249,9 @@ def test_every_measure_is_the_arm_less_the_one_beside_it() -> None:
     ],
 )
 def test_a_claim_holds_where_both_judges_intervals_say_so(limits: list[tuple[float, float]], said: str) -> None:
-    assert verdict([Interval((low + high) / 2, low, high) for low, high in limits]) == said
+    intervals = [Interval((low + high) / 2, low, high) for low, high in limits]
+    assert verdict(intervals, 4) == said
+    assert verdict(intervals, 3) == "fewer than 4 individuals"
 
 
 def test_every_claim_is_about_an_arm_and_a_measure() -> None:
