@@ -49,7 +49,8 @@ def _color(arm: Ablation) -> str:
 
 
 def _ends(values: Sequence[float], step: float) -> tuple[float, float]:
-    return math.floor(min(values) / step) * step, math.ceil(max(values) / step + 1e-9) * step
+    low, high = math.floor(min(values) / step + 1e-9), math.ceil(max(values) / step - 1e-9)
+    return low * step, max(high, low + 1) * step
 
 
 def _marks(ends: tuple[float, float], step: float) -> list[float]:
