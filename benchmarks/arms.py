@@ -33,7 +33,7 @@ RENDERED = ("other", "nearest", "render", "vae")
 PROMPTED = ("coarse", "oracle")
 LEARNED = ("encoder", "static", "e4t", "e4t mask", "crossed")
 UNMASKED = ("static", "e4t")  # tuned, and no mask is given
-DRAWN = ("refine_every",)  # settings of how the word is drawn that may be changed
+DRAWN = ("refine", "end_percent", "refine_every")  # settings of how the word is drawn that may be changed
 AS_A_CARD = "bfloat16"  # a change that is no setting: learn in the number type that graphics cards learn in
 WEIGHTS = {"face": "faces", "cat": "cats"}
 ARMS = {
@@ -91,19 +91,22 @@ class Drawer:
     """Draws any arm of any subject.
 
     Args:
-        changes: settings that differ from the domain's preset, ``refine_every`` and ``bfloat16``.
+        changes: settings that differ from the domain's preset, those in ``DRAWN``, and ``bfloat16``.
         draws: pictures for each prompt.
         subject_domain: what the subjects are, "face" or "cat".
+        base: another drawer's, so that it is not loaded twice.
     """
 
-    def __init__(self, draws: int, changes: dict[str, Any], subject_domain: str = "face") -> None:
+    def __init__(
+        self, draws: int, changes: dict[str, Any], subject_domain: str = "face", base: host.Base | None = None
+    ) -> None:
         self.draws, self.subject_domain = draws, subject_domain
         self.changes = {name: value for name, value in changes.items() if name not in (*DRAWN, AS_A_CARD)}
         if changes.get(AS_A_CARD):
             host.import_comfyui()
             host.learn_as_a_card_does()
         self.drawn = {name: value for name, value in changes.items() if name in DRAWN}
-        self._base: host.Base | None = None
+        self._base = base
         self._domains: dict[str, Any] = {}
         self._vae: Any = None
 

@@ -15,6 +15,7 @@ import argparse
 import hashlib
 import json
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -24,11 +25,12 @@ from torch import Tensor
 
 from commands.progress import Progress
 from e4t_core.memory_plan import PLANS
+from miniworld.attributes import Identity
 from miniworld.models import load_judges
 from miniworld.presets import PRESETS
 
 from . import host
-from .arms import ARMS, AS_A_CARD, WEIGHTS
+from .arms import ARMS, AS_A_CARD, WEIGHTS, Subject
 from .pictures import Drawing, Painter, draw_missing
 from .prompts import targets
 from .quality_report import ArmScores, report
@@ -49,22 +51,37 @@ def kept_visibility(split: str, wanted: list[Target]) -> Visibility:
 
 def measure(drawing: Drawing) -> dict[str, dict[str, ArmScores]]:
     """judge -> arm -> scores, drawing what is not there yet."""
-    painter, judges = Painter(drawing), load_judges()
-    people, draws = painter.people, drawing.draws
-    strangers = [p.identity for p in people]
+    painter = Painter(drawing)
+    drawn: dict[str, list[Tensor]] = {arm: [] for arm in drawing.arms}
+    for number in Progress(range(len(painter.people)), desc=drawing.split):
+        for arm, pictures in painter.pictures(number).items():
+            drawn[arm].append(pictures)
+    return judged(painter.people, drawn, drawing.split, drawing.draws)
+
+
+def judged(
+    people: Sequence[Subject],
+    drawn: Mapping[str, Sequence[Tensor]],
+    split: str,
+    draws: int = 1,
+    strangers: Sequence[Identity] = (),
+) -> dict[str, dict[str, ArmScores]]:
+    """judge -> arm -> scores of pictures ``(prompts * draws, 3, 128, 128)`` of each individual by arm.
+
+    Args:
+        strangers: that UNNAMED compares with; none: the individuals themselves.
+    """
+    judges = load_judges()
+    strangers = strangers or [p.identity for p in people]
     wanted = [t for p in people for t in targets(p.identity, p.prompts) for _ in range(draws)]
-    seen = kept_visibility(drawing.split, wanted)
+    seen = kept_visibility(split, wanted)
     photos = [p.scene for p in people for _ in range(len(p.prompts) * draws)]
     each = len(people[0].prompts) * draws
     found: dict[str, dict[str, ArmScores]] = {name: {} for name in judges}
     concept_photos = torch.stack([p.photo for p in people])
     known = {n: j.read(concept_photos).identity.repeat_interleave(each, dim=0) for n, j in judges.items()}
-    drawn: dict[str, list[Tensor]] = {arm: [] for arm in drawing.arms}
-    for number in Progress(range(len(people)), desc=drawing.split):
-        for arm, pictures in painter.pictures(number).items():
-            drawn[arm].append(pictures)
     for arm, parts in drawn.items():
-        pictures = torch.cat(parts)
+        pictures = torch.cat(list(parts))
         for name, judge in judges.items():
             scores = score(judge, pictures, wanted, seen, strangers, photos, known[name])
             found[name][arm] = ArmScores.by_identity(scores, len(people))

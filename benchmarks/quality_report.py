@@ -59,6 +59,9 @@ class ArmScores:
     def prompt_mean(self, w: np.ndarray) -> np.ndarray:
         return np.mean([self.class_score(w, edit) for edit in self.prompt], axis=0)
 
+    def likeness_mean(self, w: np.ndarray) -> np.ndarray:
+        return weighted_ratio(w, self.likeness.value, self.likeness.weight)
+
     def leak_ratio(self, w: np.ndarray) -> np.ndarray:
         return weighted_ratio(w, self.leak.value, self.leak.weight)
 
@@ -95,7 +98,7 @@ def report(
                 **{edit: float(own.class_score(one, edit)[0]) for edit in own.prompt},
                 "PROMPT": float(own.prompt_mean(one)[0]),
                 "LEAK": float(own.leak_ratio(one)[0]) - coarse_leak,
-                "likeness": float(weighted_ratio(one, own.likeness.value, own.likeness.weight)[0]),
+                "likeness": float(own.likeness_mean(one)[0]),
             }
             figures[judge][arm] = {key: round(value, 4) for key, value in values.items()}
             shown = [f"{values[k]:.2f}" for k in values if not k.startswith("gap")]

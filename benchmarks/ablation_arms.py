@@ -1,0 +1,102 @@
+"""What the ablations switch (the paper's figure 4b), one thing in each arm, and what the paper says comes of it.
+
+An arm differs from the one beside it by the fields that it names, and by nothing else. Arms on the shipped domain stand beside
+"full", the quality benchmark's "e4t". Arms that need a domain of their own stand beside "short": all of those are pre-trained by
+the shipped domain's config, but for much fewer steps, so they are compared with each other and never with "full".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+FULL, SHORT = "full", "short"
+
+
+@dataclass(frozen=True)
+class Ablation:
+    """One arm.
+
+    Attributes:
+        name: in tables.
+        what: is switched, in a few words.
+        changes: settings of tuning and drawing that differ from the domain's preset.
+        pretraining: fields of the config's ``[training]`` that differ from the shortened pre-training; none: the shipped domain.
+    """
+
+    name: str
+    what: str
+    changes: Mapping[str, Any] = field(default_factory=dict)
+    pretraining: Mapping[str, Any] | None = None
+
+    @property
+    def beside(self) -> str:
+        """Name of the arm that it is compared with."""
+        return FULL if self.pretraining is None else SHORT
+
+
+SHIPPED = (
+    Ablation(FULL, "all of it, as shipped"),
+    # Beside the arm whose concept it draws: that is learned once for both.
+    Ablation("no refinement", "drawn with one fixed word", {"refine": False}),
+    Ablation("no tuning", "the encoder's first answer", {"steps": 0}),
+    Ablation("encoder and offsets", "the UNet is not tuned", {"train_unet": False}),
+    Ablation("UNet only", "encoder and offsets are not tuned", {"train_encoder": False, "train_offsets": False}),
+    Ablation("no lambda", "tuned without the penalty on the word", {"regularization": 0.0}),
+    Ablation("no find_subject", "all of the photo is learned", {"find_subject": False}),
+    Ablation("encoder rate 1", "the encoder learns at the full rate, as in the paper", {"encoder_rate": 1.0}),
+    Ablation(
+        "feature gradient", "gradients through the feature pass, as in the paper", {"stop_feature_gradient": False}
+    ),
+    Ablation("both as in the paper", "the two before together", {"encoder_rate": 1.0, "stop_feature_gradient": False}),
+)
+SHORTENED = (
+    Ablation(SHORT, "all of it, but a shortened pre-training", pretraining={}),
+    Ablation("short no lambda", "no penalty on the word at all", {"regularization": 0.0}, {"regularization": 0.0}),
+    Ablation("short direct offsets", "offsets learned entry by entry", pretraining={"offset_form": "direct"}),
+    Ablation("short no offsets", "an encoder alone", {"train_offsets": False}, {"train_offsets": False}),
+    # A hypernetwork gives every photo weights of its own, so that photos pass the UNet one by one: time, not the result.
+    Ablation(
+        "short HyperNetwork",
+        "offsets from the photo's CLIP features",
+        pretraining={"offset_form": "hypernetwork", "micro_batch": 1},
+    ),
+)
+FROZEN = tuple(
+    Ablation(f"frozen at {percent} %", "the word stays from then on (figure 6)", {"end_percent": percent / 100})
+    for percent in (0, 20, 40)
+)
+ARMS = {arm.name: arm for arm in (SHIPPED[0], *FROZEN, *SHIPPED[1:], *SHORTENED)}
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A sentence of the paper, as a figure that falls where a switch is thrown.
+
+    Attributes:
+        arm: name of the ablation.
+        measure: that falls, one of the benchmark's.
+        text: what the paper says.
+    """
+
+    arm: str
+    measure: str
+    text: str
+
+
+IDENTITY, EDITING = "likeness", "PROMPT"
+"""What the paper measures: similarity to the person's photos by an identity network, and how well prompts are obeyed."""
+CLAIMS = (
+    Claim("no tuning", IDENTITY, "Avoiding the tuning step significantly reduces identity preservation."),
+    Claim("encoder and offsets", IDENTITY, "So does restricting it to encoder and offsets."),
+    Claim("no refinement", EDITING, "Without iterative refinement the concept can be modified less well."),
+    Claim(
+        "no lambda", EDITING, "Without the penalty on the word the model overfits and is difficult to modify (tuning)."
+    ),
+    Claim("short no lambda", EDITING, "The same, in pre-training and tuning."),
+    Claim("short direct offsets", EDITING, "Without regularized weight offsets the model overfits."),
+    Claim("short HyperNetwork", EDITING, "With a HyperNetwork it overfits."),
+    Claim("short no offsets", IDENTITY, "An encoder alone falls behind the full model (figure only)."),
+    Claim("UNet only", IDENTITY, "Tuning only the UNet falls behind the full model (figure only)."),
+)
