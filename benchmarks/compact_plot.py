@@ -15,7 +15,7 @@ PANEL, LEFT, TOP, BOTTOM = 470, 70, 40, 60
 ONE, STATIC, FACTORS, LINE = "#1f5fa8", "#c0561a", "#2b8a3e", "#dddddd"
 
 
-class _Panel:
+class Panel:
     """One plot with its own axes."""
 
     def __init__(
@@ -75,8 +75,8 @@ def plot(results: Sequence[Result], path: Path) -> None:
     draw = ImageDraw.Draw(image)
     sizes = (1.0, 4000.0)
     share = "identity"
-    first = _Panel(draw, LEFT, sizes, (low, high), "size against identity", ("MB at SD 1.5", share), True)
-    second = _Panel(
+    first = Panel(draw, LEFT, sizes, (low, high), "size against identity", ("MB at SD 1.5", share), True)
+    second = Panel(
         draw, 2 * LEFT + PANEL + 10, (low, high), (lowest, high), "identity against prompt", (share, "prompt"), False
     )
     steps = [round(low + 0.05 * i, 2) for i in range(round((high - low) / 0.05) + 1)]
