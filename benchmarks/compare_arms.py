@@ -54,16 +54,19 @@ class Sibling:
         return SETTINGS[self.method](learning_rate=rate, **self.fixed)
 
 
-# A batch of 4 for all of them (2 photos and 2 prior pictures make one): here a sample is what costs, and more steps of fewer
-# samples learn more than fewer steps of more.
+# Captions of this world know one beginning of a photo's prompt, which the domain's templates are as well. A batch of 4 for all of
+# them (2 photos and 2 prior pictures make one): here a sample is what costs, and more steps of fewer samples learn more than
+# fewer steps of more.
+_COMMON: dict[str, Any] = {"templates": "a photo of {}"}
+_FOUR = _COMMON | {"batch": 4}
+_PRIOR = _COMMON | {"batch": 2, "prior_pictures": PRIOR_PICTURES}
 _WORDS, _WEIGHTS = (1e-3, 3e-3, 1e-2, 3e-2), (1e-5, 3e-5, 1e-4, 3e-4)
-_PRIOR = {"batch": 2, "prior_pictures": PRIOR_PICTURES}
 SIBLINGS = (
-    Sibling("textual_inversion", _WORDS, {"batch": 4}),
+    Sibling("textual_inversion", _WORDS, _FOUR),
     Sibling("dreambooth", _WEIGHTS, _PRIOR),
-    Sibling("lora", (1e-4, 3e-4, 1e-3, 3e-3), {"batch": 4}),
-    Sibling("extended_textual_inversion", _WORDS, {"batch": 4}),
-    Sibling("perfusion", _WORDS, {"batch": 4}),
+    Sibling("lora", (1e-4, 3e-4, 1e-3, 3e-3), _FOUR),
+    Sibling("extended_textual_inversion", _WORDS, _FOUR),
+    Sibling("perfusion", _WORDS, _FOUR),
     Sibling("dreambooth_ti", _WEIGHTS, _PRIOR),
 )
 """In the order in which the comparison needs them most."""

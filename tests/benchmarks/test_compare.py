@@ -26,6 +26,7 @@ from e4t_core.attention_changes import LayerWords
 from e4t_core.layer_contexts import LayerContexts, cross_attentions
 from e4t_core.photos import TuningError
 from e4t_core.weight_changes import full_differences
+from miniworld.domains import narrow_domain
 
 
 @pytest.fixture(autouse=True)
@@ -109,6 +110,11 @@ def test_the_best_short_run_goes_on_with_its_lower_neighbor() -> None:
     rates = (1e-4, 3e-4, 1e-3)
     assert compare_grid.longer(lines((1e-4, 60, 0.1, 1), (3e-4, 60, 0.2, 1), (1e-3, 60, 0.3, 1)), rates) == [1e-3, 3e-4]
     assert compare_grid.longer(lines((1e-4, 60, 0.3, 1), (3e-4, 60, 0.2, 1), (1e-3, 60, 0.1, 1)), rates) == [1e-4, 3e-4]
+
+
+def test_siblings_learn_in_the_sentences_that_e4t_learns_in() -> None:
+    templates = narrow_domain("faces").info.templates
+    assert all(sibling.settings(1e-3).sentences() == tuple(templates) for sibling in SIBLINGS)
 
 
 def test_the_log_comes_back_as_it_was_written(tmp_path: Path) -> None:
