@@ -17,6 +17,7 @@ from typing import Any
 
 from e4t_core.concept import Concept
 from e4t_core.loop_settings import LoopSettings
+from e4t_core.methods.e4t.hypernetwork import HyperNetwork
 from e4t_core.methods.e4t.method import E4T
 from e4t_core.methods.lora import LAYERS
 from e4t_core.methods.registered import SETTINGS, TITLES
@@ -149,8 +150,12 @@ def read_log(path: Path = LOG) -> list[Tried]:
         return [
             Tried(
                 row["method"],
-                *(kind(row[name]) for name, kind in (("rate", float), ("steps", int), ("individuals", int))),
-                *(float(row[name]) for name in ("NAMED", "PROMPT", "seconds")),
+                float(row["rate"]),
+                int(row["steps"]),
+                int(row["individuals"]),
+                float(row["NAMED"]),
+                float(row["PROMPT"]),
+                float(row["seconds"]),
             )
             for row in csv.DictReader(file)
         ]
@@ -166,9 +171,9 @@ def hypernetwork_arm(domain_file: str) -> Arm:
     given = {
         name: getattr(PRESETS[WEIGHTS["face"]], name) for name in ("learning_rate", "encoder_rate", "regularization")
     }
-    settings = SETTINGS["hypernetwork"](stop_feature_gradient=True, **given)
+    settings = HyperNetwork.Settings(stop_feature_gradient=True, **given)
     return Arm(
-        TITLES["hypernetwork"], "hypernetwork", settings, (0, PRESET_STEPS), PRESET_STEPS, domain_file=domain_file
+        TITLES[HyperNetwork.name], HyperNetwork.name, settings, (0, PRESET_STEPS), PRESET_STEPS, domain_file=domain_file
     )
 
 

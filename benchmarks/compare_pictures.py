@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -214,7 +214,9 @@ class Painter:
             write_tensors(path, {"latents": torch.cat(parts)[: wanted.count].contiguous()}, {}, KIND)
         return load_file(path)["latents"].float()
 
-    def scores(self, drawn: dict[Any, Sequence[Tensor]], people: Sequence[Subject]) -> dict[str, dict[Any, ArmScores]]:
+    def scores(
+        self, drawn: Mapping[Any, Sequence[Tensor]], people: Sequence[Subject]
+    ) -> dict[str, dict[Any, ArmScores]]:
         """judge -> key -> scores of pictures, by a key each, of these people in turn."""
         wanted = [t for p in people for t in targets(p.identity, self.prompts(p))]
         seen = kept_visibility(self.split, wanted)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,8 +38,8 @@ class Result:
     """
 
     arms: Sequence[Arm]
-    drawn: dict[Key, Sequence[Drawn]]
-    scores: dict[str, dict[Key, ArmScores]]
+    drawn: Mapping[Key, Sequence[Drawn]]
+    scores: Mapping[str, Mapping[Key, ArmScores]]
 
     @property
     def count(self) -> int:
@@ -112,7 +112,7 @@ def speed(
 
     def parts(w: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         curve = result.curve(judge, sibling, measure, w)[:, :until]
-        level = share * curve[:, -1]
+        level = curve[:, -1] - (1 - share) * np.abs(curve[:, -1])
         return level, time_to(level, times, curve), time_to(level, our_times, result.curve(judge, ours, measure, w))
 
     def ratio(w: np.ndarray) -> np.ndarray:
