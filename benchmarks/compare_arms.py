@@ -99,6 +99,10 @@ class Arm:
         """The same without a curve."""
         return replace(self, points=(self.chosen,))
 
+    def untuned(self) -> Arm:
+        """What the domain says at once."""
+        return replace(self, name=f"{self.name}, not tuned", points=(0,), chosen=0)
+
     def multi(self, photos: int) -> Arm:
         """The same without a curve, with several photos."""
         return replace(self.at_chosen(), name=f"{self.name}, {photos} photos", photos=photos)
@@ -179,12 +183,16 @@ def hypernetwork_arm(domain_file: str) -> Arm:
 
 def all_arms(methods: Sequence[str], log: Sequence[Tried], hypernetwork: str = "") -> list[Arm]:
     """The words alone, E4T, the siblings of these names by the grid's log, and the HyperNetwork if a domain file is given."""
-    arms = [Arm(WORD), Arm(ORACLE), e4t_arm()]
+    ours = e4t_arm()
+    arms = [Arm(WORD), Arm(ORACLE), ours, ours.untuned()]
     for sibling in SIBLINGS:
         if sibling.method in methods:
             best = chosen(log, sibling.method)
             arms.append(Arm(TITLES[sibling.method], sibling.method, sibling.settings(best.rate), POINTS, best.steps))
-    return [*arms, hypernetwork_arm(hypernetwork)] if hypernetwork else arms
+    if not hypernetwork:
+        return arms
+    hyper = hypernetwork_arm(hypernetwork)
+    return [*arms, hyper, hyper.untuned()]
 
 
 def bytes_here(concept: Concept) -> int:

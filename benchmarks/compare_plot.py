@@ -11,7 +11,7 @@ from .compact_plot import BOTTOM, LEFT, PANEL, TOP, Panel
 from .compare_report import BOTH, IDENTITY, PROMPT, Result
 from .contact_sheet import GRAY, INK, PAPER, font
 
-COLORS = ("#c0261a", "#1f5fa8", "#2b8a3e", "#c07a1a", "#7a3fa0", "#0f8a8a", "#8a5a2b", "#b0307a")
+COLORS = ("#c0261a", "#1f5fa8", "#2b8a3e", "#c07a1a", "#7a3fa0", "#0f8a8a", "#8a5a2b", "#b0307a", "#5a6a10", "#444466")
 LINE = 21
 
 
@@ -22,7 +22,7 @@ def plot(single: Result, several: Result | None, path: Path) -> None:
     multi = {} if several is None else {
         arm.method: tuple(several.value(BOTH, arm, measure)[0] for measure in (PROMPT, IDENTITY))
         for arm in several.arms
-        if arm.photos > 1
+        if arm.photos > 1 and arm.chosen
     }  # fmt: skip
     for axis in (0, 1):
         every = [value for pair in values.values() for value in pair[axis]] + [point[axis] for point in multi.values()]
@@ -53,7 +53,7 @@ def plot(single: Result, several: Result | None, path: Path) -> None:
         for panel, across in panels:
             _line(draw, panel, across, identities, color)
             panel.dot(across[at], identities[at], number + 1, color)
-        if arm.method in multi:
+        if arm.method in multi and arm.chosen:
             x, y = first.place(*multi[arm.method])
             draw.ellipse((x - 6, y - 6, x + 6, y + 6), outline=color, width=2)
             draw.text((x + 7, y - 15), str(number + 1), color, font(14))

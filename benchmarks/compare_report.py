@@ -57,7 +57,7 @@ class Result:
         return [arm for arm in self.arms if arm.method]
 
     def arm(self, method: str) -> Arm:
-        """The one of a method.
+        """The first one of a method.
 
         Raises:
             StopIteration: there is none.

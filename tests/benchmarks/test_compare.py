@@ -255,7 +255,7 @@ def test_a_very_small_comparison_from_the_grid_to_the_plot(
     # What is kept needs no time.
     assert compare_grid.run(painter, [tiny], {}, time.monotonic() - 1)
 
-    words, oracle, ours, inversion = all_arms(["textual_inversion"], list(tried.values()))
+    words, oracle, ours, untuned, inversion = all_arms(["textual_inversion"], list(tried.values()))
     dreambooth = Arm("DreamBooth", "dreambooth", sibling("dreambooth", batch=1, prior_pictures=4), (1, 2), 2)
     arms = [
         words,
@@ -263,6 +263,7 @@ def test_a_very_small_comparison_from_the_grid_to_the_plot(
         replace(ours, settings=replace(ours.settings, batch=2), points=(0, 1), chosen=1),  # type: ignore[type-var]
         replace(inversion, settings=tiny.settings(1e-2), points=(1, 2), chosen=2),
         dreambooth,
+        untuned,
     ]
     with pytest.raises(Late):
         draw(painter, arms, painter.people, time.monotonic() - 1)
@@ -288,5 +289,8 @@ def test_a_very_small_comparison_from_the_grid_to_the_plot(
     with Image.open(tmp_path / "plot.png") as picture:
         assert picture.size[0] > 1000
     assert (tmp_path / "plot.png").stat().st_size < 100_000
+    # The untuned encoder is E4T's first point.
+    ours, untuned = arms[2], arms[-1]
+    assert single.value("judge-a", untuned, "NAMED")[0] == single.value("judge-a", ours, "NAMED")[0]
     # The domain word is nobody, and says so by both judges.
     assert all(single.value(judge, words, "NAMED")[0] < 0.6 for judge in single.judges)
