@@ -28,7 +28,7 @@ from .arms import WEIGHTS
 
 LOG = Path(__file__).parent / "compare_grid.csv"
 WORD, ORACLE = "the domain word", "oracle caption"
-E4T_POINTS, PRESET_STEPS = (0, 1, 2, 4, 8, 15, 30), 15
+E4T_POINTS, PRESET_STEPS = (0, 2, 5, 15, 30), 15
 SHORT, LONG = 60, 240
 POINTS = (15, SHORT, LONG)
 """Numbers of steps of a sibling's curve; the grid tries the last two."""
