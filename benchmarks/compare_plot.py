@@ -61,7 +61,7 @@ def plot(single: Result, several: Result | None, path: Path) -> None:
         place = LEFT + column * (PANEL + LEFT), legend + LINE * row
         seconds = f": {single.cost(arm, 'seconds')[at]:.1f} s" if arm.method else ""
         draw.text(place, f"{number + 1}  {arm.name}{seconds}", color, font(14))
-    about = f"{single.count} held-out faces, one photo; small dots: other numbers of steps"
+    about = f"{single.count} faces, one photo; small dots: other numbers of steps"
     if multi and several is not None:
         photos = max(arm.photos for arm in several.arms)
         about += f"; rings: {photos} photos, {several.count} of these faces"
