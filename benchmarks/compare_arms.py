@@ -2,7 +2,8 @@
 
 A sibling's rate and number of steps come from the log of ``benchmarks.compare_grid``, which chose them on validation
 individuals. They are the mini world's: its base is small and trained from scratch, so its rates are not those of Stable Diffusion, and
-the pack's defaults stay what the papers and the field say. E4T has the domain's preset.
+the pack's defaults stay what the papers and the field say. E4T's rate is chosen by the same rule: its preset's was chosen on the
+320-channel networks, and AdamW moves every number by the rate, so that it does something else to networks of half the width.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import csv
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ from .arms import WEIGHTS
 
 LOG = Path(__file__).parent / "compare_grid.csv"
 WORD, ORACLE = "the domain word", "oracle caption"
-E4T_POINTS, PRESET_STEPS = (0, 2, 5, 15, 30), 15
+E4T_POINTS, E4T_RUNS, PRESET_STEPS = (0, 2, 5, 15, 30), (5, 15), 15
 SHORT, LONG = 60, 240
 POINTS = (15, SHORT, LONG)
 """Numbers of steps of a sibling's curve; the grid tries the last two."""
@@ -36,23 +37,30 @@ PRIOR_PICTURES = 48
 
 
 @dataclass(frozen=True)
-class Sibling:
-    """How a sibling is tried.
+class Trial:
+    """How a method is tried.
 
     Attributes:
         method: its name.
         rates: of the grid, evenly spaced on a logarithmic scale. Those that the authors or the field state for Stable Diffusion
             lie within or, for weights, below: this base needs more (E4T's rate is six times the paper's here).
         fixed: settings that differ from the defaults.
+        runs: numbers of steps of short and of long runs.
     """
 
     method: str
     rates: tuple[float, ...]
     fixed: dict[str, Any] = field(default_factory=dict)
+    runs: tuple[int, int] = (SHORT, LONG)
 
     def settings(self, rate: float) -> Any:
         """Its settings at a rate."""
         return SETTINGS[self.method](learning_rate=rate, **self.fixed)
+
+
+def preset_values() -> dict[str, Any]:
+    """The shipped domain's preset without its rate."""
+    return {name: value for name, value in asdict(PRESETS[WEIGHTS["face"]]).items() if name != "learning_rate"}
 
 
 # Captions of this world know one beginning of a photo's prompt, which the domain's templates are as well. A batch of 4 for all of
@@ -63,14 +71,16 @@ _FOUR = _COMMON | {"batch": 4}
 _PRIOR = _COMMON | {"batch": 2, "prior_pictures": PRIOR_PICTURES}
 _WORDS, _WEIGHTS = (1e-3, 3e-3, 1e-2, 3e-2), (1e-5, 3e-5, 1e-4, 3e-4)
 SIBLINGS = (
-    Sibling("textual_inversion", _WORDS, _FOUR),
-    Sibling("dreambooth", _WEIGHTS, _PRIOR),
-    Sibling("lora", (1e-4, 3e-4, 1e-3, 3e-3), _FOUR),
-    Sibling("extended_textual_inversion", _WORDS, _FOUR),
-    Sibling("perfusion", _WORDS, _FOUR),
-    Sibling("dreambooth_ti", _WEIGHTS, _PRIOR),
+    Trial("textual_inversion", _WORDS, _FOUR),
+    Trial("dreambooth", _WEIGHTS, _PRIOR),
+    Trial("lora", (1e-4, 3e-4, 1e-3, 3e-3), _FOUR),
+    Trial("extended_textual_inversion", _WORDS, _FOUR),
+    Trial("perfusion", _WORDS, _FOUR),
+    Trial("dreambooth_ti", _WEIGHTS, _PRIOR),
 )
-"""In the order in which the comparison needs them most."""
+"""E4T's, in the order in which the comparison needs them most."""
+OURS = Trial(E4T.name, (2.5e-5, 5e-5, 1e-4, 2e-4), preset_values(), E4T_RUNS)
+TRIALS = (OURS, *SIBLINGS)
 
 
 @dataclass(frozen=True)
@@ -165,9 +175,13 @@ def read_log(path: Path = LOG) -> list[Tried]:
         ]
 
 
-def e4t_arm() -> Arm:
-    """E4T by the shipped domain's preset; its first point is the untuned encoder."""
-    return Arm(TITLES[E4T.name], E4T.name, PRESETS[WEIGHTS["face"]], E4T_POINTS, PRESET_STEPS)
+def e4t_arm(log: Sequence[Tried] = ()) -> Arm:
+    """E4T as it was chosen, or by the shipped domain's preset if it was not tried; its first point is the untuned encoder."""
+    own = [one for one in log if one.method == E4T.name]
+    if not own:
+        return Arm(TITLES[E4T.name], E4T.name, PRESETS[WEIGHTS["face"]], E4T_POINTS, PRESET_STEPS)
+    best = chosen(own, E4T.name)
+    return Arm(TITLES[E4T.name], E4T.name, OURS.settings(best.rate), E4T_POINTS, best.steps)
 
 
 def hypernetwork_arm(domain_file: str) -> Arm:
@@ -183,7 +197,7 @@ def hypernetwork_arm(domain_file: str) -> Arm:
 
 def all_arms(methods: Sequence[str], log: Sequence[Tried], hypernetwork: str = "") -> list[Arm]:
     """The words alone, E4T, the siblings of these names by the grid's log, and the HyperNetwork if a domain file is given."""
-    ours = e4t_arm()
+    ours = e4t_arm(log)
     arms = [Arm(WORD), Arm(ORACLE), ours, ours.untuned()]
     for sibling in SIBLINGS:
         if sibling.method in methods:

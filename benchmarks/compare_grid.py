@@ -1,8 +1,8 @@
-"""``python -m benchmarks.compare_grid``: a fair setting for each sibling of E4T, chosen before the comparison.
+"""``python -m benchmarks.compare_grid``: a fair setting for each method, chosen before the comparison.
 
-Each sibling is learned from one photo of each of 4 validation individuals, at 4 learning rates that are evenly spaced on a
-logarithmic scale. First for 60 steps at each of them; then for 240 at the best of them and at the next lower one (the next higher
-one, if the best is the lowest), because longer runs want lower rates. A batch is 4 samples in all of them. Six prompts are drawn for
+E4T and each of its siblings is learned from one photo of each of 4 validation individuals, at 4 learning rates that are evenly spaced on a
+logarithmic scale. First for 60 steps (E4T: 5) at each of them; then for 240 (15) at the best of them and at the next lower one (the next higher
+one, if the best is the lowest), because longer runs want lower rates. A batch is 4 samples, of E4T 16. Six prompts are drawn for
 each individual: plain, a style, a background, an accessory, and two compounds.
 
 The rule, set before anything was measured: of all lines of a method, the one with the highest harmonic mean of NAMED and PROMPT
@@ -26,7 +26,7 @@ from commands.progress import Progress
 from e4t_core.methods.registered import TITLES
 
 from .compact_report import MEASURES
-from .compare_arms import LOG, LONG, SHORT, SIBLINGS, Arm, Sibling, Tried, chosen, read_log
+from .compare_arms import LOG, TRIALS, Arm, Trial, Tried, chosen, read_log
 from .compare_pictures import ROOT, Painter
 from .report import table
 
@@ -35,14 +35,14 @@ ASKED = (0, 1, 3, 6, 9, 10)
 COLUMNS = ("method", "rate", "steps", "individuals", "NAMED", "PROMPT", "score", "seconds", "chosen")
 
 
-def arm(sibling: Sibling, rate: float, steps: int) -> Arm:
+def arm(trial: Trial, rate: float, steps: int) -> Arm:
     """A sibling at a rate, after one number of steps."""
-    return Arm(TITLES[sibling.method], sibling.method, sibling.settings(rate), (steps,), steps)
+    return Arm(TITLES[trial.method], trial.method, trial.settings(rate), (steps,), steps)
 
 
-def tried(painter: Painter, sibling: Sibling, rate: float, steps: int) -> Tried:
+def tried(painter: Painter, trial: Trial, rate: float, steps: int) -> Tried:
     """A line of the log, from what is kept."""
-    drawn = [painter.drawn(person, arm(sibling, rate, steps))[steps] for person in painter.people]
+    drawn = [painter.drawn(person, arm(trial, rate, steps))[steps] for person in painter.people]
     found = painter.scores({"": [one.pictures for one in drawn]}, painter.people)
     one = np.ones((1, len(painter.people)))
     named, prompt = (
@@ -50,7 +50,7 @@ def tried(painter: Painter, sibling: Sibling, rate: float, steps: int) -> Tried:
         for measure in ("NAMED", "PROMPT")
     )
     seconds = float(np.mean([one.seconds for one in drawn]))
-    return Tried(sibling.method, rate, steps, len(painter.people), round(named, 4), round(prompt, 4), round(seconds, 1))
+    return Tried(trial.method, rate, steps, len(painter.people), round(named, 4), round(prompt, 4), round(seconds, 1))
 
 
 def longer(lines: Sequence[Tried], rates: Sequence[float]) -> list[float]:
@@ -72,26 +72,24 @@ def write_log(lines: Sequence[Tried], path: Path = LOG) -> None:
             ))  # fmt: skip
 
 
-def run(
-    painter: Painter, siblings: Sequence[Sibling], lines: dict[tuple[str, float, int], Tried], until: float
-) -> bool:
-    """Adds the siblings' lines; whether all of them were made before ``until``, by ``time.monotonic()``."""
+def run(painter: Painter, trials: Sequence[Trial], lines: dict[tuple[str, float, int], Tried], until: float) -> bool:
+    """Adds the trials' lines; whether all of them were made before ``until``, by ``time.monotonic()``."""
 
-    def add(wanted: Sequence[tuple[Sibling, float, int]], desc: str) -> bool:
-        for sibling, rate, steps in Progress(wanted, desc=desc):
+    def add(wanted: Sequence[tuple[Trial, float, int]], desc: str) -> bool:
+        for trial, rate, steps in Progress(wanted, desc=desc):
             for person in painter.people:
-                if time.monotonic() > until and not painter.path(person, arm(sibling, rate, steps)).exists():
+                if time.monotonic() > until and not painter.path(person, arm(trial, rate, steps)).exists():
                     return False
-                painter.drawn(person, arm(sibling, rate, steps))
-            lines[sibling.method, rate, steps] = tried(painter, sibling, rate, steps)
+                painter.drawn(person, arm(trial, rate, steps))
+            lines[trial.method, rate, steps] = tried(painter, trial, rate, steps)
         return True
 
-    if not add([(sibling, rate, SHORT) for sibling in siblings for rate in sibling.rates], "short runs"):
+    if not add([(trial, rate, trial.runs[0]) for trial in trials for rate in trial.rates], "short runs"):
         return False
     further = [
-        (sibling, rate, LONG)
-        for sibling in siblings
-        for rate in longer([lines[sibling.method, rate, SHORT] for rate in sibling.rates], sibling.rates)
+        (trial, rate, trial.runs[1])
+        for trial in trials
+        for rate in longer([lines[trial.method, rate, trial.runs[0]] for rate in trial.rates], trial.rates)
     ]
     return add(further, "long runs")
 
@@ -105,17 +103,17 @@ def main() -> int:
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    names = options.methods.split(",") if options.methods else [sibling.method for sibling in SIBLINGS]
-    unknown = sorted(set(names) - {sibling.method for sibling in SIBLINGS})
+    names = options.methods.split(",") if options.methods else [trial.method for trial in TRIALS]
+    unknown = sorted(set(names) - {trial.method for trial in TRIALS})
     if unknown:
-        parser.error(f"there is no method {unknown[0]!r}; there are: {', '.join(s.method for s in SIBLINGS)}")
+        parser.error(f"there is no method {unknown[0]!r}; there are: {', '.join(s.method for s in TRIALS)}")
     until = time.monotonic() + 60 * options.minutes if options.minutes else float("inf")
     painter = Painter(SPLIT, options.individuals, ASKED, ROOT)
     lines = {(one.method, one.rate, one.steps): one for one in read_log() if one.method not in names}
-    siblings = [sibling for sibling in SIBLINGS if sibling.method in names]
+    trials = [trial for trial in TRIALS if trial.method in names]
 
-    is_whole = run(painter, siblings, lines, until)
-    order = [sibling.method for sibling in SIBLINGS]
+    is_whole = run(painter, trials, lines, until)
+    order = [trial.method for trial in TRIALS]
     kept = sorted(lines.values(), key=lambda one: (order.index(one.method), one.steps, one.rate))
     rows = []
     for one in kept:
@@ -123,10 +121,10 @@ def main() -> int:
         shown = f"{one.named:.3f}", f"{one.prompt:.3f}", f"{one.score:.3f}", f"{one.seconds:.1f}"
         rows.append((one.method, f"{one.rate:g}", one.steps, one.individuals, *shown, mark))
     print(table(COLUMNS, rows))
-    for sibling in siblings:
-        own = [one for one in kept if one.method == sibling.method]
-        if own and (best := chosen(own, sibling.method)).rate in (sibling.rates[0], sibling.rates[-1]):
-            print(f"{sibling.method}: {best.rate:g} is at the end of its list")
+    for trial in trials:
+        own = [one for one in kept if one.method == trial.method]
+        if own and (best := chosen(own, trial.method)).rate in (trial.rates[0], trial.rates[-1]):
+            print(f"{trial.method}: {best.rate:g} is at the end of its list")
     if not is_whole:
         print("not finished: the same command goes on")
         return 1

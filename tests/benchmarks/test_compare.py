@@ -17,7 +17,7 @@ from PIL import Image
 
 from benchmarks import compare_grid
 from benchmarks.compare import Late, draw, finished, report, result, several_arms
-from benchmarks.compare_arms import SIBLINGS, Arm, Tried, all_arms, chosen, e4t_arm, read_log
+from benchmarks.compare_arms import OURS, SIBLINGS, TRIALS, Arm, Tried, all_arms, chosen, e4t_arm, read_log
 from benchmarks.compare_learning import CountingUNet, Learned
 from benchmarks.compare_pictures import Painter, photos_of
 from benchmarks.compare_scores import identity_at_prompt, pareto_front, time_to
@@ -27,6 +27,7 @@ from e4t_core.layer_contexts import LayerContexts, cross_attentions
 from e4t_core.photos import TuningError
 from e4t_core.weight_changes import full_differences
 from miniworld.domains import narrow_domain
+from miniworld.presets import PRESETS
 
 
 @pytest.fixture(autouse=True)
@@ -123,12 +124,24 @@ def test_the_log_comes_back_as_it_was_written(tmp_path: Path) -> None:
     assert read_log(tmp_path / "log.csv") == tried
 
 
-def test_every_sibling_is_tried_at_four_rates_and_the_committed_log_says_so() -> None:
-    assert all(len(sibling.rates) == 4 for sibling in SIBLINGS)
+def test_every_method_is_tried_at_four_rates_and_the_committed_log_says_so() -> None:
+    assert all(len(trial.rates) == 4 for trial in TRIALS)
     log = read_log()
-    for sibling in SIBLINGS:
-        own = [one for one in log if one.method == sibling.method]
-        assert not own or set(sibling.rates) == {one.rate for one in own if one.steps == compare_grid.SHORT}
+    for trial in TRIALS:
+        own = [one for one in log if one.method == trial.method]
+        assert not own or set(trial.rates) == {one.rate for one in own if one.steps == trial.runs[0]}
+
+
+def test_what_the_log_has_chosen_is_what_is_compared() -> None:
+    log = [Tried("e4t", 5e-5, 5, 4, 0.8, 0.9, 4.0), Tried("lora", 1e-3, 240, 4, 0.8, 0.9, 20.0)]
+    ours, lora = (next(arm for arm in all_arms(["lora"], log) if arm.method == name) for name in ("e4t", "lora"))
+    assert (ours.settings.learning_rate, ours.chosen) == (5e-5, 5)  # type: ignore[union-attr]
+    assert (lora.settings.learning_rate, lora.chosen) == (1e-3, 240)  # type: ignore[union-attr]
+    assert ours.chosen in ours.points
+    assert lora.chosen in lora.points
+    # Without a line, E4T is what ships.
+    assert e4t_arm().settings == PRESETS["faces"]
+    assert OURS.settings(PRESETS["faces"].learning_rate) == PRESETS["faces"]
 
 
 @pytest.fixture(scope="module")
@@ -243,11 +256,9 @@ def test_what_cannot_be_learned_is_black(painter: Painter, monkeypatch: pytest.M
 
 
 def test_a_very_small_comparison_from_the_grid_to_the_plot(
-    painter: Painter, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    painter: Painter, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(compare_grid, "SHORT", 1)
-    monkeypatch.setattr(compare_grid, "LONG", 2)
-    tiny = replace(SIBLINGS[0], rates=(1e-3, 1e-2), fixed={"batch": 1})
+    tiny = replace(SIBLINGS[0], rates=(1e-3, 1e-2), fixed={"batch": 1}, runs=(1, 2))
     tried: dict[tuple[str, float, int], Tried] = {}
     assert not compare_grid.run(painter, [tiny], tried, time.monotonic() - 1)
     assert compare_grid.run(painter, [tiny], tried, math.inf)
