@@ -61,8 +61,9 @@ def _named(conds: GivenConds, model_options: Mapping[str, Any], memory: PromptMe
     nothing = PromptMemory()
     for cond in (cond for group in conds.values() for cond in group or ()):
         tensor = cond.get("cross_attn")
-        readable = torch.is_tensor(tensor) and tensor.ndim == 3
-        recipe = recognize(tensor, marks_of(cond), nothing) if readable else None
+        if not isinstance(tensor, torch.Tensor) or tensor.ndim != 3:
+            return None
+        recipe = recognize(tensor, marks_of(cond), nothing)
         if recipe is None or not recipe.complete:
             return None
         named |= {key for source in recipe.sources() for key in source.prompt.concepts_in(source.chunk)}
