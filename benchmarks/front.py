@@ -24,7 +24,7 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +42,7 @@ from miniworld.visibility import true_value
 from . import host
 from .arms import SAMPLING, WEIGHTS, WORD, Drawer, Subject
 from .compact_concepts import Studio, Tuned
+from .front_arms import ARMS, Arm
 from .front_fast import FastPainter
 from .front_prompts import Asked, asked
 from .picture_cache import cached
@@ -53,39 +54,6 @@ ROOT = host.ROOT / "runs" / "front"
 DOMAIN, SECOND = "face", "T*"
 EDITS = ("style", "accessory", "background")
 COLUMNS = ("NAMED", "UNNAMED", "likeness", "single", "compound", "edited", "pull", "names", "taken")
-
-
-@dataclass(frozen=True)
-class Arm:
-    """A way to learn and to draw.
-
-    Attributes:
-        name: in the table.
-        settings: that differ from the domain's preset.
-        strength: of the concept's own changes; the domain's offset stays whole.
-        late: share of the sampling steps at whose start the own changes are left out.
-        needs_trigger: whether a concept is drawn only where its trigger is in a prompt.
-        base: the base model alone, with the domain word in the word's place.
-    """
-
-    name: str
-    settings: dict[str, Any] = field(default_factory=dict)
-    strength: float = 1.0
-    late: float = 0.0
-    needs_trigger: bool = False
-    base: bool = False
-
-
-ARMS = (
-    Arm("base", base=True),
-    Arm("untuned", {"steps": 0}),
-    Arm("tuned"),
-    *(Arm(f"strength {s:g}", strength=s) for s in (0.6, 0.8)),
-    *(Arm(f"late {share:g}", late=share) for share in (0.2, 0.3, 0.4)),
-    Arm("by trigger", needs_trigger=True),
-    *(Arm(f"prior {weight:g}", {"prior": weight}, needs_trigger=True) for weight in (2.0, 4.0, 30.0)),
-    *(Arm(f"prior 4, {n} steps", {"prior": 4.0, "steps": n}, needs_trigger=True) for n in (20, 30)),
-)
 
 
 class Painter:

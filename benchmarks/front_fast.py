@@ -37,7 +37,7 @@ from .picture_cache import cached
 from .prompts import seed_of
 
 if TYPE_CHECKING:
-    from .front import Arm
+    from .front_arms import Arm
     from .front_prompts import Asked
 
 RATE = 2.0
