@@ -1,4 +1,4 @@
-"""The front benchmark's arms: ways to learn and to draw that are to keep more than tuning by the preset does."""
+"""The front benchmark's arms: ways to learn a photo and to draw it."""
 
 from __future__ import annotations
 
@@ -35,5 +35,5 @@ ARMS = (
     *(Arm(f"late {share:g}", late=share) for share in (0.2, 0.3, 0.4)),
     Arm("by trigger", needs_trigger=True),
     *(Arm(f"prior {weight:g}", {"prior": weight}, needs_trigger=True) for weight in (2.0, 4.0, 30.0)),
-    *(Arm(f"prior 4, {n} steps", {"prior": 4.0, "steps": n}, needs_trigger=True) for n in (20, 30)),
+    *(Arm(f"prior 4 in {n} steps", {"prior": 4.0, "steps": n}, needs_trigger=True) for n in (20, 30)),
 )

@@ -11,7 +11,7 @@ import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors.torch import load_file
@@ -32,11 +32,13 @@ from miniworld.pretraining import load_base
 from miniworld.text_encoder import pad_tokens
 
 from .arms import SAMPLING, Subject
-from .front_arms import Arm
-from .front_prompts import Asked
 from .host import GUIDANCE, noise, weights_fingerprint
 from .picture_cache import cached
 from .prompts import seed_of
+
+if TYPE_CHECKING:
+    from .front_arms import Arm
+    from .front_prompts import Asked
 
 RATE = 2.0
 KIND = FileKind("Tuned concept")
