@@ -36,12 +36,13 @@ from .prompts import seed_of
 from .report import table
 
 FOLDER = host.ROOT / "runs" / "out_of_domain"
-PROMPTS = (
-    "a photo of {}",
-    "a photo of {}, blue background",
-    "a pencil sketch of {}",
-    "a watercolor of {}, wearing a hat",
-)
+PROMPTS = {
+    "plain": "a photo of {}",
+    "blue background": "a photo of {}, blue background",
+    "pencil sketch": "a pencil sketch of {}",
+    "watercolor, hat": "a watercolor of {}, wearing a hat",
+}
+"""A column's title -> the prompt; a title is no longer than a picture is wide."""
 WOOD = ("#c8964f", "#a8703a", "#d8b070", "#8c5a2c")
 PAINT = ("#b03a2e", "#1f618d", "#239b56", "#d4ac0d", "#6c3483")
 CELLS = 16  # side of the small pictures
@@ -103,7 +104,7 @@ def drawn(painter: Painter, photo: Tensor, number: int) -> Tensor:
         tuned = personalize(drawer.base, drawer.domain(DOMAIN), photo, None, drawer.settings())
         return torch.cat([
             host.draw(tuned, [text.format(WORD)], [seed_of(number, place, 8)], SAMPLING)
-            for place, text in enumerate(PROMPTS)
+            for place, text in enumerate(PROMPTS.values())
         ])  # fmt: skip
 
     return cached(path, draw)
@@ -143,8 +144,7 @@ def out_of_domain(painter: Painter, out: Path) -> None:
         ))  # fmt: skip
     header = ("photos", "gain", "levels from own and other photos", *(f"likeness, {name}" for name in judges))
     print(table(header, rows))
-    texts = ["the photo", *(text.format(WORD) for text in PROMPTS)]
     pictures = [[photo, *made[kind][number]] for kind, given in kinds.items() for number, photo in enumerate(given)]
     titles = [kind for kind, given in kinds.items() for _ in given]
-    sheet(pictures, [text.removeprefix("a ") for text in texts], titles, out)
+    sheet(pictures, ["the photo", *PROMPTS], titles, out)
     print(f"\n{out}: {len(painter.people)} photos of each kind, learned with the face domain")

@@ -54,8 +54,15 @@ class Judge:
         photos = Photos(self.base.vae.encode(images), self.backbone.cls_features(images))
         base = BaseModel(self.base.unet, self.base.text, "mini world")
         # Nothing is tuned, so nothing needs copies that train.
-        preset = replace(self.domain.info.preset, train_unet=False, train_offsets=False, train_encoder=False)
-        settings = replace(preset, steps=0, batch=LEVELS, micro_batch=LEVELS)
+        settings = replace(
+            self.domain.info.preset,
+            steps=0,
+            batch=LEVELS,
+            micro_batch=LEVELS,
+            train_unet=False,
+            train_offsets=False,
+            train_encoder=False,
+        )
         run = E4T(self.domain).start(base, photos, settings, 0, "")
         with self.base.unet.using(made(run.weights())):
             return run.gains()[0]

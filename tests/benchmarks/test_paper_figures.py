@@ -16,6 +16,7 @@ from benchmarks.ablation_pictures import Drawn
 from benchmarks.layer_changes import PHOTOS, SETTINGS, by_kind, kind_of, measure, photos_of, scores
 from benchmarks.out_of_domain import own_and_others, toy
 from benchmarks.paper_figures import draw_curves, lengths_of
+from benchmarks.photo_fit import Judge
 from benchmarks.picture_sheet import sheet
 from miniworld.heldout import concept_photo, held_out
 
@@ -109,3 +110,8 @@ def test_toys_are_different_and_the_same_every_time() -> None:
 
 def test_own_photos_are_told_from_others() -> None:
     assert own_and_others(torch.tensor([[1.0, 4.0], [6.0, 3.0]])) == (2.0, 5.0)
+
+
+def test_the_face_domain_explains_a_face_better_than_a_toy() -> None:
+    domain = Judge("face")
+    assert domain.gain(concept_photo(held_out("face", "validation", 1)[0])[1]) > domain.gain(toy(0))
