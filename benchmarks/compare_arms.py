@@ -2,8 +2,8 @@
 
 A sibling's rate and number of steps come from the log of ``benchmarks.compare_grid``, which chose them on validation
 individuals. They are the mini world's: its base is small and trained from scratch, so its rates are not those of Stable Diffusion, and
-the pack's defaults stay what the papers and the field say. E4T's rate is chosen by the same rule: its preset's was chosen on the
-320-channel networks, and AdamW moves every number by the rate, so that it does something else to networks of half the width.
+the pack's defaults stay what the papers and the field say. E4T's rate is chosen by the same rule, because its preset's was
+chosen on the 320-channel networks.
 """
 
 from __future__ import annotations

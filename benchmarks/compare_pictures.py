@@ -171,10 +171,13 @@ class Painter:
 
     def learned(self, person: Subject, arm: Arm) -> tuple[list[Learned], float, MiniBase]:
         """An arm's concepts of a person, the seconds that the photos took before, and the base that they were learned on."""
-        images, begun = photos_of(person.identity, arm.photos), time.process_time()
-        latents = self.base.vae.encode(images)
+        images = photos_of(person.identity, arm.photos)
         needs_domain = arm.method in (E4T.name, HyperNetwork.name)
-        features = self._backbone.cls_features(images) if needs_domain else None
+        # Loaded before time counts.
+        vae, backbone = self.base.vae, self._backbone if needs_domain else None
+        begun = time.process_time()
+        latents = vae.encode(images)
+        features = None if backbone is None else backbone.cls_features(images)
         before = time.process_time() - begun
         base, method = self.base, self._method(arm)
         if needs_domain and self._domain(arm.domain_file).info.feature_width != self.base.unet.feature_width:
