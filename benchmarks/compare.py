@@ -14,8 +14,8 @@ search, fixed word); and, for any machine, passes of samples through the UNet (`
 Perfusion's covariance are made once for a base and not counted.
 
 All networks are the mini world's in the width that they were trained in, which is a quarter of the work of ComfyUI's.
-``--check-drawing`` compares pictures of both: of words and of the untuned encoder they are the same; a tuned concept is another one,
-as with another seed.
+``--check-drawing`` compares pictures of both: of words and of the untuned encoder they are the same; a tuned concept is another one, and
+why is not known.
 
 Gates, set before anything was measured. For each sibling and both judges: where E4T obeys prompts as well (within 0.02), it is at
 least as like (NAMED). For Textual Inversion and DreamBooth and both judges: E4T reaches their final NAMED at least 30 times
