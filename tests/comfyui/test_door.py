@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import json
 import re
 import subprocess
 import sys
@@ -70,6 +71,18 @@ def test_every_node_has_a_help_page_that_explains_each_input_and_output(listed):
         names += [output.display_name for output in node.GET_SCHEMA().outputs]
         assert page.startswith(f"# {node.GET_SCHEMA().display_name}\n")
         assert [name for name in names if f"`{name}`" not in page] == []
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "workflows" / "api").glob("*.json")), ids=lambda path: path.stem)
+def test_a_shipped_workflow_says_every_widget_of_our_nodes(listed, path):
+    """What the page would add to it: a widget that is new has to be in the workflows, too."""
+    sockets = {"MODEL", "CLIP", "VAE", "IMAGE", "MASK", "CONDITIONING", "CLIP_VISION", "BOUNDING_BOX"}
+    for content in json.loads(path.read_text(encoding="utf-8")).values():
+        if content["class_type"] not in listed:
+            continue
+        inputs = listed[content["class_type"]].GET_SCHEMA().inputs
+        widgets = {one.id for one in inputs if one.io_type not in sockets and not one.io_type.startswith("E4T_")}
+        assert widgets - set(content["inputs"]) == set(), content["class_type"]
 
 
 def test_the_browser_knows_every_method_and_every_node_that_learns(listed):
