@@ -129,7 +129,7 @@ class SamplingSettings:
         advanced=True,
     )
     needs_trigger: bool = setting(
-        False,
+        True,
         "Draw pictures whose prompts do not hold the trigger as if the concept were not there. Off: they come out a bit like the"
         " photo, with the domain's word most of all.",
     )

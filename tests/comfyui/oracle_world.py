@@ -15,13 +15,18 @@ from safetensors.torch import save_file
 from world import held, make_concept
 
 import nodes
+from e4t_core.loop_settings import SamplingSettings
 
 FILES = {"S": "one", "T": "two"}
 
 
 def make_parts(base, domain):
     """Two concepts of one domain as a MODEL holds them, by placeholder."""
-    concepts = {"S": make_concept(domain, 1, "S*"), "T": make_concept(domain, 2, "T*")}
+    # Both are always drawn, as stock is with the weights of both.
+    sampling = SamplingSettings(needs_trigger=False)
+    concepts = {
+        name: make_concept(domain, number, f"{name}*", sampling=sampling) for number, name in enumerate("ST", 1)
+    }
     return {name: held(base, concept) for name, concept in concepts.items()}
 
 

@@ -98,7 +98,7 @@ def test_with_an_empty_negative_sharing_its_pass_changes_rounding_only(row, base
 
 def apart(parts):
     """The same concepts, with a feature pass of their own."""
-    sampling = SamplingSettings(share_pass=False)
+    sampling = SamplingSettings(share_pass=False, needs_trigger=False)
     return {
         name: dataclasses.replace(part, concept=dataclasses.replace(part.concept, sampling=sampling))
         for name, part in parts.items()

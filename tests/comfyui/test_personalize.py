@@ -37,7 +37,9 @@ def test_a_photo_goes_in_and_a_word_comes_out(run, base, untouched):
     assert losses == {"loss": list(parts.losses)} and len(losses["loss"]) == QUICK.steps
     with_word, without = draw(model, clip), draw(model, clip, "a photo of a cat")
     assert torch.isfinite(with_word).all() and not torch.equal(with_word, without)
-    assert not torch.equal(without, draw(base[0], base[1], "a photo of a cat")), "the tuned weights made no difference"
+    assert torch.equal(without, draw(base[0], base[1], "a photo of a cat")), (
+        "the concept left a trace without its trigger"
+    )
     untouched()
 
 
@@ -73,7 +75,7 @@ def test_refinement_off_equals_stock_nodes_on_the_same_patched_weights(run):
 
 
 def test_a_prompt_without_the_word_equals_stock_nodes_on_the_same_patched_weights(run, base):
-    model, clip, _, _ = run()
+    model, clip, _, _ = run(needs_trigger=False)
     stock = model.clone()
     stock.remove_wrappers_with_key(WrappersMP.CALC_COND_BATCH, patched_model.KEY)
     assert torch.equal(draw(model, clip, "a photo of a cat"), draw(stock, base[1], "a photo of a cat"))
