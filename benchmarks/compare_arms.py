@@ -69,17 +69,17 @@ def preset_values() -> dict[str, Any]:
 _COMMON: dict[str, Any] = {"templates": "a photo of {}"}
 _FOUR = _COMMON | {"batch": 4}
 _PRIOR = _COMMON | {"batch": 2, "prior_pictures": PRIOR_PICTURES}
-_WORDS, _WEIGHTS = (1e-3, 3e-3, 1e-2, 3e-2), (1e-5, 3e-5, 1e-4, 3e-4)
+_WORDS, _WEIGHTS = (1e-3, 3e-3, 1e-2, 3e-2), (1e-5, 3e-5, 1e-4, 3e-4, 1e-3)
 SIBLINGS = (
     Trial("textual_inversion", _WORDS, _FOUR),
     Trial("dreambooth", _WEIGHTS, _PRIOR),
-    Trial("lora", (1e-4, 3e-4, 1e-3, 3e-3), _FOUR),
+    Trial("lora", (1e-4, 3e-4, 1e-3, 3e-3, 1e-2), _FOUR),
     Trial("extended_textual_inversion", _WORDS, _FOUR),
     Trial("perfusion", _WORDS, _FOUR),
     Trial("dreambooth_ti", _WEIGHTS, _PRIOR),
 )
 """E4T's, in the order in which the comparison needs them most."""
-OURS = Trial(E4T.name, (2.5e-5, 5e-5, 1e-4, 2e-4), preset_values(), E4T_RUNS)
+OURS = Trial(E4T.name, (2.5e-5, 5e-5, 1e-4, 2e-4, 4e-4), preset_values(), E4T_RUNS)
 TRIALS = (OURS, *SIBLINGS)
 
 

@@ -1,9 +1,9 @@
 """``python -m benchmarks.compare_grid``: a fair setting for each method, chosen before the comparison.
 
-E4T and each of its siblings is learned from one photo of each of 4 validation individuals, at 4 learning rates that are evenly spaced on a
-logarithmic scale. First for 60 steps (E4T: 5) at each of them; then for 240 (15) at the best of them and at the next lower one (the next higher
-one, if the best is the lowest), because longer runs want lower rates. A batch is 4 samples, of E4T 16. Six prompts are drawn for
-each individual: plain, a style, a background, an accessory, and two compounds.
+E4T and each of its siblings is learned from one photo of each of 4 validation individuals, at 4 or 5 learning rates that are
+evenly spaced on a logarithmic scale. First for 60 steps (E4T: 5) at each of them; then for 240 (15) at the best of them and at its
+neighbors. A batch is 4 samples, of E4T 16. Six prompts are drawn for each individual: plain, a style, a background, an accessory,
+and two compounds.
 
 The rule, set before anything was measured: of all lines of a method, the one with the highest harmonic mean of NAMED and PROMPT
 (each the mean of both judges) is what the method is compared with, its steps included. A rate at the end of its list that is chosen is
@@ -54,9 +54,9 @@ def tried(painter: Painter, trial: Trial, rate: float, steps: int) -> Tried:
 
 
 def longer(lines: Sequence[Tried], rates: Sequence[float]) -> list[float]:
-    """The rates that go on to the long run: the best of the short ones, and its lower neighbor."""
+    """The rates that go on to the long run: the best of the short ones, and its neighbors."""
     best = rates.index(max(lines, key=lambda one: one.score).rate)
-    return [rates[best], rates[best - 1 if best else 1]]
+    return list(rates[max(best - 1, 0) : best + 2])
 
 
 def write_log(lines: Sequence[Tried], path: Path = LOG) -> None:

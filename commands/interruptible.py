@@ -65,6 +65,21 @@ def _watched() -> Iterator[list[int]]:
 
 
 @contextmanager
+def left_to_asyncio() -> Iterator[None]:
+    """Ctrl-C within it is for ``asyncio.run``, which then cancels its main task alone: what that task started can still answer.
+    It leaves any handler but the default one in place, whose KeyboardInterrupt would cancel every task at once."""
+    before = signal.getsignal(signal.SIGINT)
+    if not callable(before) or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+@contextmanager
 def importing(said: str) -> Iterator[None]:
     """Ctrl-C ends the process at once: interrupted imports of torch or numpy raise whatever their state leads to."""
 

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 
 from tqdm.contrib.logging import logging_redirect_tqdm
 
+from commands.interruptible import left_to_asyncio
+
 from .prepared import Work
 from .run import Run, Told
 from .server import Server
@@ -27,7 +29,7 @@ def draw(work: Work, url: str, headers: Mapping[str, str], patience: float) -> N
     """
     try:
         if work.left:
-            with logging_redirect_tqdm(), Watch(work) as watch:
+            with logging_redirect_tqdm(), Watch(work) as watch, left_to_asyncio():
                 asyncio.run(_drawn(work, url, headers, patience, watch))
     finally:
         # Also after an interruption: the report is for whoever looks at it meanwhile.

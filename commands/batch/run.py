@@ -15,6 +15,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 
+from .api_workflow import Nodes
 from .faults import BatchError, Rejected, Unreachable
 from .filling import Filling
 from .jobs import Job, prompt
@@ -33,6 +34,8 @@ AGAIN_SECONDS = (1.0, 2.0, 5.0, 10.0)
 """Between attempts to reach a server; the last one goes on."""
 MOST_LOSSES = 3
 """A job that was next when the server ended so often is what ends it."""
+WITHDRAW_SECONDS = 5.0
+"""How long the server may take to answer when a run is stopped."""
 LOOK_AFTER = {"execution_success", "execution_error", "execution_interrupted", "status", "executing"}
 
 
@@ -68,6 +71,7 @@ class Run:
         self._patience = patience
         self._todo = deque(jobs)
         self._queued: dict[str, Job] = {}
+        self._offered: tuple[str, asyncio.Task[None]] | None = None
         self._losses: dict[str, int] = {}
         self._uploaded: dict[str, str] = {}
         self._unusable: dict[str, Rejected] = {}
@@ -135,13 +139,20 @@ class Run:
                 return
             try:
                 photo = await self._photo(job.photo)
-                await self._server.queue(prompt(self._filling, job, photo, self._results.batch), prompt_id)
+                await self._offer(prompt(self._filling, job, photo, self._results.batch), prompt_id)
             except Rejected as error:
                 self._end(job, failed(error))
                 return
         known.discard(prompt_id)
         self._todo.popleft()
         self._queued[prompt_id] = job
+
+    async def _offer(self, workflow: Nodes, prompt_id: str) -> None:
+        """Puts a job into the server's queue. A request that was sent is answered even if this run is stopped meanwhile: only
+        then can the job be taken back."""
+        asked = asyncio.create_task(self._server.queue(workflow, prompt_id))
+        self._offered = prompt_id, asked
+        await asyncio.shield(asked)
 
     async def _photo(self, photo: Photo) -> str:
         """What the server calls a photo, which it then has."""
@@ -204,5 +215,11 @@ class Run:
 
     async def _withdraw(self) -> None:
         """Leaves nothing of ours in the queue of a server that goes on; what runs is fetched by the next command."""
+        given = list(self._queued)
+        if self._offered is not None:
+            prompt_id, asked = self._offered
+            given.append(prompt_id)
+            with suppress(BatchError, asyncio.TimeoutError):
+                await asyncio.wait_for(asked, WITHDRAW_SECONDS)
         with suppress(BatchError, asyncio.TimeoutError):
-            await asyncio.wait_for(self._server.forget(list(self._queued)), 5.0)
+            await asyncio.wait_for(self._server.forget(given), WITHDRAW_SECONDS)

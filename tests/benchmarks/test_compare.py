@@ -107,10 +107,15 @@ def test_of_equal_settings_the_shorter_is_chosen() -> None:
     assert chosen(lines((1e-4, 240, 0.7, 0.8), (3e-4, 60, 0.7, 0.8)), "lora").steps == 60
 
 
-def test_the_best_short_run_goes_on_with_its_lower_neighbor() -> None:
+def test_the_best_short_run_goes_on_with_its_neighbors() -> None:
     rates = (1e-4, 3e-4, 1e-3)
-    assert compare_grid.longer(lines((1e-4, 60, 0.1, 1), (3e-4, 60, 0.2, 1), (1e-3, 60, 0.3, 1)), rates) == [1e-3, 3e-4]
-    assert compare_grid.longer(lines((1e-4, 60, 0.3, 1), (3e-4, 60, 0.2, 1), (1e-3, 60, 0.1, 1)), rates) == [1e-4, 3e-4]
+
+    def on(*named: float) -> list[float]:
+        return compare_grid.longer(lines(*((rate, 60, one, 1) for rate, one in zip(rates, named, strict=True))), rates)
+
+    assert on(0.1, 0.2, 0.3) == [3e-4, 1e-3]
+    assert on(0.1, 0.3, 0.2) == [1e-4, 3e-4, 1e-3]
+    assert on(0.3, 0.2, 0.1) == [1e-4, 3e-4]
 
 
 def test_siblings_learn_in_the_sentences_that_e4t_learns_in() -> None:
@@ -124,8 +129,8 @@ def test_the_log_comes_back_as_it_was_written(tmp_path: Path) -> None:
     assert read_log(tmp_path / "log.csv") == tried
 
 
-def test_every_method_is_tried_at_four_rates_and_the_committed_log_says_so() -> None:
-    assert all(len(trial.rates) == 4 for trial in TRIALS)
+def test_every_method_is_tried_at_four_or_five_rates_and_the_committed_log_says_so() -> None:
+    assert all(len(trial.rates) in (4, 5) for trial in TRIALS)
     log = read_log()
     for trial in TRIALS:
         own = [one for one in log if one.method == trial.method]

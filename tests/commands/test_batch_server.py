@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import os
+import signal
 import socket
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -222,6 +225,47 @@ def test_a_server_that_gives_jobs_ids_of_its_own_keeps_none(
     assert status == 1
     assert "gives jobs ids of its own" in told
     assert withdrawn == [{"delete": ["of-its-own"]}]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="stops it with a POSIX signal")
+def test_a_job_that_is_on_its_way_when_the_command_is_stopped_is_taken_back(
+    site: Callable[[Handler], Site], batch: Callable[..., tuple[int, str]]
+) -> None:
+    """The server puts it into its queue a moment after Ctrl-C."""
+    waiting: list[str] = []
+    known = comfyui()
+
+    async def put(prompt_id: str) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        await asyncio.sleep(0.5)
+        waiting.append(prompt_id)
+
+    async def answer(request: web.Request) -> web.StreamResponse:
+        if request.path.startswith(("/system_stats", "/object_info")):
+            return known(request)
+        if request.path == "/ws":
+            socket = web.WebSocketResponse()
+            await socket.prepare(request)
+            await socket.receive()
+            return socket
+        if request.path == "/prompt":
+            prompt_id = (await request.json())["prompt_id"]
+            await asyncio.shield(put(prompt_id))
+            return web.json_response({"prompt_id": prompt_id})
+        if request.path == "/queue" and request.method == "POST":
+            for prompt_id in (await request.json())["delete"]:
+                waiting.remove(prompt_id)
+            return web.Response()
+        if request.path.startswith("/history"):
+            return web.json_response({})
+        return web.json_response({"name": "x.png", "queue_running": [], "queue_pending": []})
+
+    opened = site(answer)
+    status, told = batch(opened.url)
+    assert status == 130
+    assert "the same command goes on from there" in told
+    assert opened.asked[-2:] == ["/prompt", "/queue"]
+    assert not waiting
 
 
 def test_a_wrong_workflow_is_said_before_any_server_is_asked(
