@@ -43,7 +43,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from commands.batch.summary import Watch, conclude
 
         from .cluster import cluster
-        from .work import installed, work_through
+        from .installation import installed
+        from .work import work_through
 
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     try:

@@ -11,31 +11,12 @@ import ray
 from commands.batch.prepared import Work
 from commands.batch.run import Told
 from commands.batch.summary import Watch
-from commands.comfyui.own_server import Installation, absolute_program
 
 from .fleet import Fleet
+from .installation import installed
 from .seat import Seat
 
 log = logging.getLogger(__name__)
-
-
-def installed(options: argparse.Namespace) -> Installation:
-    """The ComfyUI that the command names.
-
-    Raises:
-        BatchError: it is not on this machine, where that is to run it.
-    """
-    base = options.base_directory
-    installation = Installation(
-        options.comfyui.absolute(),
-        base.absolute() if base is not None else None,
-        absolute_program(options.python),
-        options.cpu,
-        tuple(options.comfyui_argument),
-    )
-    if options.address is None:
-        installation.check()
-    return installation
 
 
 def work_through(options: argparse.Namespace, work: Work, cards: int, watch: Watch) -> None:

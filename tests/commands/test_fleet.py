@@ -14,7 +14,7 @@ import pytest
 
 from commands.fleet.__main__ import _options
 from commands.fleet.cluster import plain, refusal
-from commands.fleet.work import installed
+from commands.fleet.installation import installed
 
 ROOT = Path(__file__).parents[2]
 LEASH = ROOT / "commands" / "comfyui" / "leash.py"
@@ -64,11 +64,13 @@ def test_a_leash_tells_when_its_program_has_ended(tmp_path: Path) -> None:
 
 
 def test_a_cluster_of_other_versions_is_said_in_words() -> None:
-    from ray._private.utils import check_version_info
-
-    with pytest.raises(RuntimeError) as error:
-        check_version_info({"ray_version": "2.9.0", "python_version": "3.9.1"}, "this process", True)
-    said = refusal("auto", error.value)
+    code = (
+        "from ray._private.utils import check_version_info;"
+        'check_version_info({"ray_version": "2.9.0", "python_version": "3.9.1"}, "this process", True)'
+    )
+    ended = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    of_ray = ended.stderr[ended.stderr.index("RuntimeError: ") :]
+    said = refusal("auto", RuntimeError(of_ray.removeprefix("RuntimeError: ")))
     assert said.startswith(
         "The cluster at auto has another Python or Ray than this command: install the same on all nodes"
     )
@@ -99,6 +101,11 @@ def test_without_ray_one_sentence_says_how_to_get_it(tmp_path: Path) -> None:
         "This needs Ray, which is installed apart: python -m pip install ray aiohttp filelock pillow tqdm\n"
     )
     assert time.monotonic() - begun < 60
+
+
+def test_ray_stays_out_of_the_process_of_the_tests() -> None:
+    """It puts a folder with modules of its own, psutil among them, before all others on the path; the process crashed later on."""
+    assert "ray" not in sys.modules
 
 
 def test_nothing_that_artists_run_imports_ray() -> None:
