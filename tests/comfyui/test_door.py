@@ -85,6 +85,13 @@ def test_a_shipped_workflow_says_every_widget_of_our_nodes(listed, path):
         assert widgets - set(content["inputs"]) == set(), content["class_type"]
 
 
+def test_every_method_without_a_domain_file_has_a_workflow_of_its_name():
+    for kind in SIBLINGS:
+        path = ROOT / "workflows" / "api" / f"{kind.name}.json"
+        content = json.loads(path.read_text(encoding="utf-8"))
+        assert node_id(kind) in {node["class_type"] for node in content.values()}, path.name
+
+
 def test_the_browser_knows_every_method_and_every_node_that_learns(listed):
     script = (ROOT / e4t_pack.WEB_DIRECTORY / "js" / "methods.js").read_text(encoding="utf-8")
     methods, learners = script.split("export const LEARNERS")

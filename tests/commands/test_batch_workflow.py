@@ -16,6 +16,7 @@ from commands.batch.jobs import Plan, prompt
 from commands.batch.photos import Photo
 from commands.batch.prompts import Row
 from commands.batch.slots import Slot, find_slots, named, trigger
+from e4t_core.methods.registered import SIBLINGS
 
 WORKFLOWS = Path(__file__).parents[2] / "workflows"
 ANNA, BEN = (Photo(Path(f"{name}.jpg"), name, name * 16) for name in ("anna", "bens"))
@@ -41,7 +42,7 @@ def test_photo_prompt_and_seed_are_found_in_the_shipped_workflow() -> None:
     )
 
 
-@pytest.mark.parametrize("name", ["save_and_reuse", "textual_inversion", "export_to_lora"])
+@pytest.mark.parametrize("name", ["save_and_reuse", "export_to_lora", *(kind.name for kind in SIBLINGS)])
 def test_every_shipped_workflow_of_one_photo_needs_no_names(name: str) -> None:
     slots = find_slots(shipped(name), seed=["KSampler.seed"])
     assert len(slots.photo) == len(slots.prompt) == len(slots.seed) == 1

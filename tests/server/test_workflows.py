@@ -21,9 +21,13 @@ from devtools.comfyui_client import Client
 from devtools.comfyui_server import Server
 from devtools.miniworld_setup import CHECKPOINT, PHOTO
 from devtools.places import REPOSITORY, WORKFLOWS
+from e4t_core.methods.perfusion import Perfusion
+from e4t_core.methods.registered import SIBLINGS, node_id
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, ConsoleMessage, Page
+
+    from e4t_core.sibling import Sibling
 
 pytestmark = needs_browser
 
@@ -36,10 +40,14 @@ SIDE = 64
 QUICK: dict[str, dict[str, Any]] = {
     "KSampler": {"steps": 2},
     "EmptyLatentImage": {"width": SIDE, "height": SIDE},
-    "E4TTextualInversion": {"steps": 2, "size": SIDE},
+    **{node_id(kind): {"steps": 2, "size": SIDE, "prior_pictures": 1} for kind in SIBLINGS},
+    # "compact" would fit a small copy, which takes longer than all else here.
+    "E4TSaveConcept": {"keeps": "word"},
     "ImageGrid": {"cell_width": SIDE, "cell_height": SIDE},
 }
 """What a person would change in the page who wants to see an end soon: node type -> widget -> value."""
+READS_MANY = (Perfusion,)
+"""Whose first run encodes hundreds of captions, a minute without a graphics card: tests/comfyui/test_perfusion.py has it."""
 BLUEPRINT = "Learn a photo"
 LEARNED, RECOGNIZED = " learned in ", "S* in 1 of 2 prompts"
 """What the server writes when it has learned, and when a sampler draws the word."""
@@ -178,6 +186,21 @@ def test_a_style_is_learned_from_one_drawing(desk: Page, client: Client, server:
     recognized = server.said().count(RECOGNIZED)
     assert len(pictures(client, run(client, desk))) == 1
     assert server.said().count(RECOGNIZED) == recognized + 1
+
+
+@pytest.mark.parametrize("kind", [kind for kind in SIBLINGS if kind not in READS_MANY], ids=lambda kind: kind.name)
+def test_a_photo_is_learned_drawn_and_kept_without_a_domain_file(
+    desk: Page, client: Client, server: Server, kind: type[Sibling]
+) -> None:
+    opened(desk, kind.name)
+    learned, recognized = server.said().count(LEARNED), server.said().count(RECOGNIZED)
+    entry = run(client, desk)
+    assert [picture.size for picture in pictures(client, entry)] == [(SIDE, SIDE)]
+    assert server.said().count(LEARNED) == learned + 1 and server.said().count(RECOGNIZED) == recognized + 1
+    (saved,) = [node for node, content in entry["prompt"][2].items() if content["class_type"] == "E4TSaveConcept"]
+    name = entry["prompt"][2][saved]["inputs"]["name"]
+    assert entry["outputs"][saved]["text"][0].startswith(f"Saved as {name}.safetensors (")
+    assert (server.base / "models" / "embeddings" / "e4t" / f"{name}.safetensors").is_file()
 
 
 def test_a_concept_is_drawn_with_a_lora_and_a_controlnet(desk: Page, client: Client) -> None:
