@@ -3,8 +3,9 @@
 Individuals stand off center, small, among things and beside others (``crop_scenes.py``). For each kind of photo: which share
 of the head of who is meant lies in the crop, how nearly the crop is their portrait, how many of the individuals were found,
 in how many photos as many were found as there are, what was found where nobody is, and how many squares were looked at;
-beside it the middle square. With ``--identity`` some of them are learned in ComfyUI from these crops, and NAMED (``scoring.py``) is compared with what a centered portrait
-gives; "exact" is the square that the portrait of who is meant would be.
+beside it the middle square. With ``--identity`` some of them are learned in ComfyUI from these crops, and NAMED (``scoring.py``) is
+compared with what a centered portrait gives; "exact" is the square that the portrait of who is meant would be. Their pictures are
+kept in runs/crop, so that an interrupted run goes on.
 
 Gates: of the head of who is meant 0.95 lies inside the crop in 4:3, 3:4, small, two and three (each is off center); the number of
 individuals is right in 0.8 of the photos of two and of three; a centered portrait is learned as it came in; NAMED is at most
@@ -14,8 +15,11 @@ individuals is right in 0.8 of the photos of two and of three; a centered portra
 from __future__ import annotations
 
 import argparse
+import hashlib
+import json
 import time
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +43,7 @@ from miniworld.training_unet import TrainingUNet
 from . import host
 from .arms import WEIGHTS, WORD, Drawer, Subject, load_subjects, personalize
 from .crop_scenes import KINDS, NOBODY, Photographed, photograph
+from .picture_cache import cached
 from .prompts import targets
 from .report import gate, table
 from .scoring import Visibility, named
@@ -49,6 +54,7 @@ INSIDE_KINDS, NUMBER_KINDS = ("4:3", "3:4", "small", "two", "three"), ("two", "t
 FOUND = 0.5  # overlap with a portrait from which on an individual is found
 LEARNED_KINDS = ("4:3", "small", "two")
 SHOWN = 6
+KEPT = host.ROOT / "runs" / "crop"
 
 
 class Cropper:
@@ -174,10 +180,14 @@ def same_portraits(cropper: Cropper, people: Sequence[Subject]) -> bool:
     return gate("portraits whose crop is all of them, as without a search", float(np.mean(same)), least=SAME_GATE)
 
 
-def identity_report(cropper: Cropper, domain: str, people: Sequence[Subject], kinds: Sequence[str]) -> list[bool]:
-    """Learns each individual from a portrait and from photos of each kind, and prints NAMED and what the photos lose."""
+def identity_report(
+    cropper: Cropper, domain: str, company: Sequence[Subject], count: int, kinds: Sequence[str]
+) -> list[bool]:
+    """Learns the first individuals from a portrait and from photos of each kind, where others of the company may stand beside them;
+    prints NAMED and what the photos lose."""
+    people = company[:count]
     drawer, judges = Drawer(1, {}, domain), load_judges()
-    identities = [person.identity for person in people]
+    identities = [person.identity for person in company]
     wanted = [target for person in people for target in targets(person.identity, person.prompts)]
     seen = Visibility.of(wanted)
     arms: dict[str, list[Tensor]] = {}
@@ -188,14 +198,7 @@ def identity_report(cropper: Cropper, domain: str, people: Sequence[Subject], ki
             made = photograph(identities[number:] + identities[:number], kind)
             photos |= {kind: (made.photo, cropper.crop(made.photo)[0]), f"{kind}, exact": (made.photo, made.portrait())}
         for arm, (photo, square) in photos.items():
-            tuned = personalize(
-                drawer.base, drawer.domain(domain), photo, None, drawer.settings(), crop="box", boxes=box_of(square)
-            )
-            pictures = [
-                host.draw(tuned, [prompt.text.format(WORD)], drawer.seeds(person, place), host.SECOND_ORDER)
-                for place, prompt in enumerate(person.prompts)
-            ]
-            arms.setdefault(arm, []).append(torch.cat(pictures))
+            arms.setdefault(arm, []).append(pictures_from(drawer, domain, person, photo, square))
     scores: dict[str, tuple[np.ndarray, np.ndarray]] = {}
     for arm, parts in arms.items():
         shown, nothing = torch.cat(parts), np.zeros(len(wanted))
@@ -218,6 +221,25 @@ def identity_report(cropper: Cropper, domain: str, people: Sequence[Subject], ki
         for kind in kinds
         for one in (np.ones((1, len(people))),)
     ]
+
+
+def pictures_from(drawer: Drawer, domain: str, person: Subject, photo: Tensor, square: Square) -> Tensor:
+    """Someone's pictures, learned from a square of a photo, ``(prompts, 3, 128, 128)``: from their file in runs/crop, or now."""
+    box = box_of(square)
+    decides = json.dumps([
+        host.weights_fingerprint("base", "text", "vae", "backbone", WEIGHTS[domain]), asdict(drawer.settings()),
+        asdict(host.SECOND_ORDER), box, person.number, [prompt.text for prompt in person.prompts],
+    ])  # fmt: skip
+    key = hashlib.sha256(decides.encode() + photo.numpy().tobytes()).hexdigest()[:16]
+
+    def draw() -> Tensor:
+        tuned = personalize(drawer.base, drawer.domain(domain), photo, None, drawer.settings(), crop="box", boxes=box)
+        return torch.cat([
+            host.draw(tuned, [prompt.text.format(WORD)], drawer.seeds(person, place), host.SECOND_ORDER)
+            for place, prompt in enumerate(person.prompts)
+        ])  # fmt: skip
+
+    return cached(KEPT / f"{key}.safetensors", draw)
 
 
 def box_of(square: Square) -> dict[str, int]:
@@ -268,8 +290,9 @@ def main() -> int:
         people = load_subjects(options.split, max(3, options.identities), options.domain)
         results += search_report(cropper, people, options.identities, kinds, options.out)
     if options.identity:
-        some = load_subjects(options.split, max(3, options.identity), options.domain)[: options.identity]
-        results += identity_report(cropper, options.domain, some, [kind for kind in LEARNED_KINDS if kind in kinds])
+        some = load_subjects(options.split, max(3, options.identity), options.domain)
+        learned = [kind for kind in LEARNED_KINDS if kind in kinds]
+        results += identity_report(cropper, options.domain, some, options.identity, learned)
     return 0 if all(results) else 1
 
 
