@@ -97,15 +97,18 @@ class Seat:
         Raises:
             BatchError: ComfyUI cannot be started.
         """
-        for start in range(MOST_LOSSES):
+        starts = 0
+        for _ in range(MOST_LOSSES):
             if not self._comfyui.alive():
+                # It may also have ended after the last job.
                 self._comfyui.start(self._filling.workflow)
+                starts += 1
             try:
                 result = asyncio.run(drawn(self._comfyui, self._filling, self._batch, job, photo))
-                return Drawn(result, self._comfyui.take_concepts(), start)
+                return Drawn(result, self._comfyui.take_concepts(), starts)
             except Unreachable:
                 # Also one that hangs.
                 self._comfyui.stop()
             except Rejected as error:
-                return Drawn(failed(error), starts=start)
-        return Drawn(Outcome(error=f"ComfyUI ended {MOST_LOSSES} times while it ran this job."), starts=MOST_LOSSES)
+                return Drawn(failed(error), starts=starts)
+        return Drawn(Outcome(error=f"ComfyUI ended {MOST_LOSSES} times while it ran this job."), starts=starts)

@@ -84,6 +84,37 @@ def test_every_job_is_one_file_and_one_line_though_a_server_and_a_worker_are_kil
     shutil.rmtree(temporary)
 
 
+SEAT_ALONE = """
+import os, signal, sys, time
+from commands.batch.photos import as_sent
+from commands.batch.prepared import prepare
+from commands.fleet.__main__ import _options
+from commands.fleet.installation import installed
+from commands.fleet.seat import Seat
+
+options = _options(sys.argv[1:])
+work = prepare(options)
+seat = Seat(work.plan.filling, work.results.batch, installed(options))
+os.kill(seat.ready().server, signal.SIGKILL)
+while seat._comfyui.alive():
+    time.sleep(0.1)
+for job in work.left:
+    drawn = seat.draw(job, as_sent(job.photo.path))
+    print(drawn.starts, drawn.outcome.error)
+seat._comfyui.stop()
+"""
+
+
+def test_a_comfyui_that_ended_between_two_jobs_is_started_anew_and_told(server: Server, tmp_path: Path) -> None:
+    """Ray stays out of the tests' own process."""
+    world = BatchWorld(tmp_path / "world", cheap(), 1, PROMPTS)
+    arguments = world.fleet(server.comfyui, server.base)[3:]
+    seat = subprocess.run(
+        [sys.executable, "-c", SEAT_ALONE, *arguments], cwd=REPOSITORY, capture_output=True, text=True, check=False
+    )
+    assert seat.stdout.splitlines() == ["1 None", "0 None"], seat.stderr
+
+
 def test_without_a_comfyui_one_sentence_says_so(tmp_path: Path) -> None:
     world = BatchWorld(tmp_path / "world", cheap(), 1, PROMPTS)
     ended = subprocess.run(
