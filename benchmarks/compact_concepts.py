@@ -133,10 +133,10 @@ class Studio:
             refine: whether the word is predicted anew at every evaluation.
         """
         pack = host.pack
-        full = pack("e4t_core.weight_changes").Full
+        full, settings = pack("e4t_core.weight_changes").Full, self.drawer.settings()
         sampling = pack("e4t_core.loop_settings").SamplingSettings(refine=refine)
         predictor = pack("e4t_core.methods.e4t.word_predictor").E4TPredictor(
-            encoder, tuned.clip_features, tuned.domain_word_embedding, self.domain.info.scale
+            encoder, tuned.clip_features, tuned.domain_word_embedding, self.domain.info.scale * settings.kept_of_word
         )
         with torch.inference_mode(False):
             concept = pack("e4t_core.concept").Concept(
@@ -146,7 +146,7 @@ class Studio:
                 base_fingerprint="the base",
                 embedding=tuned.embedding,
                 weights=(*self._scaled, *(full.of(key, value) for key, value in differences.items() if value.any())),
-                settings=self.drawer.settings(),
+                settings=settings,
                 seed=0,
                 predictor=predictor,
                 domain_fingerprint="the domain",

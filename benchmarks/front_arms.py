@@ -32,6 +32,7 @@ ARMS = (
     Arm("untuned", {"steps": 0}),
     Arm("tuned"),
     *(Arm(f"strength {s:g}", strength=s) for s in (0.6, 0.8)),
+    *(Arm(f"word {s:g}", {"word_strength": s}, needs_trigger=True) for s in (0.5, 0.6, 0.7, 0.8, 1.0)),
     *(Arm(f"late {share:g}", late=share) for share in (0.2, 0.3, 0.4)),
     Arm("by trigger", needs_trigger=True),
     *(Arm(f"prior {weight:g}", {"prior": weight}, needs_trigger=True) for weight in (2.0, 4.0, 30.0)),

@@ -132,7 +132,7 @@ class FastPainter:
         if path not in self._concepts:
             if not path.exists():
                 self._learn(number, settings, path)
-            self._concepts[path] = self._read(path, number)
+            self._concepts[path] = self._read(path, number, settings.kept_of_word)
         return self._concepts[path]
 
     def _photo(self, number: int) -> Photos:
@@ -148,7 +148,7 @@ class FastPainter:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_tensors(path, {n: value.contiguous() for n, value in tensors.items()}, {}, KIND)
 
-    def _read(self, path: Path, number: int) -> Concept:
+    def _read(self, path: Path, number: int, strength: float) -> Concept:
         parts: dict[str, Weights] = {"difference": {}, "encoder": {}}
         for name, value in load_file(path).items():
             kind, _, rest = name.partition("/")
@@ -158,7 +158,8 @@ class FastPainter:
         info, text = self._domain.info, self._base.text
         features = self._photo(number).clip_features
         assert features is not None
-        predictor = E4TPredictor(encoder.eval().requires_grad_(False), features, text.word(info.word), info.scale)
+        scale = strength * info.scale
+        predictor = E4TPredictor(encoder.eval().requires_grad_(False), features, text.word(info.word), scale)
         return Concept(parts["difference"], predictor)
 
     @torch.no_grad()

@@ -148,7 +148,7 @@ def test_a_widget_changes_its_setting_and_no_other(listed, name):
         new = value = about.choices[-1]
         assert set(about.choices) < {*options["options"]}
     else:
-        new = value = about.kind(0.5 if name in ("encoder_rate", "end_percent") else options["max"])
+        new = value = about.kind(0.5 if name in ("encoder_rate", "word_strength", "end_percent") else options["max"])
     choice = listed["E4TSettings"].execute(**{name: value}).args[0]
     before, after = (own, SamplingSettings()), (choice.of(own), choice.sampling)
     changed = {

@@ -26,6 +26,8 @@ def test_the_papers_presets() -> None:
         ("regularization", float("inf")),
         ("encoder_rate", 0.0),
         ("encoder_rate", 1.5),
+        ("word_strength", 0.0),
+        ("word_strength", 1.05),
         ("mask_threshold", 1.0),
         ("mask_threshold", -0.1),
         ("beta1", 1.0),

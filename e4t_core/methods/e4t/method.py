@@ -175,7 +175,8 @@ class E4TRun:
         return losses
 
     def context(self, z: Tensor, t: Tensor) -> Tensor:
-        return self.words.contexts([0], self.words.word(z, t, self.clip_features[:1]))
+        offset = self.words.offset(z, t, self.clip_features[:1])
+        return self.words.contexts([0], self.words.at(self.settings.kept_of_word * offset))
 
     def concept(self, on_pass: OnPass) -> Concept:
         """The tuned concept, its fixed word averaged over noise levels of its own latents.
@@ -191,7 +192,7 @@ class E4TRun:
             encoder,
             self._mean_features().cpu(),
             self.words.domain_word_embedding.cpu(),
-            info.scale,
+            info.scale * settings.kept_of_word,
             self.domain.encoder,
         )
         return Concept(
@@ -245,7 +246,7 @@ class E4TRun:
             z = unet.schedule.add_noise(latents[sample.photos], sample.noise, sample.timesteps)
             offsets.append(self.words.offset(z, sample.timesteps, features))
             on_pass()
-        static = self.words.at(torch.cat(offsets).mean(dim=0))
+        static = self.words.at(self.settings.kept_of_word * torch.cat(offsets).mean(dim=0))
         if not torch.isfinite(static).all():
             raise TuningError(
                 f"The word embedding became NaN or infinite after {self.settings.steps} steps: lower the learning rate"

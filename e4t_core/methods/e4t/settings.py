@@ -48,6 +48,15 @@ class TuningSettings(LoopSettings):
         step=0.01,
         advanced=True,
     )
+    # The tuned weights hold the likeness; a word that says it all once more argues with the rest of the prompt.
+    word_strength: float = setting(
+        1.0,
+        "How much of the tuned word is kept. 1: all of it, as in the paper. Lower it (0.6) if prompts cannot change what the"
+        " photo shows, such as the color of hair. Without tuning it is always whole.",
+        above=0,
+        most=1,
+        step=0.05,
+    )
     prior: float = setting(
         0.0,
         "How strongly all that the photo does not show stays as the domain draws it: other people, styles, what is worn. 0: not at"
@@ -78,7 +87,15 @@ class TuningSettings(LoopSettings):
 
     def idle(self) -> tuple[str, ...]:
         """Settings that do nothing as the others are: keys and fingerprints leave them out."""
-        return () if self.prior > 0 else ("prior", "prior_samples")
+        return (
+            *(() if self.prior > 0 else ("prior", "prior_samples")),
+            *(() if self.kept_of_word != 1 else ("word_strength",)),
+        )
+
+    @property
+    def kept_of_word(self) -> float:
+        """The word's strength in the concept: without tuning, its only likeness is the word's."""
+        return self.word_strength if self.steps > 0 else 1.0
 
     def learned_with(self) -> dict[str, Any]:
         """See :meth:`LoopSettings.learned_with`."""

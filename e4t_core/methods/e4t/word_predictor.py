@@ -17,7 +17,7 @@ class E4TPredictor:
         encoder: the tuned concept encoder, in eval mode and frozen.
         clip_features: ``(1, L, C)``, the mean over the photos.
         domain_word_embedding: e_d, ``(D,)``.
-        scale: s.
+        scale: s, times the strength of the word that its settings keep.
         untuned: the domain's own encoder, which a compact file leaves out; none if it is not at hand.
     """
 
