@@ -75,7 +75,7 @@ class FastPainter:
         kept = self._base.unet.schedule.alphas_cumprod
         self._levels = ((1 - kept) / kept).sqrt().log()
         self._folder = root / f"fast-{weights_fingerprint('base', 'text', 'vae', 'backbone', 'faces')}"
-        self._concepts: dict[Path, Concept] = {}
+        self._concepts: dict[tuple[Path, float], Concept] = {}
 
     def pictures(self, number: int, arm: Arm) -> Tensor:
         """All pictures of an individual in an arm, ``(16, 3, 128, 128)``."""
@@ -127,13 +127,16 @@ class FastPainter:
         preset = self._domain.info.preset
         changes = {"learning_rate": RATE * preset.learning_rate, **arm.settings}
         settings = replace(preset, **changes)
-        key = hashlib.sha256(repr(settings).encode()).hexdigest()[:12]
+        # It is learned the same however much of its word is kept.
+        learned = replace(settings, word_strength=1.0)
+        key = hashlib.sha256(repr(learned).encode()).hexdigest()[:12]
         path = self._folder / f"tuned-{key}" / f"{number:02d}.safetensors"
-        if path not in self._concepts:
+        kept = path, settings.kept_of_word
+        if kept not in self._concepts:
             if not path.exists():
-                self._learn(number, settings, path)
-            self._concepts[path] = self._read(path, number, settings.kept_of_word)
-        return self._concepts[path]
+                self._learn(number, learned, path)
+            self._concepts[kept] = self._read(path, number, settings.kept_of_word)
+        return self._concepts[kept]
 
     def _photo(self, number: int) -> Photos:
         picture = self.people[number].photo[None]
