@@ -37,6 +37,7 @@ from miniworld.attributes import DOMAINS, Identity, Scene
 from miniworld.heldout import concept_photo, held_out
 from miniworld.judge import Judge, Reading, questions
 from miniworld.models import load_judges
+from miniworld.presets import PRESETS
 from miniworld.visibility import true_value
 
 from . import host
@@ -52,6 +53,7 @@ from .scoring import Target, Visibility, chance_corrected, named, prompt_classes
 
 ROOT = host.ROOT / "runs" / "front"
 DOMAIN, SECOND = "face", "T*"
+PRESET = PRESETS[WEIGHTS[DOMAIN]]
 EDITS = ("style", "accessory", "background")
 COLUMNS = ("NAMED", "UNNAMED", "likeness", "single", "compound", "edited", "pull", "names", "taken")
 
@@ -74,7 +76,7 @@ class Painter:
         """All pictures of an individual in an arm, ``(16, 3, 128, 128)``."""
         # How many there are decides whose concept stands beside the last one's.
         other = (number + 1) % len(self.people)
-        key = hashlib.sha256(repr((replace(arm, name=""), self.asked[number], other)).encode()).hexdigest()[:12]
+        key = hashlib.sha256(repr((replace(arm, name=""), PRESET, self.asked[number], other)).encode()).hexdigest()[:12]
         return cached(self._folder / key / f"{number:02d}.safetensors", lambda: self._draw(number, arm))
 
     def _studio(self, arm: Arm) -> tuple[Studio, Drawer, Path]:

@@ -27,6 +27,7 @@ class Arm:
     base: bool = False
 
 
+WHOLE: dict[str, Any] = {"word_strength": 1.0}
 ARMS = (
     Arm("base", base=True),
     Arm("untuned", {"steps": 0}),
@@ -35,6 +36,6 @@ ARMS = (
     *(Arm(f"word {s:g}", {"word_strength": s}, needs_trigger=True) for s in (0.5, 0.6, 0.7, 0.8, 1.0)),
     *(Arm(f"late {share:g}", late=share) for share in (0.2, 0.3, 0.4)),
     Arm("by trigger", needs_trigger=True),
-    *(Arm(f"prior {weight:g}", {"prior": weight}, needs_trigger=True) for weight in (2.0, 4.0, 30.0)),
-    *(Arm(f"prior 4 in {n} steps", {"prior": 4.0, "steps": n}, needs_trigger=True) for n in (20, 30)),
+    *(Arm(f"prior {weight:g}", WHOLE | {"prior": weight}, needs_trigger=True) for weight in (2.0, 4.0, 30.0)),
+    *(Arm(f"prior 4 in {n} steps", WHOLE | {"prior": 4.0, "steps": n}, needs_trigger=True) for n in (20, 30)),
 )

@@ -28,6 +28,7 @@ from e4t_core.training import train
 from e4t_core.weight_changes import full_differences
 from miniworld.attributes import DOMAINS
 from miniworld.domains import load_backbone, narrow_domain
+from miniworld.presets import PRESETS
 from miniworld.pretraining import load_base
 from miniworld.text_encoder import pad_tokens
 
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
     from .front_prompts import Asked
 
 RATE = 2.0
+PRESET = PRESETS["faces"]
 KIND = FileKind("Tuned concept")
 Weights = dict[str, Tensor]
 
@@ -81,7 +83,7 @@ class FastPainter:
         """All pictures of an individual in an arm, ``(16, 3, 128, 128)``."""
         # How many there are decides whose concept stands beside the last one's.
         other = (number + 1) % len(self.people)
-        key = hashlib.sha256(repr((replace(arm, name=""), self.asked[number], other)).encode()).hexdigest()[:12]
+        key = hashlib.sha256(repr((replace(arm, name=""), PRESET, self.asked[number], other)).encode()).hexdigest()[:12]
         path = self._folder / f"pictures-{key}" / f"{number:02d}.safetensors"
         return cached(path, lambda: self._draw(number, arm))
 
@@ -124,9 +126,7 @@ class FastPainter:
 
     def _concept(self, number: int, arm: Arm) -> Concept:
         """Learned as the domain's preset says, but for the arm's settings; kept."""
-        preset = self._domain.info.preset
-        changes = {"learning_rate": RATE * preset.learning_rate, **arm.settings}
-        settings = replace(preset, **changes)
+        settings = replace(PRESET, **{"learning_rate": RATE * PRESET.learning_rate, **arm.settings})
         # It is learned the same however much of its word is kept.
         learned = replace(settings, word_strength=1.0)
         key = hashlib.sha256(repr(learned).encode()).hexdigest()[:12]
