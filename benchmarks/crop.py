@@ -30,10 +30,11 @@ from torch import Tensor
 
 from commands.progress import Progress
 from e4t_core.crop import Square, middle_square
+from e4t_core.methods.e4t.clip_backbone import ClipBackbone
 from e4t_core.methods.e4t.redrawing import Redrawing
 from e4t_core.methods.e4t.word_model import WordModel
 from e4t_core.subject_search import search
-from miniworld.domains import narrow_domain
+from miniworld.domains import load_backbone, narrow_domain
 from miniworld.heldout import concept_photo
 from miniworld.models import load_judges, load_unet
 from miniworld.pretraining import load_base
@@ -64,7 +65,7 @@ class Cropper:
     """
 
     def __init__(self, domain: str) -> None:
-        self.domain, self.base = narrow_domain(WEIGHTS[domain]), load_base()
+        self.domain, self.base, self.backbone = narrow_domain(WEIGHTS[domain]), load_base(), load_backbone()
         self.unet = TrainingUNet(load_unet())
         weights, offsets = self.unet.parameters(), self.domain.offsets.fixed()
         self.lent = {name: offsets.apply(name, weights[name]) for name in self.domain.offsets.names}
@@ -73,7 +74,7 @@ class Cropper:
         """The square that is learned of a photo ``(3, H, W)``, all candidates, and how often a square passed the UNet."""
         photos, crops = (host.pack(f"nodes.host.learning.{name}") for name in ("photos", "crops"))
         finding = host.pack("nodes.host.learning.subject_finder")
-        info, view = self.domain.info, _View(photo, self.base)
+        info, view = self.domain.info, _View(photo, self.base, self.backbone)
         found: list[Any] = []
 
         def find(whole: Any) -> Any:
@@ -93,8 +94,8 @@ class Cropper:
 class _View:
     """A photo as the mini world's networks see squares of it."""
 
-    def __init__(self, photo: Tensor, base: Any) -> None:
-        self.photo, self.base, self.squares = photo, base, 0
+    def __init__(self, photo: Tensor, base: Any, backbone: ClipBackbone) -> None:
+        self.photo, self.base, self.backbone, self.squares = photo, base, backbone, 0
 
     def _cut(self, squares: Sequence[Square]) -> Tensor:
         resize = host.pack("nodes.host.learning.photos").resize
@@ -104,6 +105,9 @@ class _View:
     def latents(self, squares: Sequence[Square]) -> Tensor:
         self.squares += len(squares)
         return self.base.vae.encode(self._cut(squares))
+
+    def clip_features(self, squares: Sequence[Square]) -> Tensor:
+        return self.backbone.cls_features(self._cut(squares))
 
 
 def search_report(

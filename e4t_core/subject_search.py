@@ -1,9 +1,9 @@
 """Where in a photo the subjects are: squares that frame one, whatever tells how well a square does.
 
 The middle of the photo comes first. Then large squares are looked at before small ones, on a coarse grid. From the best of
-each size, apart from each other, squares walk to where they frame best; there they must convince. Where a frame settles it,
-nothing more is looked for; elsewhere a smaller square may still do better. The search ends at a share of the size of the
-largest subject: smaller ones are in the background.
+each size, apart from each other, squares walk to where they frame best, first by looks, then, where a check hints at a subject, by
+checks. Where the best square convinces, nothing more is looked for in its place. The search ends at a share of the size of
+the largest subject: smaller ones are in the background.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from typing import Literal
 
 from .crop import Square, around, grid, middle_square
 
-Care = Literal["look", "check"]
-"""How closely squares are looked at: on the way, and where a subject may be."""
+Care = Literal["look", "check", "confirm"]
+"""How closely squares are looked at: on the way, where a subject may be, and where it is framed best."""
 
 # Sides of squares as shares of the photo's shorter side; smaller subjects hold too few pixels to learn from.
 SIZES = (1.0, 0.71, 0.5, 0.36, 0.25)
@@ -24,11 +24,12 @@ MOST = 500  # squares of one size; a panorama would have thousands of small ones
 STARTS = 4  # squares of each size from which a walk begins
 WORTH = 0.13  # score below which no walk begins
 WALK = (0.14, 0.07)  # steps, as shares of a square's side
-CLOSER = 0.08  # the same, of the one step by closer looks
+CLOSER = (0.08, 0.04)  # the same, by closer looks
 LONGEST_WALK = 5  # moves of each step
 SAME_PLACE = 0.5  # of the smaller square: that much lies in the other where both show one subject
 SMALLER = 0.4  # of the largest subject's side: who is smaller is in the background
 FAINT = 0.4  # of the best score: who is seen so much worse is not there
+PORTRAIT = 1.1  # longer by shorter side up to which a photo may be a portrait as it is
 AS_LARGE = 0.83  # of the largest square's side: found sides are good to about that much
 
 
@@ -38,13 +39,13 @@ class Sight:
 
     Attributes:
         score: how well it frames a subject; compares squares of one photo.
-        convinces: whether a subject is there; told by a "check" only.
-        settles: whether it is framed so well that nothing better is looked for in its place; the same.
+        hints: whether a square close by may frame a subject; told by a "check" and a "confirm".
+        convinces: whether this one does; told by a "confirm" only.
     """
 
     score: float
+    hints: bool = False
     convinces: bool = False
-    settles: bool = False
 
 
 Look = Callable[[Sequence[Square], Care], Sequence[Sight]]
@@ -67,34 +68,43 @@ def search(size: tuple[int, int], smallest: int, look: Look) -> list[Subject]:
         look: tells what is in squares.
     """
     middle = middle_square(size)
-    sight = look([middle], "check")[0]
-    # A portrait in the middle is taken as it is, without a walk to what may be framed a little better.
-    settled = [middle] if sight.convinces else []
-    found = [Subject(square, sight.score) for square in settled]
     known: dict[Square, float] = {}
-    checks = {middle: sight}
+    checks: dict[Square, Sight] = {}
+    found: list[Square] = []
+
+    def take(squares: Iterable[Square], least: int) -> None:
+        new = [square for square in squares if square not in checks and not _taken(square, found)]
+        _check(new, look, checks)
+        hinted = [square for square in new if checks[square].hints]
+        # A portrait stays as it came in, without a walk to what may be framed a little better.
+        if is_portrait(size) and middle in hinted and look([middle], "confirm")[0].convinces:
+            found.append(middle)
+            return
+        ends = [end for end in _closer(size, hinted, least, look, checks) if not _taken(end, found)]
+        if ends:
+            found.extend(end for end, sight in zip(ends, look(ends, "confirm"), strict=True) if sight.convinces)
+
+    take([middle], smallest)
     for share in SIZES:
         side = round(share * min(size))
-        least = max(smallest, round(SMALLER * max((square.side for square in settled), default=0)))
+        least = max(smallest, round(SMALLER * max((square.side for square in found), default=0)))
         if side < least:
             break
         squares = grid(size, side, STEP)
         if len(squares) > MOST:
             break
-        free = [square for square in squares if not _taken(square, settled)]
+        free = [square for square in squares if not _taken(square, found)]
         _know(free, look, known)
         worth = sorted((square for square in free if known[square] > WORTH), key=lambda one: (-known[one], one))
-        ends = dict.fromkeys(_walk(size, _apart(worth), least, look, known))
-        new = [end for end in ends if end not in checks and not _taken(end, settled)]
-        _check(new, look, checks)
-        sure = [end for end in new if checks[end].convinces]
-        for square in _closer(size, sure, least, look, checks):
-            found.append(Subject(square, checks[square].score))
-            if checks[square].settles:
-                settled.append(square)
-    # In one place the best is taken; the middle stays where it convinced.
+        take(
+            _walk(size, _apart(worth), least, WALK, lambda near: _know(near, look, known), known.__getitem__),
+            least,
+        )
+    # In one place the best is taken.
     best: list[Subject] = []
-    for subject in sorted(found, key=lambda one: (one.square != middle, -one.score, one.square)):
+    for subject in sorted(
+        (Subject(square, checks[square].score) for square in found), key=lambda one: (-one.score, one.square)
+    ):
         if not _taken(subject.square, [other.square for other in best]):
             best.append(subject)
     clearest = max((subject.score for subject in best), default=0.0)
@@ -102,6 +112,11 @@ def search(size: tuple[int, int], smallest: int, look: Look) -> list[Subject]:
     largest = max((subject.square.side for subject in clear), default=0)
     kept = [subject for subject in clear if subject.square.side >= SMALLER * largest]
     return sorted(kept, key=lambda subject: subject.square.middle[::-1])
+
+
+def is_portrait(size: tuple[int, int]) -> bool:
+    """Whether a photo of (height, width) pixels may be a portrait as it came in: one that is about square."""
+    return max(size) <= PORTRAIT * min(size)
 
 
 def chosen(subjects: Sequence[Subject], which: int) -> Subject | None:
@@ -142,30 +157,34 @@ def _check(squares: Iterable[Square], look: Look, checks: dict[Square, Sight]) -
 
 
 def _walk(
-    size: tuple[int, int], starts: Sequence[Square], smallest: int, look: Look, known: dict[Square, float]
+    size: tuple[int, int],
+    starts: Sequence[Square],
+    smallest: int,
+    steps: Sequence[float],
+    know: Callable[[Iterable[Square]], None],
+    score: Callable[[Square], float],
 ) -> list[Square]:
-    """From each square to the best one near it, all at the same time, so that few looks are needed."""
+    """From each square to the best one near it, all at the same time, so that few looks are needed; each end once."""
     ends = list(starts)
-    for step in WALK:
+    for step in steps:
         moving = set(range(len(ends)))
         for _ in range(LONGEST_WALK):
             near = {at: [one for one in around(size, ends[at], step) if one.side >= smallest] for at in sorted(moving)}
-            _know((one for squares in near.values() for one in squares), look, known)
+            know(one for squares in near.values() for one in squares)
             for at, squares in near.items():
-                best = max([ends[at], *squares], key=lambda square: known[square])
+                best = max([ends[at], *squares], key=score)
                 if best == ends[at]:
                     moving.discard(at)
                 ends[at] = best
             if not moving:
                 break
-    return ends
+    return list(dict.fromkeys(ends))
 
 
 def _closer(
     size: tuple[int, int], squares: Sequence[Square], smallest: int, look: Look, checks: dict[Square, Sight]
 ) -> list[Square]:
-    """Each square, or the best one right beside it; all were checked."""
-    near = {square: [one for one in around(size, square, CLOSER) if one.side >= smallest] for square in squares}
-    _check((one for beside in near.values() for one in beside), look, checks)
-    best = [max([square, *beside], key=lambda one: checks[one].score) for square, beside in near.items()]
-    return list(dict.fromkeys(best))
+    """From each square to the best one near it, by checks, all at the same time; all were checked."""
+    return _walk(
+        size, squares, smallest, CLOSER, lambda near: _check(near, look, checks), lambda one: checks[one].score
+    )

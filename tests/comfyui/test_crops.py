@@ -59,13 +59,18 @@ def test_where_nothing_is_found_the_middle_is_learned_and_it_is_said():
     assert nobody.notes == ("No 'face' was found, so the middle of the photo is learned: paint a mask to choose.",)
 
 
-def test_a_subject_nearly_in_the_middle_is_learned_as_it_came_in():
-    middle = middle_square(SIZE)
+def test_a_portrait_is_learned_as_it_came_in():
+    square = (200, 200)
+    near, off = Subject(Square(10, 8, 185), 1.0), Subject(Square(0, 0, 140), 1.0)
+    assert near.square.overlap(middle_square(square)) > crops.CENTERED and near.square != middle_square(square)
+    assert made(whole(size=square), find=lambda _: (near,)).squares == (middle_square(square),)
+    assert made(whole(size=square), find=lambda _: (off,)).squares == (off.square,)
+
+
+def test_in_other_photos_the_square_that_was_found_is_learned():
     near = Subject(Square(10, 60, 185), 1.0)
-    assert near.square.overlap(middle) > crops.CENTERED and near.square != middle
-    assert made(whole(), find=lambda _: (near,)).squares == (middle,)
-    off = Subject(Square(0, 0, 200), 1.0)
-    assert made(whole(), find=lambda _: (off,)).squares == (off.square,)
+    assert near.square.overlap(middle_square(SIZE)) > crops.CENTERED
+    assert made(whole(), find=lambda _: (near,)).squares == (near.square,)
 
 
 def test_a_square_portrait_is_learned_bit_for_bit_as_without_a_search():

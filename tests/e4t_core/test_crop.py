@@ -101,5 +101,11 @@ def test_a_grid_covers_the_photo_in_steps_and_has_the_middle(size, share) -> Non
 def test_neighbors_lie_in_the_photo_and_are_others(size) -> None:
     for square in [*grid(size, min(size), 0.5), *grid(size, max(1, min(size) // 2), 0.5)]:
         near = around(size, square, 0.14)
-        assert square not in near and len(set(near)) == len(near) <= 6
+        assert square not in near and len(set(near)) == len(near) <= 14
         assert all(inside(one, size) for one in near)
+
+
+def test_a_frame_that_is_too_large_becomes_smaller_without_leaving_its_corner() -> None:
+    near = around((384, 512), Square(80, 200, 114), 0.14)
+    corners = [(80, 200), (80, 214), (94, 200), (94, 214)]
+    assert all(Square(top, left, 100) in near for top, left in corners) and Square(87, 207, 100) in near

@@ -4,10 +4,11 @@ from collections.abc import Sequence
 
 import pytest
 import torch
-from tiny import TinyText, TinyUNet, tiny_domain
+from tiny import CLIP_WIDTH, LAYERS, TinyText, TinyUNet, tiny_domain
 from torch import Tensor
 
 from e4t_core.crop import Square
+from e4t_core.methods.e4t import redrawing
 from e4t_core.methods.e4t.redrawing import Redrawing, structure
 from e4t_core.methods.e4t.word_model import WordModel
 from e4t_core.noise_schedule import NoiseSchedule, Prediction
@@ -22,15 +23,19 @@ class Draws(TinyUNet):
 
     Args:
         always: also where none is said.
+        deaf_to: a context that says nothing to it.
     """
 
-    def __init__(self, prediction: Prediction = "epsilon", always: bool = False) -> None:
+    def __init__(self, prediction: Prediction = "epsilon", always: bool = False, deaf_to: Tensor | None = None) -> None:
         super().__init__(prediction=prediction)
         self.silence, self.always = TinyText().empty(), always
+        self.deaf_to = self.silence if deaf_to is None else deaf_to
 
     def denoise(self, z: Tensor, t: Tensor, context: Tensor) -> Tensor:
         super().denoise(z, t, context)
-        said = (context - self.silence).abs().amax(dim=(1, 2)) > 1e-6
+        said = torch.stack([(context - one).abs().amax(dim=(1, 2)) > 1e-6 for one in (self.silence, self.deaf_to)]).all(
+            0
+        )
         told = (said | self.always).float()[:, None, None, None]
         kept = self.schedule.alphas_cumprod[t].view(-1, 1, 1, 1)
         noise = (z - kept.sqrt() * told * SUBJECT) / (1 - kept).sqrt()
@@ -46,9 +51,13 @@ class Photo:
     def latents(self, squares: Sequence[Square]) -> Tensor:
         return torch.cat([self.of[square.left] for square in squares])
 
+    def clip_features(self, squares: Sequence[Square]) -> Tensor:
+        numbers = torch.tensor([1.0 + square.left for square in squares])
+        return numbers[:, None, None].expand(-1, LAYERS, CLIP_WIDTH)
 
-def seen(photo: Photo, care, count: int, prediction: Prediction = "epsilon", always: bool = False, **options):
-    unet = Draws(prediction, always)
+
+def seen(photo: Photo, care, count: int, prediction: Prediction = "epsilon", always=False, deaf_to=None, **options):
+    unet = Draws(prediction, always, deaf_to)
     domain = tiny_domain(unet)
     with unet.using({}):
         words = WordModel.of(unet, TinyText(), domain.encoder, "face", 0.5, ("a photo of {}",))
@@ -57,7 +66,7 @@ def seen(photo: Photo, care, count: int, prediction: Prediction = "epsilon", alw
 
 @pytest.mark.parametrize("prediction", ["epsilon", "v"])
 def test_what_the_word_redraws_convinces_and_another_thing_does_not(prediction) -> None:
-    subject, other, color = seen(Photo(SUBJECT, OTHER, COLOR), "check", 3, prediction)
+    subject, other, color = seen(Photo(SUBJECT, OTHER, COLOR), "confirm", 3, prediction)
     assert subject.convinces and not other.convinces and not color.convinces
     assert subject.score == pytest.approx(3, abs=1e-3), "all of it is redrawn, at three levels"
     assert other.score < 0 and color.score == 0
@@ -88,10 +97,27 @@ def test_what_is_redrawn_without_a_word_as_well_gains_nothing_by_it() -> None:
     assert anyway.score == pytest.approx(1, abs=1e-3), "its share, and no gain"
 
 
-def test_only_a_check_convinces() -> None:
-    (looked,), (checked,) = (seen(Photo(SUBJECT), care, 1) for care in ("look", "check"))
-    assert not looked.convinces and not looked.settles
-    assert checked.convinces and checked.settles
+def test_an_individual_whom_the_domains_word_does_not_draw_is_told_by_the_encoders() -> None:
+    domain_word = TinyText().encode(["a photo of {}"], TinyText().word("face")[None])
+    (looked,), (checked,) = (seen(Photo(SUBJECT), care, 1, deaf_to=domain_word) for care in ("look", "check"))
+    assert looked.score == pytest.approx(0, abs=1e-3)
+    assert checked.score == pytest.approx(1.5, abs=1e-3) and checked.hints, "by one word of the two"
+
+
+def test_the_closer_the_look_the_more_it_tells() -> None:
+    looked, checked, confirmed = (seen(Photo(SUBJECT), care, 1)[0] for care in ("look", "check", "confirm"))
+    assert not looked.hints and not looked.convinces
+    assert checked.hints and not checked.convinces
+    assert confirmed.hints and confirmed.convinces and confirmed.score == checked.score
+
+
+def test_what_the_word_makes_worse_in_detail_is_no_subject(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A thing that scores as a subject does where noise leaves the outline."""
+    monkeypatch.setattr(
+        redrawing.Redrawing, "_details", lambda self, latents, clip_features: torch.tensor([0.0, -0.05])
+    )
+    kept, dropped = seen(Photo(SUBJECT, SUBJECT), "confirm", 2)
+    assert kept.convinces and not dropped.convinces and dropped.hints and kept.score == dropped.score
 
 
 def test_squares_are_seen_alike_however_many_pass_together() -> None:

@@ -22,8 +22,10 @@ class Scene:
             assert 0 <= square.top <= self.size[0] - square.side and 0 <= square.left <= self.size[1] - square.side
         self.seen += [(square, care) for square in squares]
         overlaps = [max((square.overlap(one) for one in self.subjects), default=0.0) for square in squares]
-        checked = care == "check"
-        return [Sight(overlap, checked and overlap > 0.7, checked and overlap > 0.8) for overlap in overlaps]
+        return [
+            Sight(overlap, care != "look" and overlap > 0.4, care == "confirm" and overlap > 0.7)
+            for overlap in overlaps
+        ]
 
     def found(self, smallest: int = 32) -> list[Square]:
         return [subject.square for subject in search(self.size, smallest, self)]
@@ -86,17 +88,28 @@ def test_those_who_stand_close_together_are_looked_at_in_few_calls() -> None:
         return scene(squares, care)
 
     assert len(search(SIZE, 32, look)) == 3
-    assert len(calls) < 60 and sum(calls) < 1000
+    # A look takes a fraction of a second of a card, whatever is in it; squares pass it together.
+    assert len(calls) < 60 and sum(calls) < 2000
 
 
 def test_nothing_that_convinces_is_nobody() -> None:
     assert Scene(SIZE).found() == []
 
 
+def test_the_middle_does_where_nobody_stands_better_and_only_there() -> None:
+    """A square in the middle that convinces says nothing of who stands a little beside it."""
+    beside, known = Square(30, 150, 330), Square(0, 64, 384)
+    assert known.overlap(beside) > 0.5
+    (found,) = Scene(SIZE, beside).found()
+    assert found.overlap(beside) > 0.9 and found != known
+
+
 @pytest.mark.parametrize("subject", [Square(0, 0, 128), Square(6, 10, 112)])
 def test_a_subject_that_fills_a_square_photo_is_all_of_it_and_ends_the_search(subject: Square) -> None:
     scene = Scene((128, 128), subject)
-    assert scene.found() == [Square(0, 0, 128)] and scene.seen == [(Square(0, 0, 128), "check")]
+    assert scene.found() == [Square(0, 0, 128)] and scene.seen == [
+        (Square(0, 0, 128), care) for care in ("check", "confirm")
+    ]
 
 
 def test_the_same_photo_gives_the_same_subjects_by_the_same_looks() -> None:

@@ -9,7 +9,7 @@ from e4t_core.methods.e4t.redrawing import Redrawing
 from e4t_core.methods.e4t.word_model import WordModel
 from e4t_core.subject_search import search
 from miniworld.attributes import Scene
-from miniworld.domains import narrow_domain
+from miniworld.domains import load_backbone, narrow_domain
 from miniworld.heldout import concept_photo, held_out
 from miniworld.models import load_unet
 from miniworld.pretraining import load_base
@@ -21,7 +21,7 @@ class View:
     """A photo as the networks see squares of it."""
 
     def __init__(self, photo: torch.Tensor) -> None:
-        self.photo, self.vae = photo, load_base().vae
+        self.photo, self.vae, self.backbone = photo, load_base().vae, load_backbone()
 
     def _cut(self, squares):
         parts = [self.photo[None, :, rows, columns] for rows, columns in (square.window() for square in squares)]
@@ -30,6 +30,9 @@ class View:
 
     def latents(self, squares):
         return self.vae.encode(self._cut(squares))
+
+    def clip_features(self, squares):
+        return self.backbone.cls_features(self._cut(squares))
 
 
 def found_in(photo: torch.Tensor) -> list[Square]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ....e4t_core.crop import Square, middle_square, square_around
-from ....e4t_core.subject_search import Subject, chosen
+from ....e4t_core.subject_search import Subject, chosen, is_portrait
 from .boxes import boxes_of
 from .drawn_square import square_of
 from .photos import Photo, PhotoError, Photos, named, note, usual_square
@@ -113,7 +113,12 @@ def choose(photos: Photos, choice: CropChoice, margin: float, size: int, word: s
             squares.append(own)
             continue
         # A person or a box says exactly where; what was found is good to some pixels.
-        centered = drawn is None and boxes is None and best.square.overlap(middle_square(photo.size)) >= CENTERED
+        centered = (
+            drawn is None
+            and boxes is None
+            and is_portrait(photo.size)
+            and best.square.overlap(middle_square(photo.size)) >= CENTERED
+        )
         squares.append(middle_square(photo.size) if centered else best.square)
         if len(subjects) > 1:
             candidates[index] = Candidates(tuple(one.square for one in subjects), subjects.index(best))
