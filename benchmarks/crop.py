@@ -4,8 +4,8 @@ Individuals stand off center, small, among things and beside others (``crop_scen
 of the head of who is meant lies in the crop, how nearly the crop is their portrait, how many of the individuals were found,
 in how many photos as many were found as there are, what was found where nobody is, and how many squares were looked at;
 beside it the middle square. With ``--identity`` some of them are learned in ComfyUI from these crops, and NAMED (``scoring.py``) is
-compared with what a centered portrait gives; "exact" is the square that the portrait of who is meant would be. Their pictures are
-kept in runs/crop, so that an interrupted run goes on.
+compared with what a centered portrait gives; with ``--exact`` also what the square gives that the portrait of who is meant would be.
+Their pictures are kept in runs/crop, so that an interrupted run goes on.
 
 Gates: of the head of who is meant 0.95 lies inside the crop in 4:3, 3:4, small, two and three (each is off center); the number of
 individuals is right in 0.8 of the photos of two and of three; a centered portrait is learned as it came in; NAMED is at most
@@ -185,10 +185,10 @@ def same_portraits(cropper: Cropper, people: Sequence[Subject]) -> bool:
 
 
 def identity_report(
-    cropper: Cropper, domain: str, company: Sequence[Subject], count: int, kinds: Sequence[str]
+    cropper: Cropper, domain: str, company: Sequence[Subject], count: int, kinds: Sequence[str], exact: bool
 ) -> list[bool]:
     """Learns the first individuals from a portrait and from photos of each kind, where others of the company may stand beside them;
-    prints NAMED and what the photos lose."""
+    prints NAMED and what the photos lose. ``exact``: also by exact crops."""
     people = company[:count]
     drawer, judges = Drawer(1, {}, domain), load_judges()
     identities = [person.identity for person in company]
@@ -200,7 +200,9 @@ def identity_report(
         photos = {"portrait": (portrait, middle_square((portrait.shape[-2], portrait.shape[-1])))}
         for kind in kinds:
             made = photograph(identities[number:] + identities[:number], kind)
-            photos |= {kind: (made.photo, cropper.crop(made.photo)[0]), f"{kind}, exact": (made.photo, made.portrait())}
+            photos[kind] = made.photo, cropper.crop(made.photo)[0]
+            if exact:
+                photos[f"{kind}, exact"] = made.photo, made.portrait()
         for arm, (photo, square) in photos.items():
             arms.setdefault(arm, []).append(pictures_from(drawer, domain, person, photo, square))
     scores: dict[str, tuple[np.ndarray, np.ndarray]] = {}
@@ -281,6 +283,7 @@ def main() -> int:
     parser.add_argument("--kinds", default=",".join(KINDS), help="comma-separated")
     parser.add_argument("--portraits", type=int, default=16, help="centered portraits that must stay as they are")
     parser.add_argument("--identity", type=int, default=0, help="individuals to learn from a portrait and from photos")
+    parser.add_argument("--exact", action="store_true", help="with --identity: also from exact crops")
     parser.add_argument("--out", type=Path, default=Path("runs/crop.jpg"))
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     options = parser.parse_args()
@@ -296,7 +299,7 @@ def main() -> int:
     if options.identity:
         some = load_subjects(options.split, max(3, options.identity), options.domain)
         learned = [kind for kind in LEARNED_KINDS if kind in kinds]
-        results += identity_report(cropper, options.domain, some, options.identity, learned)
+        results += identity_report(cropper, options.domain, some, options.identity, learned, options.exact)
     return 0 if all(results) else 1
 
 

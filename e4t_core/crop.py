@@ -97,15 +97,23 @@ def grid(size: tuple[int, int], side: int, step: float) -> list[Square]:
 
 
 def around(size: tuple[int, int], square: Square, step: float) -> list[Square]:
-    """The neighbors of a square, all inside the photo: moved by ``step`` of its side each way, and smaller and larger.
-
-    Smaller and larger ones keep the middle or a corner, since a frame that is too large mostly touches its subject on one side.
-    """
+    """The neighbors of a square, all inside the photo: moved by ``step`` of its side each way, and smaller and larger."""
     y, x = square.middle
     moves = ((-step, 0.0), (step, 0.0), (0.0, -step), (0.0, step))
-    near = [square_at(size, (y + down * square.side, x + right * square.side), square.side) for down, right in moves]
+    moved = [square_at(size, (y + down * square.side, x + right * square.side), square.side) for down, right in moves]
+    scaled = [square_at(size, (y, x), square.side * factor) for factor in (1 / (1 + step), 1 + step)]
+    return [near for near in dict.fromkeys([*moved, *scaled]) if near != square]
+
+
+def about_corners(size: tuple[int, int], square: Square, step: float) -> list[Square]:
+    """Squares smaller and larger by ``step`` that keep a corner, all inside the photo.
+
+    A frame that is too large mostly touches its subject on one side.
+    """
+    y, x = square.middle
+    near = []
     for factor in (1 / (1 + step), 1 + step):
         slack = (1 - factor) / 2 * square.side
-        for down, right in ((0, 0), (-1, -1), (-1, 1), (1, -1), (1, 1)):
-            near.append(square_at(size, (y + down * slack, x + right * slack), square.side * factor))
+        middles = [(y + down * slack, x + right * slack) for down in (-1, 1) for right in (-1, 1)]
+        near += [square_at(size, middle, square.side * factor) for middle in middles]
     return [one for one in dict.fromkeys(near) if one != square]

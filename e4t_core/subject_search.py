@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from .crop import Square, around, grid, middle_square
+from .crop import Square, about_corners, around, grid, middle_square
 
 Care = Literal["look", "check", "confirm"]
 """How closely squares are looked at: on the way, where a subject may be, and where it is framed best."""
@@ -40,7 +40,7 @@ class Sight:
     Attributes:
         score: how well it frames a subject; compares squares of one photo.
         hints: whether a square close by may frame a subject; told by a "check" and a "confirm".
-        convinces: whether this one does; told by a "confirm" only.
+        convinces: whether this one does, as far as a "check" can tell; a "confirm" tells things apart.
     """
 
     score: float
@@ -75,12 +75,12 @@ def search(size: tuple[int, int], smallest: int, look: Look) -> list[Subject]:
     def take(squares: Iterable[Square], least: int) -> None:
         new = [square for square in squares if square not in checks and not _taken(square, found)]
         _check(new, look, checks)
-        hinted = [square for square in new if checks[square].hints]
-        # A portrait stays as it came in, without a walk to what may be framed a little better.
-        if is_portrait(size) and middle in hinted and look([middle], "confirm")[0].convinces:
+        if is_portrait(size) and middle in new and checks[middle].convinces:
+            # It stays as it came in, without a walk to what may be framed a little better.
             found.append(middle)
             return
-        ends = [end for end in _closer(size, hinted, least, look, checks) if not _taken(end, found)]
+        hinted = [square for square in new if checks[square].hints]
+        ends = [end for end in _closer(size, hinted, least, look, checks) if checks[end].convinces]
         if ends:
             found.extend(end for end, sight in zip(ends, look(ends, "confirm"), strict=True) if sight.convinces)
 
@@ -169,13 +169,20 @@ def _walk(
     for step in steps:
         moving = set(range(len(ends)))
         for _ in range(LONGEST_WALK):
-            near = {at: [one for one in around(size, ends[at], step) if one.side >= smallest] for at in sorted(moving)}
-            know(one for squares in near.values() for one in squares)
-            for at, squares in near.items():
-                best = max([ends[at], *squares], key=score)
-                if best == ends[at]:
-                    moving.discard(at)
-                ends[at] = best
+            # Corners are tried only where nothing else is better: there are many of them.
+            stuck = moving
+            for neighbors in (around, about_corners):
+                near = {
+                    at: [one for one in neighbors(size, ends[at], step) if one.side >= smallest] for at in sorted(stuck)
+                }
+                know(one for squares in near.values() for one in squares)
+                better = {at: max([ends[at], *squares], key=score) for at, squares in near.items()}
+                stuck = {at for at, best in better.items() if best == ends[at]}
+                for at, best in better.items():
+                    ends[at] = best
+                if not stuck:
+                    break
+            moving -= stuck
             if not moving:
                 break
     return list(dict.fromkeys(ends))

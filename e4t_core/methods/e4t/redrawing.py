@@ -105,9 +105,9 @@ class Redrawing:
         else:
             clip_features = self.view.clip_features([squares[index] for index in full.tolist()])
             scores = self._scores(latents, held, clip_features)
-            convinced = torch.zeros_like(full, dtype=torch.bool)
+            convinced = scores >= CONVINCING
             if care == "confirm":
-                convinced = (scores >= CONVINCING) & (self._details(latents, clip_features) >= IN_DETAIL)
+                convinced &= self._details(latents, clip_features) >= IN_DETAIL
             seen = [
                 Sight(score, hints=score >= HINTING, convinces=there)
                 for score, there in zip(scores.tolist(), convinced.tolist(), strict=True)
