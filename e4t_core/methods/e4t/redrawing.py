@@ -40,8 +40,8 @@ from .word_model import WordModel
 LOOKED, COMPARED, UNSEEN = 0.8, (0.65, 0.75), 0.97
 DETAILED = (0.2, 0.3, 0.5)
 DRAWS = 3  # of the noise that details are seen through
-# Scores of a check: from the first a better frame may be close by, from the second on a subject is there. On validation faces,
-# framed closely, the least is 0.36, and 0.43 the most of things. Their details tell them apart: -0.01 the least and -0.04 the most.
+# Scores of a check: from the first a better frame may be close by, from the second on a subject is there,
+# unless its details say otherwise. All three limits were chosen on validation faces, framed closely, and on plain things.
 HINTING, CONVINCING = 0.1, 0.33
 IN_DETAIL = -0.025
 # Squares with less in them than this share of what the fullest one holds are not looked at.
