@@ -9,7 +9,8 @@ tensor's memory (``memory_trace``) and PyTorch's formulas count the operations. 
 * the operations of a step beside those of the feature pass and the denoising pass, forward and backward.
 
 Then it says how far a trace at the mini world's shapes is from what a real run of the same on this CPU allocates, as PyTorch's
-profiler sees it; and what an evaluation with the word takes beside a stock one (``sampling_cost``).
+profiler sees it; what an evaluation with the word takes beside a stock one (``sampling_cost``); and what looking for a
+subject in a photo takes (``search_cost``).
 
 It stands for a card that computes in bfloat16. Not counted: what kernels take for themselves while they run, and what other
 programs hold. No weights are read but the mini world's.
@@ -47,6 +48,7 @@ from .operations import Operations
 from .random_checkpoint import FAMILIES
 from .report import gate, table
 from .sampling_cost import CASES, evaluations
+from .search_cost import Search, trace_search
 
 SIDE, BATCH = 64, 16
 DRIVER = 0.6e9
@@ -285,6 +287,14 @@ def run_sampling(family: int) -> list[tuple[int, int]]:
     return evaluations(state_of(family), TINY.side if family < 0 else SIDE)
 
 
+def run_search(family: int) -> list[Search]:
+    """What looking for a subject takes."""
+    host.import_comfyui()
+    torch.set_num_threads(1)
+    base = load(state_of(family))
+    return trace_search(base, (TINY.side if family < 0 else SIDE) // 2)
+
+
 def in_gigabytes(size: float) -> str:
     """As the tables have it, in 1e9 bytes."""
     return f"{size / 1e9:.2f}"
@@ -297,6 +307,20 @@ def show_sampling(name: str, found: list[tuple[int, int]]) -> None:
         for case, pair in zip(CASES, found, strict=True)
     ]
     print(table((f"{name}: one evaluation", "stock, GFLOP", "with the word", "/ stock"), rows), end="\n\n")
+
+
+def show_search(name: str, found: list[Search]) -> None:
+    """Prints the table of the search."""
+    rows = [
+        (
+            search.at_once,
+            *map(in_gigabytes, (search.card, search.card + DRIVER)),
+            *(f"{count / 1e9:.1f}" for count in (search.look, search.check, search.confirm)),
+        )
+        for search in found
+    ]
+    header = (f"{name}: squares together", "card, GB", "with driver", "a look, GFLOP", "a check", "a confirmation")
+    print(table(header, rows), end="\n\n")
 
 
 def show_tuning(name: str, found: dict[str, Tuning], ideal: int) -> None:
@@ -356,6 +380,7 @@ def main() -> int:
                 found[job] = made
             print(f"{time.perf_counter() - started:6.0f} s  {families[job.family]} {job.plan}", file=sys.stderr)
         agreed, sampled = list(in_turn(run_agreement, plans)), list(in_turn(run_sampling, families))
+        searched = list(in_turn(run_search, families))
     for family, name in families.items():
         show_tuning(name, {plan: found[Job(family, plan)] for plan in plans}, ideals[family])
     print("two steps at the mini world's shapes on a CPU, float32, GB\n")
@@ -363,8 +388,9 @@ def main() -> int:
         (plan, *map(in_gigabytes, pair), f"{pair[0] / pair[1]:.3f}") for plan, pair in zip(plans, agreed, strict=True)
     ]
     print(table(("plan", "traced", "allocated", "traced / allocated"), rows), end="\n\n")
-    for name, counts in zip(families.values(), sampled, strict=True):
+    for name, counts, searches in zip(families.values(), sampled, searched, strict=True):
         show_sampling(name, counts)
+        show_search(name, searches)
     print(f"{time.perf_counter() - started:.0f} s\n")
     met = [
         gate(f"{plan}, as traced / as allocated - 1", abs(a / b - 1), most=AGREEMENT)

@@ -4,7 +4,8 @@ Individuals stand off center, small, among things and beside others (``crop_scen
 of the head of who is meant lies in the crop, how nearly the crop is their portrait, how many of the individuals were found,
 in how many photos as many were found as there are, what was found where nobody is, and how many squares were looked at;
 beside it the middle square. With ``--identity`` some of them are learned in ComfyUI from these crops, and NAMED (``scoring.py``) is
-compared with what a centered portrait gives; with ``--exact`` also what the square gives that the portrait of who is meant would be.
+compared with what a centered portrait gives; with ``--beside`` also what other squares give: the one that the portrait of who is meant
+would be ("exact"), and the photo's middle.
 Their pictures are kept in runs/crop, so that an interrupted run goes on.
 
 Gates: of the head of who is meant 0.95 lies inside the crop in 4:3, 3:4, small, two and three (each is off center); the number of
@@ -19,7 +20,7 @@ import hashlib
 import json
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -52,10 +53,26 @@ from .statistics import bootstrap, weighted_ratio
 
 INSIDE_GATE, NUMBER_GATE, IDENTITY_GATE, SAME_GATE = 0.95, 0.8, 0.03, 1.0
 INSIDE_KINDS, NUMBER_KINDS = ("4:3", "3:4", "small", "two", "three"), ("two", "three")
+EXACT, MIDDLE = BESIDE = ("exact", "middle")
 FOUND = 0.5  # overlap with a portrait from which on an individual is found
 LEARNED_KINDS = ("4:3", "small", "two")
 SHOWN = 6
 KEPT = host.ROOT / "runs" / "crop"
+
+
+@dataclass(frozen=True)
+class Cropped:
+    """Attributes:
+    square: that is learned.
+    candidates: squares of all subjects.
+    looked: how many squares were looked at.
+    checked: how many of these looks were closer ones.
+    """
+
+    square: Square
+    candidates: tuple[Square, ...]
+    looked: int
+    checked: int
 
 
 class Cropper:
@@ -70,8 +87,8 @@ class Cropper:
         weights, offsets = self.unet.parameters(), self.domain.offsets.fixed()
         self.lent = {name: offsets.apply(name, weights[name]) for name in self.domain.offsets.names}
 
-    def crop(self, photo: Tensor) -> tuple[Square, list[Square], int]:
-        """The square that is learned of a photo ``(3, H, W)``, all candidates, and how often a square passed the UNet."""
+    def crop(self, photo: Tensor) -> Cropped:
+        """What is learned of a photo ``(3, H, W)``."""
         photos, crops = (host.pack(f"nodes.host.learning.{name}") for name in ("photos", "crops"))
         finding = host.pack("nodes.host.learning.subject_finder")
         info, view = self.domain.info, _View(photo, self.base, self.backbone)
@@ -88,14 +105,15 @@ class Cropper:
 
         read = photos.read_photos(photo.movedim(0, -1)[None], None, info.image_size)
         made = crops.choose(read, crops.CropChoice(crops.SUBJECT), info.crop_margin, info.image_size, info.word, find)
-        return made.squares[0], [one.square for one in found], view.squares
+        return Cropped(made.squares[0], tuple(one.square for one in found), view.squares, view.checked)
 
 
 class _View:
     """A photo as the mini world's networks see squares of it."""
 
     def __init__(self, photo: Tensor, base: Any, backbone: ClipBackbone) -> None:
-        self.photo, self.base, self.backbone, self.squares = photo, base, backbone, 0
+        self.photo, self.base, self.backbone = photo, base, backbone
+        self.squares = self.checked = 0
 
     def _cut(self, squares: Sequence[Square]) -> Tensor:
         resize = host.pack("nodes.host.learning.photos").resize
@@ -107,6 +125,7 @@ class _View:
         return self.base.vae.encode(self._cut(squares))
 
     def clip_features(self, squares: Sequence[Square]) -> Tensor:
+        self.checked += len(squares)
         return self.backbone.cls_features(self._cut(squares))
 
 
@@ -120,42 +139,40 @@ def search_report(
         photos = [photograph(identities[n:] + identities[:n], kind) for n in range(count)]
         started, seen = time.monotonic(), []
         for photo in Progress(photos, desc=kind):
-            seen.append((photo, *cropper.crop(photo.photo)))
+            seen.append((photo, cropper.crop(photo.photo)))
         seconds = (time.monotonic() - started) / len(photos)
-        looked = np.mean([count for *_, count in seen])
-        shown += [(photo, square) for photo, square, *_ in seen[: SHOWN if kind != NOBODY else 2]]
+        counts = [f"{np.mean([getattr(cropped, name) for _, cropped in seen]):.0f}" for name in ("looked", "checked")]
+        shown += [(photo, cropped.square) for photo, cropped in seen[: SHOWN if kind != NOBODY else 2]]
         if kind == NOBODY:
-            wrong = np.mean([len(candidates) > 0 for _, _, candidates, _ in seen])
-            rows.append(
-                (kind, len(photos), "-", "-", "-", "-", "-", "-", f"{wrong:.2f}", f"{looked:.0f}", f"{seconds:.1f}")
-            )
+            wrong = np.mean([len(cropped.candidates) > 0 for _, cropped in seen])
+            rows.append((kind, len(photos), *"------", f"{wrong:.2f}", *counts, f"{seconds:.1f}"))
             continue
-        own = [photo.head_inside(square) for photo, square, *_ in seen]
+        own = [photo.head_inside(cropped.square) for photo, cropped in seen]
         middle = [photo.head_inside(middle_square(photo.size)) for photo, *_ in seen]
         near, near_middle = (
             np.mean([photo.portrait().overlap(of) for photo, of in pairs])
             for pairs in (
-                [(photo, square) for photo, square, *_ in seen],
+                [(photo, cropped.square) for photo, cropped in seen],
                 [(photo, middle_square(photo.size)) for photo, *_ in seen],
             )
         )
         everyone = [
-            max((photo.portrait(number).overlap(one) for one in candidates), default=0.0) >= FOUND
-            for photo, _, candidates, _ in seen
+            max((photo.portrait(number).overlap(one) for one in cropped.candidates), default=0.0) >= FOUND
+            for photo, cropped in seen
             for number in range(len(photo.people))
         ]
         extra = np.mean([
-            any(all(photo.portrait(n).overlap(one) < 0.2 for n in range(len(photo.people))) for one in candidates)
-            for photo, _, candidates, _ in seen
+            any(all(photo.portrait(n).overlap(one) < 0.2 for n in range(len(photo.people))) for one in cropped.candidates)
+            for photo, cropped in seen
         ])  # fmt: skip
-        right = np.mean([len(candidates) == len(photo.people) for photo, _, candidates, _ in seen])
+        right = np.mean([len(cropped.candidates) == len(photo.people) for photo, cropped in seen])
         if kind in INSIDE_KINDS:
             results.append((f"{kind}: share of the head inside the crop", float(np.mean(own)), INSIDE_GATE))
         if kind in NUMBER_KINDS:
             results.append((f"{kind}: photos in which their number is right", float(right), NUMBER_GATE))
         rows.append((
             kind, len(photos), f"{np.mean(own):.3f}", f"{np.mean(middle):.3f}", f"{near:.2f}", f"{near_middle:.2f}",
-            f"{np.mean(everyone):.2f}", f"{right:.2f}", f"{extra:.2f}", f"{looked:.0f}", f"{seconds:.1f}",
+            f"{np.mean(everyone):.2f}", f"{right:.2f}", f"{extra:.2f}", *counts, f"{seconds:.1f}",
         ))  # fmt: skip
     header = (
         "photos",
@@ -168,6 +185,7 @@ def search_report(
         "number right",
         "wrongly",
         "squares",
+        "checked",
         "s",
     )
     print(table(header, rows))
@@ -178,17 +196,17 @@ def search_report(
 def same_portraits(cropper: Cropper, people: Sequence[Subject]) -> bool:
     """Whether centered portraits are learned as they came in, bit for bit."""
     same = [
-        cropper.crop(person.photo)[0] == middle_square((person.photo.shape[-2], person.photo.shape[-1]))
+        cropper.crop(person.photo).square == middle_square((person.photo.shape[-2], person.photo.shape[-1]))
         for person in Progress(people, desc="portraits")
     ]
     return gate("portraits whose crop is all of them, as without a search", float(np.mean(same)), least=SAME_GATE)
 
 
 def identity_report(
-    cropper: Cropper, domain: str, company: Sequence[Subject], count: int, kinds: Sequence[str], exact: bool
+    cropper: Cropper, domain: str, company: Sequence[Subject], count: int, kinds: Sequence[str], beside: Sequence[str]
 ) -> list[bool]:
     """Learns the first individuals from a portrait and from photos of each kind, where others of the company may stand beside them;
-    prints NAMED and what the photos lose. ``exact``: also by exact crops."""
+    prints NAMED and what the photos lose; beside it by other squares (:data:`BESIDE`)."""
     people = company[:count]
     drawer, judges = Drawer(1, {}, domain), load_judges()
     identities = [person.identity for person in company]
@@ -200,9 +218,9 @@ def identity_report(
         photos = {"portrait": (portrait, middle_square((portrait.shape[-2], portrait.shape[-1])))}
         for kind in kinds:
             made = photograph(identities[number:] + identities[:number], kind)
-            photos[kind] = made.photo, cropper.crop(made.photo)[0]
-            if exact:
-                photos[f"{kind}, exact"] = made.photo, made.portrait()
+            photos[kind] = made.photo, cropper.crop(made.photo).square
+            squares = {EXACT: made.portrait(), MIDDLE: middle_square(made.size)}
+            photos |= {f"{kind}, {name}": (made.photo, squares[name]) for name in beside}
         for arm, (photo, square) in photos.items():
             arms.setdefault(arm, []).append(pictures_from(drawer, domain, person, photo, square))
     scores: dict[str, tuple[np.ndarray, np.ndarray]] = {}
@@ -283,13 +301,15 @@ def main() -> int:
     parser.add_argument("--kinds", default=",".join(KINDS), help="comma-separated")
     parser.add_argument("--portraits", type=int, default=16, help="centered portraits that must stay as they are")
     parser.add_argument("--identity", type=int, default=0, help="individuals to learn from a portrait and from photos")
-    parser.add_argument("--exact", action="store_true", help="with --identity: also from exact crops")
+    parser.add_argument(
+        "--beside", default="", help=f"with --identity: also from these squares, comma-separated: {', '.join(BESIDE)}"
+    )
     parser.add_argument("--out", type=Path, default=Path("runs/crop.jpg"))
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     cropper, results = Cropper(options.domain), []
-    kinds = [kind for kind in options.kinds.split(",") if kind]
+    kinds, beside = ([one for one in given.split(",") if one] for given in (options.kinds, options.beside))
     print(f"{options.split} {options.domain}s")
     if options.portraits:
         results.append(same_portraits(cropper, load_subjects(options.split, options.portraits, options.domain)))
@@ -299,7 +319,7 @@ def main() -> int:
     if options.identity:
         some = load_subjects(options.split, max(3, options.identity), options.domain)
         learned = [kind for kind in LEARNED_KINDS if kind in kinds]
-        results += identity_report(cropper, options.domain, some, options.identity, learned, options.exact)
+        results += identity_report(cropper, options.domain, some, options.identity, learned, beside)
     return 0 if all(results) else 1
 
 

@@ -7,7 +7,8 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..e4t_core.methods.e4t.hypernetwork import HyperNetwork, HyperNetworkSettings, check_form
-from .host.learning.crops import MIDDLE, CropChoice
+from .host.learning.crops import AUTO as AUTO_CROP
+from .host.learning.crops import CropChoice
 from .host.learning.masks import AUTO
 from .host.learning.previews import AUTO as AUTO_PREVIEWS
 from .host.learning.request import LoadedDomain, Request
@@ -68,7 +69,7 @@ class LearnHyperNetwork(io.ComfyNode):
         seed: int = 0,
         mask: Any = None,
         mask_means: str = AUTO,
-        crop: str = MIDDLE,
+        crop: str = AUTO_CROP,
         which: int = 0,
         boxes: Any = None,
         preview_every: int = AUTO_PREVIEWS,

@@ -6,6 +6,7 @@ from comfy_api.latest import io
 
 from ..e4t_core.trigger import TriggerError, check_trigger
 from .host.learning.apply import applied
+from .host.learning.crops import AUTO as AUTO_CROP
 from .host.learning.crops import BOX, CROPS, MIDDLE, SUBJECT
 from .host.learning.learn import learn
 from .host.learning.masks import AUTO, LEARN_HERE, LEAVE_OUT, MASK_MEANINGS
@@ -84,11 +85,11 @@ def crop_inputs() -> list[io.Input]:
         io.Combo.Input(
             "crop",
             options=list(CROPS),
-            default=MIDDLE,
+            default=AUTO_CROP,
             optional=True,
-            tooltip=f"What the square that is learned follows where there is no mask. '{MIDDLE}': nothing, the middle of the photo is"
-            f" taken. '{SUBJECT}': the domain looks for it in the whole photo; look at the preview. '{BOX}': exactly the box that is"
-            " wired in.",
+            tooltip=f"What the square that is learned follows where there is no mask. '{AUTO_CROP}': a square photo is learned as it is; in"
+            f" any other the domain looks for its subject. '{SUBJECT}': it looks in square photos, too. '{MIDDLE}': nothing, the middle"
+            f" of the photo is taken. '{BOX}': exactly the box that is wired in.",
         ),
         io.Int.Input(
             "which",

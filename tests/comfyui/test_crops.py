@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import pytest
 import torch
 from e4t_pack.nodes.host.learning import crops
 from e4t_pack.nodes.host.learning.boxes import boxes_of
-from e4t_pack.nodes.host.learning.crops import BOX, MIDDLE, SUBJECT, CropChoice, choose
+from e4t_pack.nodes.host.learning.crops import AUTO, BOX, CROPS, MIDDLE, SUBJECT, CropChoice, choose
 from e4t_pack.nodes.host.learning.numbered import CHOSEN, overview
 from e4t_pack.nodes.host.learning.photos import PhotoError, cut, read_photos
 from e4t_pack.nodes.host.learning.subject_finder import coarse_size
@@ -87,7 +88,7 @@ def test_a_small_subject_is_said_to_be_small():
 def test_a_mask_decides_before_boxes_and_subjects():
     mask = torch.zeros((1, *SIZE))
     mask[:, 20:60, 100:140] = 1
-    for follows in (SUBJECT, MIDDLE, BOX):
+    for follows in CROPS:
         got = made(whole(mask=mask), follows, boxes={"x": 0, "y": 0, "width": 50, "height": 50})
         assert got.squares == (square_around(SIZE, (20, 100, 60, 140), 0.25),) and not got.candidates
 
@@ -103,6 +104,35 @@ def test_of_a_cut_out_what_can_be_seen_is_learned_without_a_search():
 def test_the_middle_is_taken_where_it_is_asked_for_or_nothing_can_be_found():
     assert made(whole(), MIDDLE, find=lambda _: pytest.fail("searched")).squares == (middle_square(SIZE),)
     assert made(whole(), SUBJECT, find=None).squares == (middle_square(SIZE),)
+
+
+def test_by_itself_a_square_photo_is_left_alone_and_in_any_other_the_subject_is_looked_for():
+    searched = pytest.fail
+    square, nearly = whole(size=(200, 200)), whole(size=(200, 219))
+    assert made(square, AUTO, find=lambda _: searched("a square photo")).squares == (middle_square((200, 200)),)
+    assert made(nearly, AUTO, find=lambda _: searched("one that is about square")).squares == (
+        middle_square((200, 219)),
+    )
+    assert made(whole(), AUTO).squares == (RIGHT.square,)
+    # Who asks for the second from the left wants it looked for.
+    assert made(square, AUTO, which=1, find=lambda _: (Subject(Square(9, 9, 90), 1.0),)).squares == (Square(9, 9, 90),)
+
+
+def test_in_a_domain_of_styles_nothing_is_looked_for_unless_it_is_asked_for():
+    def chosen(follows, which=0, find=lambda _: (LEFT, RIGHT)):
+        return choose(whole(), CropChoice(follows, which), 0.25, 64, "art", find, looks_by_itself=False).squares
+
+    assert chosen(AUTO, find=lambda _: pytest.fail("searched")) == (middle_square(SIZE),)
+    assert chosen(SUBJECT) == (RIGHT.square,) and chosen(AUTO, which=1) == (LEFT.square,)
+
+
+def test_where_memory_is_too_little_for_the_search_the_middle_is_learned_and_it_is_said():
+    cramped = made(whole(2), AUTO, find=lambda _: None)
+    assert cramped.squares == (middle_square(SIZE),) * 2
+    (told,) = cramped.notes
+    assert told.startswith(
+        "There is too little memory to look for the subject, so the middle of the photo is learned: draw"
+    )
 
 
 def test_boxes_take_the_place_of_the_search_with_margin_or_exactly():
@@ -148,7 +178,7 @@ def test_boxes_that_cannot_be_used_are_named(wired, words):
 
 
 def test_what_is_drawn_decides_before_boxes_and_subjects_exactly_as_it_is():
-    for follows in (SUBJECT, MIDDLE, BOX):
+    for follows in CROPS:
         for boxes in (None, {"x": 0, "y": 0, "width": 50, "height": 50}):
             got = made(whole(), follows, 2, boxes, lambda _: pytest.fail("searched"), square="52, 3, 190")
             assert got.squares == (Square(3, 52, 190),) and not got.candidates and not got.notes
@@ -234,6 +264,70 @@ def test_the_photo_is_searched_once(run, monkeypatch):
     run(crop=SUBJECT, seed=1)
     run(crop=SUBJECT, seed=2)
     assert len(finders) == 1 and run.tunings == 2
+
+
+@pytest.fixture
+def out_of_memory(monkeypatch):
+    """How many squares may be looked at together: more than that do not fit. Gives how many were tried."""
+    from e4t_pack.nodes.host.learning import subject_finder
+
+    tried = []
+
+    def place(most):
+        original = subject_finder.Redrawing.__call__
+
+        def looked(self, squares, care):
+            if tried[-1:] != [self.at_once]:
+                tried.append(self.at_once)
+            if self.at_once > most:
+                raise torch.OutOfMemoryError("out of memory")
+            return original(self, squares, care)
+
+        monkeypatch.setattr(subject_finder.Redrawing, "__call__", looked)
+        return tried
+
+    return place
+
+
+def test_out_of_memory_squares_are_looked_at_one_by_one(run, out_of_memory):
+    tried = out_of_memory(1)
+    run(crop=SUBJECT, seed=11)
+    assert tried == [16, 1] and run.tunings == 1
+
+
+@pytest.fixture
+def of_subjects(domain):
+    """The domain, whose preset learns subjects only; or, with ``use_mask`` off, whole pictures."""
+
+    def made(use_mask=True):
+        preset = dataclasses.replace(domain.info.preset, use_mask=use_mask, find_subject=True)
+        return dataclasses.replace(domain, info=dataclasses.replace(domain.info, preset=preset))
+
+    return made
+
+
+def test_out_of_memory_altogether_the_middle_is_learned_and_the_base_is_unharmed(
+    run, of_subjects, out_of_memory, untouched
+):
+    tried = out_of_memory(0)
+    picture, domain = photo(height=80, width=120), of_subjects()
+    learned = run(image=picture, crop=AUTO, seed=12, of=domain)[2]
+    assert tried == [16, 1] and run.tunings == 1
+    assert run(image=picture, crop=MIDDLE, seed=12, of=domain)[2].fingerprint == learned.fingerprint
+    assert run.tunings == 1
+    untouched()
+
+
+def test_a_domain_whose_preset_learns_whole_pictures_looks_for_nothing_by_itself(run, of_subjects, monkeypatch):
+    from e4t_pack.nodes.host.learning import learn
+
+    looked = []
+    monkeypatch.setattr(learn.Finder, "__call__", lambda self, one: looked.append(one) or [])
+    picture = photo(height=80, width=120)
+    run(image=picture, crop=AUTO, of=of_subjects(use_mask=False))
+    assert not looked
+    run(image=picture, crop=AUTO, of=of_subjects())
+    assert len(looked) == 1
 
 
 def test_a_box_is_learned_as_the_same_picture_cut_by_hand(run):

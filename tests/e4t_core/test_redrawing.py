@@ -113,9 +113,7 @@ def test_a_look_convinces_of_nothing() -> None:
 
 def test_what_the_word_makes_worse_in_detail_is_no_subject(monkeypatch: pytest.MonkeyPatch) -> None:
     """A thing that scores as a subject does where noise leaves the outline."""
-    monkeypatch.setattr(
-        redrawing.Redrawing, "_details", lambda self, latents, clip_features: torch.tensor([0.0, -0.05])
-    )
+    monkeypatch.setattr(redrawing.Redrawing, "details", lambda self, latents, clip_features: torch.tensor([0.0, -0.05]))
     checked, (kept, dropped) = (seen(Photo(SUBJECT, SUBJECT), care, 2) for care in ("check", "confirm"))
     assert checked[1].convinces and kept.convinces and not dropped.convinces and kept.score == dropped.score
 

@@ -96,18 +96,13 @@ class Redrawing:
             return sights
         latents, held = latents[full], held[full]
         if care == "look":
-            seen = [
-                Sight(score)
-                for score in (
-                    1 - self._errors(*self._hidden(latents, LOOKED), self._domain_word, latents) / held
-                ).tolist()
-            ]
+            seen = [Sight(share) for share in self.shares(latents, held).tolist()]
         else:
             clip_features = self.view.clip_features([squares[index] for index in full.tolist()])
-            scores = self._scores(latents, held, clip_features)
+            scores = self.scores(latents, held, clip_features)
             convinced = scores >= CONVINCING
             if care == "confirm":
-                convinced &= self._details(latents, clip_features) >= IN_DETAIL
+                convinced &= self.details(latents, clip_features) >= IN_DETAIL
             seen = [
                 Sight(score, hints=score >= HINTING, convinces=there)
                 for score, there in zip(scores.tolist(), convinced.tolist(), strict=True)
@@ -116,8 +111,12 @@ class Redrawing:
             sights[index] = sight
         return sights
 
-    def _scores(self, latents: Tensor, held: Tensor, clip_features: Tensor) -> Tensor:
-        """Of a check, ``(n,)``."""
+    def shares(self, latents: Tensor, held: Tensor) -> Tensor:
+        """Scores ``(n,)`` of a look at latents ``(n, 4, h, w)`` that hold so much :func:`structure`."""
+        return 1 - self._errors(*self._hidden(latents, LOOKED), self._domain_word, latents) / held
+
+    def scores(self, latents: Tensor, held: Tensor, clip_features: Tensor) -> Tensor:
+        """Scores ``(n,)`` of a check."""
         scores = torch.zeros_like(held)
         for level in (*COMPARED, UNSEEN):
             z, t = self._hidden(latents, level)
@@ -126,7 +125,7 @@ class Redrawing:
                 scores += 1 - self._errors(z, t, context, latents) / whole.clamp_min(torch.finfo(whole.dtype).tiny)
         return scores / 2
 
-    def _details(self, latents: Tensor, clip_features: Tensor) -> Tensor:
+    def details(self, latents: Tensor, clip_features: Tensor) -> Tensor:
         """How much better the encoder's words redraw details than none, ``(n,)``."""
         gains = [
             self._gains(*self._hidden(latents, level, draw), latents, clip_features)

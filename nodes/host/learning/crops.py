@@ -12,10 +12,15 @@ from .boxes import boxes_of
 from .drawn_square import square_of
 from .photos import Photo, PhotoError, Photos, named, note, usual_square
 
-SUBJECT, MIDDLE, BOX = "subject", "middle", "box"
-CROPS = (SUBJECT, MIDDLE, BOX)
-"""What the crop follows where there is no mask: the subject, nothing, or exactly the box that is wired in."""
+AUTO, SUBJECT, MIDDLE, BOX = "auto", "subject", "middle", "box"
+CROPS = (AUTO, SUBJECT, MIDDLE, BOX)
+"""What the crop follows where there is no mask: the subject if somebody has to look for it, the subject, nothing, or exactly the box
+that is wired in."""
 
+CRAMPED = (
+    "There is too little memory to look for the subject{where}, so the middle of the photo is learned: draw the crop, or paint a"
+    " mask."
+)
 UNUSED = "The mask decides the crop, so the square that was drawn is not used{where}."
 
 # A middle square that shows a subject's square nearly as it is stays: a centered portrait is learned as it came in.
@@ -23,8 +28,8 @@ CENTERED = 0.65
 # Of the side that is learned from: a smaller crop has to be enlarged so far that little is left to see.
 TINY = 0.5
 
-Find = Callable[[Photo], Sequence[Subject]]
-"""The subjects of a photo, from left to right."""
+Find = Callable[[Photo], Sequence[Subject] | None]
+"""The subjects of a photo, from left to right; none at all where there was too little memory to look for them."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,7 +43,7 @@ class CropChoice:
         square: drawn on the photo, as ``drawn_square`` reads it; empty: none.
     """
 
-    follows: str = MIDDLE
+    follows: str = AUTO
     which: int = 0
     boxes: Any = None
     square: str = ""
@@ -67,8 +72,18 @@ class Crops:
     notes: tuple[str, ...] = ()
 
 
-def choose(photos: Photos, choice: CropChoice, margin: float, size: int, word: str, find: Find | None) -> Crops:
+def choose(
+    photos: Photos,
+    choice: CropChoice,
+    margin: float,
+    size: int,
+    word: str,
+    find: Find | None,
+    looks_by_itself: bool = True,
+) -> Crops:
     """The square of each photo. A mask decides; then what was drawn; then a box; then what is found; else it is the middle.
+
+    With "auto" nothing is looked for in a square photo, which somebody has cropped, unless a subject is asked for by its number.
 
     Args:
         photos: whole.
@@ -77,6 +92,7 @@ def choose(photos: Photos, choice: CropChoice, margin: float, size: int, word: s
         size: side in pixels that is learned from.
         word: what subjects are called.
         find: finds them; none where nothing can.
+        looks_by_itself: whether "auto" looks for the subject; for a style, which is everywhere, it should not.
 
     Raises:
         PhotoError: there is no subject with that number, no box where one is asked for, or boxes or a square that cannot
@@ -91,6 +107,7 @@ def choose(photos: Photos, choice: CropChoice, margin: float, size: int, word: s
     squares: list[Square] = []
     candidates: dict[int, Candidates] = {}
     missed: list[int] = []
+    cramped: list[int] = []
     tiny: list[int] = []
     masked = [index for index, photo in enumerate(photos.photos) if photo.mask is not None]
     for index, photo in enumerate(photos.photos):
@@ -100,8 +117,13 @@ def choose(photos: Photos, choice: CropChoice, margin: float, size: int, word: s
         elif photo.mask is None and boxes is not None:
             room = 0.0 if choice.follows == BOX else margin
             subjects = [Subject(square_around(photo.size, box, room), 0.0) for box in boxes[index]]
-        elif photo.mask is None and choice.follows == SUBJECT and find is not None:
-            subjects = list(find(photo))
+        elif photo.mask is None and find is not None and _looks(photo, choice, looks_by_itself):
+            found = find(photo)
+            if found is None:
+                cramped.append(index)
+                squares.append(own)
+                continue
+            subjects = list(found)
         else:
             squares.append(own)
             continue
@@ -133,9 +155,17 @@ def choose(photos: Photos, choice: CropChoice, margin: float, size: int, word: s
             count,
             word=repr(word),
         ),
+        note(CRAMPED, cramped, count),
         note(_tiny(squares, tiny, size), tiny, count) if tiny else "",
     ]
     return Crops(tuple(squares), candidates, tuple(filter(None, notes)))
+
+
+def _looks(photo: Photo, choice: CropChoice, by_itself: bool) -> bool:
+    """Whether the subject of a photo is looked for."""
+    if choice.follows == AUTO:
+        return choice.which > 0 or (by_itself and not is_portrait(photo.size))
+    return choice.follows == SUBJECT
 
 
 def _said_of(candidates: dict[int, Candidates], count: int, which: int) -> str:

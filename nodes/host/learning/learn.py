@@ -90,20 +90,25 @@ def _crops(request: Request, photos: Photos, progress: Progress, store: ResultSt
     loaded = request.loaded
     if loaded is None:
         return choose(photos, request.crop, margin, size, "", None)
-    word = loaded.domain.info.word
+    info = loaded.domain.info
     finder = Finder(request, progress.searching)
 
-    def find(photo: Photo) -> Sequence[Subject]:
+    def find(photo: Photo) -> Sequence[Subject] | None:
         # The seed and the settings of tuning decide nothing here.
         decides = (loaded.decides(store.hashes), *_base_key(request.model, request.clip, store.hashes))
         key = content_key("subjects", photo.picture, size, *decides, store.hashes.weights_key(request.vae.patcher))
         known = store.subjects(key)
         if known is None:
-            known = tuple(finder(photo))
+            found = finder(photo)
+            if found is None:
+                return None
+            known = tuple(found)
             store.remember_subjects(key, known)
         return known
 
-    return choose(photos, request.crop, margin, size, word, find)
+    # A domain of styles learns all of a picture; of one that learns its subject only, the subject belongs in the crop.
+    looks_by_itself = info.preset.use_mask and info.preset.find_subject
+    return choose(photos, request.crop, margin, size, info.word, find, looks_by_itself)
 
 
 def learn_again(

@@ -40,11 +40,18 @@ class Finder:
         self._request, self._on_pass = request, on_pass
         self._networks: tuple[ComfyUNet, ComfyTextEncoder] | None = None
 
-    def __call__(self, photo: Photo) -> list[Subject]:
-        with torch.inference_mode(False), torch.no_grad():
-            return self._find(photo.picture.clone())
+    def __call__(self, photo: Photo) -> list[Subject] | None:
+        """From left to right; none at all where there is too little memory to look."""
+        for at_once in (AT_ONCE, 1):
+            try:
+                with torch.inference_mode(False), torch.no_grad():
+                    return self._find(photo.picture.clone(), at_once)
+            except torch.OutOfMemoryError:
+                logger.info("Out of memory while looking at %d squares of the photo at once.", at_once)
+        self._networks = None
+        return None
 
-    def _find(self, picture: Tensor) -> list[Subject]:
+    def _find(self, picture: Tensor, at_once: int) -> list[Subject]:
         request = self._request
         assert request.loaded is not None
         domain, size = request.loaded.domain, coarse_size(request.image_size)
@@ -70,13 +77,7 @@ class Finder:
         info = domain.info
         with unet.using(lent), bfloat16_products(unet.device):
             words = WordModel.of(unet, text, encoder.eval(), info.word, info.scale, info.templates)
-            smallest = round(SMALLEST * size)
-            try:
-                return search(photo_size, smallest, Redrawing(words, view, self._on_pass))
-            except torch.OutOfMemoryError:
-                logger.info("Out of memory with %d squares at once; looking at them one by one.", AT_ONCE)
-            # Outside the handler: its traceback would keep the failed pass's tensors alive.
-            return search(photo_size, smallest, Redrawing(words, view, self._on_pass, at_once=1))
+            return search(photo_size, round(SMALLEST * size), Redrawing(words, view, self._on_pass, at_once))
 
 
 def coarse_size(image_size: int) -> int:
