@@ -16,6 +16,7 @@ Learns the photos in a folder (of ONE person or thing) by a method, and writes a
   python -m commands.train lora --photos anna/ --base v1-5.safetensors --out COMFYUI/models/embeddings/e4t/anna.safetensors
   python -m commands.train dreambooth --photos rex/ --class-word dog --base v1-5/ --out rex.safetensors --set steps=1000
   python -m commands.train e4t --photos anna/ --domain faces.safetensors --base v1-5.safetensors --out anna.safetensors
+  python -m commands.train hypernetwork --photos anna/ --domain hyper.safetensors --base v1-5.safetensors --out anna.safetensors
 
 --set changes a method's settings; its help page lists them (web/docs). Prior pictures (DreamBooth) are drawn once and kept.
 """

@@ -28,8 +28,9 @@ from e4t_core.fingerprint import fingerprint
 from e4t_core.memory_need import candidates
 from e4t_core.methods.e4t.clip_backbone import ClipBackbone, backbone_source, read_backbone_weights
 from e4t_core.methods.e4t.domain import Domain
-from e4t_core.methods.e4t.method import E4T
-from e4t_core.methods.registered import SIBLINGS
+from e4t_core.methods.e4t.hypernetwork import HyperNetwork, HyperNetworkSettings, check_form
+from e4t_core.methods.e4t.settings import TuningSettings
+from e4t_core.methods.registered import OF_DOMAINS, SIBLINGS
 from e4t_core.photos import Photos
 from e4t_core.prior import GUIDANCE, STEPS, TEMPLATE, PriorSibling, draw_prior
 from e4t_core.run import BaseModel, Method, StepReport
@@ -42,7 +43,7 @@ from .photos import read_photos
 
 log = logging.getLogger(__name__)
 
-METHODS = (E4T.name, *(kind.name for kind in SIBLINGS))
+METHODS: dict[str, Any] = {**{kind.name: kind for kind in OF_DOMAINS}, **{kind.name: kind for kind in SIBLINGS}}
 SUFFIX = ".safetensors"
 SIZE = 512
 SWITCHES = {"true": True, "on": True, "false": False, "off": False}
@@ -50,18 +51,20 @@ SWITCHES = {"true": True, "on": True, "false": False, "off": False}
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments to a parser."""
-    parser.add_argument("method", choices=METHODS, metavar="METHOD", help=", ".join(METHODS))
+    parser.add_argument("method", choices=tuple(METHODS), metavar="METHOD", help=", ".join(METHODS))
     parser.add_argument("--photos", type=absolute, required=True, metavar="FOLDER", help="of ONE person or thing")
     parser.add_argument(
         "--base", type=absolute, required=True, metavar="PATH", help="a .safetensors checkpoint, or a diffusers folder"
     )
     parser.add_argument("--out", type=absolute, required=True, metavar="FILE", help="the concept file to write")
-    parser.add_argument("--domain", type=absolute, metavar="FILE", help="the domain file, for e4t")
+    parser.add_argument("--domain", type=absolute, metavar="FILE", help="the domain file, for e4t and hypernetwork")
     parser.add_argument(
         "--backbone", type=absolute, metavar="FILE", help="the image backbone, where the domain file does not hold it"
     )
     parser.add_argument("--masks", type=absolute, metavar="FOLDER", help="pictures of the photos' names, white = learn")
-    parser.add_argument("--class-word", default="face", help="what the photos show (default: %(default)s); not for e4t")
+    parser.add_argument(
+        "--class-word", default="face", help="what the photos show (default: %(default)s); a domain has its own"
+    )
     parser.add_argument("--trigger", default="S*", help="what stands for it in prompts (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of the learning (default: %(default)s)")
     parser.add_argument(
@@ -88,8 +91,8 @@ def run(options: argparse.Namespace) -> None:
     name = checked_name(options.out.name.removesuffix(SUFFIX))
     check_trigger(options.trigger)
     domain = _domain(options)
-    kind = E4T if domain is not None else next(kind for kind in SIBLINGS if kind.name == options.method)
-    settings = _settings(kind.Settings() if domain is None else domain.info.preset, options.set)
+    kind = METHODS[options.method]
+    settings = _settings(kind.Settings() if domain is None else _preset(kind, domain), options.set)
     size = options.size or (SIZE if domain is None else domain.info.image_size)
     if size % 64 or not 64 <= size <= 2048:
         raise ValueError(f"--size {size} must be a multiple of 64 from 64 to 2048.")
@@ -97,7 +100,7 @@ def run(options: argparse.Namespace) -> None:
     places = output_places(options.out.parent)
     device = torch.device(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     base, coder = _base(options.base, device)
-    method: Method = E4T(domain) if domain is not None else kind(options.class_word.strip())
+    method: Method = kind(options.class_word.strip() if domain is None else domain)
     with torch.no_grad():
         latents = torch.cat([coder.encode(image[None].to(device)) for image in images]).float().cpu()
         features = None if domain is None else _features(domain, images, options, device)
@@ -117,10 +120,26 @@ def run(options: argparse.Namespace) -> None:
 
 
 def _domain(options: argparse.Namespace) -> Domain | None:
-    if (options.method == E4T.name) != (options.domain is not None):
-        needs = "needs --domain FILE" if options.domain is None else "has no domain: leave --domain out, or choose e4t"
+    names = [kind.name for kind in OF_DOMAINS]
+    if (options.method in names) != (options.domain is not None):
+        instead = f"has no domain: leave --domain out, or choose {' or '.join(names)}"
+        needs = "needs --domain FILE" if options.domain is None else instead
         raise ValueError(f"The method {options.method} {needs}.")
-    return None if options.domain is None else load_domain(options.domain)
+    if options.domain is None:
+        return None
+    domain = load_domain(options.domain)
+    if options.method == HyperNetwork.name:
+        # Before any work: the base alone takes a while.
+        check_form(domain)
+    return domain
+
+
+def _preset(kind: Any, domain: Domain) -> TuningSettings:
+    """The domain's; of a HyperNetwork, without its steps, as the node begins."""
+    preset = domain.info.preset
+    if kind is not HyperNetwork:
+        return preset
+    return HyperNetworkSettings(**{**dataclasses.asdict(preset), "steps": HyperNetworkSettings().steps})
 
 
 def _settings(preset: Any, changes: list[str]) -> Any:

@@ -26,9 +26,11 @@ SIBLINGS: tuple[type[Sibling], ...] = (
 )
 """Those that need no domain file. The node of each is called :func:`node_id`, in ComfyUI's workflows and for its help page."""
 
+OF_DOMAINS: tuple[type[E4T], ...] = (E4T, HyperNetwork)
+"""Those that need one."""
+
 SETTINGS: dict[str, type[LoopSettings]] = {
-    E4T.name: E4T.Settings,
-    HyperNetwork.name: HyperNetwork.Settings,
+    **{kind.name: kind.Settings for kind in OF_DOMAINS},
     **{kind.name: kind.Settings for kind in SIBLINGS},
 }
 """Name of a method -> its settings."""

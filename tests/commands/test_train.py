@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,8 @@ from commands.train.photos import read_photos
 from e4t_core.files.concept_file import load_concept
 from e4t_core.files.domain_file import save_domain
 from e4t_core.files.file_errors import FileError
+from e4t_core.methods.e4t.offset_forms import make_offsets
+from e4t_core.methods.e4t.weight_offsets import HYPERNETWORK
 from e4t_core.methods.registered import SIBLINGS
 from e4t_core.prior import PriorSibling, draw_prior
 from e4t_core.weight_changes import LowRank, full_differences
@@ -105,6 +108,35 @@ def test_a_domain_s_concept_is_learned_too(concept_world: Any, photos: Path, tmp
     assert concept.method == "e4t" and concept.predictor is not None and len(concept.losses) == 1
 
 
+def test_a_hypernetwork_s_domain_gives_a_concept_at_once_and_tunes_it_if_told_to(
+    concept_world: Any, photos: Path, tmp_path: Path, capsys: Any
+) -> None:
+    domain, plain, tower = (tmp_path / f"{name}.safetensors" for name in ("hyper", "plain", "tower"))
+    usual = concept_world.domain()
+    width = usual.info.backbone.width
+    info = dataclasses.replace(usual.info, offset_form=HYPERNETWORK, v_size=width)
+    of_photos = dataclasses.replace(usual, info=info, offsets=make_offsets(HYPERNETWORK, usual.info.projections, width))
+    save_domain(domain, of_photos)
+    save_domain(plain, usual)
+    save_file({name: value.contiguous() for name, value in concept_world.tower.state_dict().items()}, tower)
+    quick = ("--domain", str(domain), "--backbone", str(tower), "--size", "64", "--set", "use_mask=off")
+    base, once, tuned = concept_world.folder / "base", tmp_path / "once.safetensors", tmp_path / "tuned.safetensors"
+    assert learn("hypernetwork", base, photos, once, quick=quick) == 0
+    assert learn("hypernetwork", base, photos, tuned, "--set", "steps=1", "--set", "batch=2", quick=quick) == 0
+    concepts = [load_concept(path, [tmp_path])[0] for path in (once, tuned)]
+    assert [(one.method, one.settings.steps, len(one.losses)) for one in concepts] == [
+        ("hypernetwork", 0, 0),
+        ("hypernetwork", 1, 1),
+    ]
+    # All else is as the domain's preset says.
+    assert dataclasses.asdict(concepts[0].settings) == {
+        **dataclasses.asdict(of_photos.info.preset), "steps": 0, "use_mask": False,
+    }  # fmt: skip
+    assert not torch.equal(concepts[0].embedding, concepts[1].embedding)
+    assert learn("hypernetwork", base, photos, once, quick=("--domain", str(plain))) == 1
+    assert "use E4T Personalize, or a domain that was trained with" in capsys.readouterr().err
+
+
 def test_masks_are_read_by_their_photos_names(photos: Path, tmp_path: Path) -> None:
     assert read_photos(photos, 64)[1] is None
     painted = tmp_path / "masks"
@@ -143,6 +175,7 @@ def test_what_is_transparent_is_not_learned(tmp_path: Path) -> None:
         ("lora", ("--class-word", "facelessness"), "facelessness"),
         ("lora", ("--domain", "x.safetensors"), "has no domain: leave --domain out"),
         ("e4t", (), "needs --domain"),
+        ("hypernetwork", (), "needs --domain"),
     ],
 )
 def test_bad_input_gets_one_sentence_and_writes_nothing(
