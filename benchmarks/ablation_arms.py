@@ -11,7 +11,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-FULL, SHORT = "full", "short"
+FULL, SHORT, UNHELD_ARM, FREE = "full", "short", "short no lambda", "unheld"
+PAPER = 0.1
+"""The paper's λ for faces."""
+UNPENALIZED: Mapping[str, Any] = {"regularization": 0.0}
+"""A pre-training that lets the word go anywhere."""
+RATES: Mapping[str, Any] = {"encoder_rate": 1.0, "stop_feature_gradient": False}
+"""The paper's, where the mini world's preset has its own."""
 
 
 @dataclass(frozen=True)
@@ -23,17 +29,21 @@ class Ablation:
         what: is switched, in a few words.
         changes: settings of tuning and drawing that differ from the domain's preset.
         pretraining: fields of the config's ``[training]`` that differ from the shortened pre-training; none: the shipped domain.
+        of: name of the arm whose pre-trained domain it tunes, where it has none of its own.
+        against: name of the arm that it is compared with, where that is not the first of its kind.
     """
 
     name: str
     what: str
     changes: Mapping[str, Any] = field(default_factory=dict)
     pretraining: Mapping[str, Any] | None = None
+    of: str = ""
+    against: str = ""
 
     @property
     def beside(self) -> str:
         """Name of the arm that it is compared with."""
-        return FULL if self.pretraining is None else SHORT
+        return self.against or (FULL if self.pretraining is None else SHORT)
 
 
 SHIPPED = (
@@ -44,16 +54,17 @@ SHIPPED = (
     Ablation("encoder and offsets", "the UNet is not tuned", {"train_unet": False}),
     Ablation("UNet only", "encoder and offsets are not tuned", {"train_encoder": False, "train_offsets": False}),
     Ablation("no lambda", "tuned without the penalty on the word", {"regularization": 0.0}),
+    Ablation("paper's lambda", "tuned with the paper's penalty on the word", {"regularization": PAPER}),
     Ablation("no find_subject", "all of the photo is learned", {"find_subject": False}),
     Ablation("encoder rate 1", "the encoder learns at the full rate, as in the paper", {"encoder_rate": 1.0}),
     Ablation(
         "feature gradient", "gradients through the feature pass, as in the paper", {"stop_feature_gradient": False}
     ),
-    Ablation("both as in the paper", "the two before together", {"encoder_rate": 1.0, "stop_feature_gradient": False}),
+    Ablation("both as in the paper", "the two before together", RATES),
 )
 SHORTENED = (
     Ablation(SHORT, "all of it, but a shortened pre-training", pretraining={}),
-    Ablation("short no lambda", "no penalty on the word at all", {"regularization": 0.0}, {"regularization": 0.0}),
+    Ablation(UNHELD_ARM, "no penalty on the word at all", {"regularization": 0.0}, UNPENALIZED),
     Ablation("short direct offsets", "offsets learned entry by entry", pretraining={"offset_form": "direct"}),
     Ablation("short no offsets", "an encoder alone", {"train_offsets": False}, {"train_offsets": False}),
     # A hypernetwork gives every photo weights of its own, so that photos pass the UNet one by one: time, not the result.
@@ -63,11 +74,23 @@ SHORTENED = (
         pretraining={"offset_form": "hypernetwork", "micro_batch": 1},
     ),
 )
+# As a converted file may be: its encoder was never held back, and then the paper's tuning holds it.
+UNHELD = tuple(
+    Ablation(
+        f"unheld, lambda {weight:g}" if weight else FREE,
+        f"that domain by the paper's rates, penalty {weight:g}",
+        {**RATES, "regularization": weight},
+        UNPENALIZED,
+        UNHELD_ARM,
+        FREE if weight else UNHELD_ARM,
+    )
+    for weight in (0.0, 0.001, 0.01, PAPER)
+)
 FROZEN = tuple(
     Ablation(f"frozen at {percent} %", "the word stays from then on (figure 6)", {"end_percent": percent / 100})
     for percent in (0, 20, 40)
 )
-ARMS = {arm.name: arm for arm in (SHIPPED[0], *FROZEN, *SHIPPED[1:], *SHORTENED)}
+ARMS = {arm.name: arm for arm in (SHIPPED[0], *FROZEN, *SHIPPED[1:], *SHORTENED, *UNHELD)}
 
 
 @dataclass(frozen=True)

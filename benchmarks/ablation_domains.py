@@ -32,7 +32,7 @@ FOLDER = host.ROOT / "runs" / "ablations"
 def overrides(arm: Ablation, steps: int = STEPS) -> list[str]:
     """What the arm's pre-training has other than the shipped config; ``arm.pretraining`` is not None."""
     assert arm.pretraining is not None
-    place = FOLDER / f"pretrained-{steps}" / arm.name.replace(" ", "-")
+    place = FOLDER / f"pretrained-{steps}" / (arm.of or arm.name).replace(" ", "-")
     common = {
         "training.steps": steps,
         "training.warmup": round(WARMUP * steps / STEPS),

@@ -18,7 +18,7 @@ from PIL import Image
 from torch import Tensor
 
 from benchmarks import ablation_domains
-from benchmarks.ablation_arms import ARMS, CLAIMS, FROZEN, FULL, SHIPPED, SHORT, SHORTENED, Ablation
+from benchmarks.ablation_arms import ARMS, CLAIMS, FROZEN, FULL, SHIPPED, SHORT, SHORTENED, UNHELD, Ablation
 from benchmarks.ablation_domains import Unfinished, config, pretrain
 from benchmarks.ablation_plot import plot
 from benchmarks.ablations import MEASURES, chosen, claims, compared, difference, tables, verdict
@@ -76,7 +76,7 @@ def test_full_is_the_shipped_preset() -> None:
     assert settings_of(ARMS[FULL]) == (PRESETS["faces"], SamplingSettings())
 
 
-@pytest.mark.parametrize("arm", SHORTENED, ids=lambda arm: arm.name)
+@pytest.mark.parametrize("arm", (*SHORTENED, *UNHELD), ids=lambda arm: arm.name)
 def test_a_pre_training_differs_by_the_fields_that_it_names(arm: Ablation) -> None:
     own, short = to_dict(config(arm)), to_dict(config(ARMS[SHORT]))
     assert arm.pretraining is not None
@@ -205,6 +205,12 @@ def test_both_switches_of_the_paper_are_the_two_alone() -> None:
 def test_arms_are_compared_with_those_of_their_own_pre_training() -> None:
     assert {arm.beside for arm in (*SHIPPED, *FROZEN)} == {FULL}
     assert {arm.beside for arm in SHORTENED} == {SHORT}
+    assert [arm.beside for arm in UNHELD] == ["short no lambda", *["unheld"] * (len(UNHELD) - 1)]
+
+
+def test_arms_on_one_pre_training_take_the_same_domain_file() -> None:
+    files = {ablation_domains.domain_file(arm) for arm in (ARMS["short no lambda"], *UNHELD)}
+    assert len(files) == 1 and files != {ablation_domains.domain_file(ARMS[SHORT])}
 
 
 def test_arms_are_chosen_with_the_one_beside_them() -> None:
