@@ -48,6 +48,13 @@ def test_the_shipped_workflow_tunes_and_saves_a_picture(client: Client, workflow
     assert "S* learned in" in run.texts[PERSONALIZE][-1]
 
 
+def test_the_subject_is_looked_for_in_the_photo(client: Client, workflow: MakeWorkflow) -> None:
+    """With networks as ComfyUI's executor makes them; these know no subject."""
+    run = succeeded(client.run(workflow(E4TPersonalize={"seed": 104, "crop": "subject"})))
+    assert tuning_steps(run) > 0
+    assert "No 'face' was found, so the middle of the photo is learned" in run.texts[PERSONALIZE][-1]
+
+
 def test_another_prompt_does_not_tune_again(client: Client, workflow: MakeWorkflow) -> None:
     assert tuning_steps(succeeded(client.run(workflow(E4TPersonalize={"seed": 102})))) > 0
     changed = workflow(E4TPersonalize={"seed": 102})

@@ -70,8 +70,10 @@ class Finder:
         weights = unet.parameters()
         lent = {name: offsets.apply(name, weights[name].float().cpu()) for name in domain.offsets.names}
         encoder = domain.encoder.blank()
+        # Copies: a domain that was read in inference mode, as nodes read it, cannot be given to a module outside of it.
         state = {
-            name: value.detach().to(unet.device, torch.float32) for name, value in domain.encoder.state_dict().items()
+            name: value.detach().to(unet.device, torch.float32, copy=True)
+            for name, value in domain.encoder.state_dict().items()
         }
         encoder.load_state_dict(state, assign=True)
         info = domain.info
