@@ -48,7 +48,7 @@ from .operations import Operations
 from .random_checkpoint import FAMILIES
 from .report import gate, table
 from .sampling_cost import CASES, evaluations
-from .search_cost import Search, trace_search
+from .search_cost import Search, show_search, trace_search
 
 SIDE, BATCH = 64, 16
 DRIVER = 0.6e9
@@ -309,20 +309,6 @@ def show_sampling(name: str, found: list[tuple[int, int]]) -> None:
     print(table((f"{name}: one evaluation", "stock, GFLOP", "with the word", "/ stock"), rows), end="\n\n")
 
 
-def show_search(name: str, found: list[Search]) -> None:
-    """Prints the table of the search."""
-    rows = [
-        (
-            search.at_once,
-            *map(in_gigabytes, (search.card, search.card + DRIVER)),
-            *(f"{count / 1e9:.1f}" for count in (search.look, search.check, search.confirm)),
-        )
-        for search in found
-    ]
-    header = (f"{name}: squares together", "card, GB", "with driver", "a look, GFLOP", "a check", "a confirmation")
-    print(table(header, rows), end="\n\n")
-
-
 def show_tuning(name: str, found: dict[str, Tuning], ideal: int) -> None:
     """Prints both tables of a family."""
     header = (
@@ -390,7 +376,7 @@ def main() -> int:
     print(table(("plan", "traced", "allocated", "traced / allocated"), rows), end="\n\n")
     for name, counts, searches in zip(families.values(), sampled, searched, strict=True):
         show_sampling(name, counts)
-        show_search(name, searches)
+        show_search(name, searches, DRIVER)
     print(f"{time.perf_counter() - started:.0f} s\n")
     met = [
         gate(f"{plan}, as traced / as allocated - 1", abs(a / b - 1), most=AGREEMENT)

@@ -20,6 +20,7 @@ from .fake_world import CARD, RAM, FakeBase, fake_card, set_to
 from .full_size import CLIP_LAYERS, CLIP_WIDTH, make_domain
 from .memory_trace import MemoryTrace
 from .operations import Operations
+from .report import table
 
 
 @dataclass(frozen=True)
@@ -80,3 +81,17 @@ def _traced(base: FakeBase, side: int, at_once: int) -> Search:
             marks.append(operations.total)
     look, check, details = ((after - before) / at_once for before, after in pairwise(marks))
     return Search(at_once, trace.peak(CARD.type).size, look, check, check + details)
+
+
+def show_search(name: str, found: list[Search], driver: float) -> None:
+    """Prints the table; ``driver``: bytes of a card that CUDA takes for itself."""
+    rows = [
+        (
+            search.at_once,
+            *(f"{size / 1e9:.2f}" for size in (search.card, search.card + driver)),
+            *(f"{count / 1e9:.1f}" for count in (search.look, search.check, search.confirm)),
+        )
+        for search in found
+    ]
+    header = (f"{name}: squares together", "card, GB", "with driver", "a look, GFLOP", "a check", "a confirmation")
+    print(table(header, rows), end="\n\n")

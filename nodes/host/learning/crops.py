@@ -14,8 +14,8 @@ from .photos import Photo, PhotoError, Photos, named, note, usual_square
 
 AUTO, SUBJECT, MIDDLE, BOX = "auto", "subject", "middle", "box"
 CROPS = (AUTO, SUBJECT, MIDDLE, BOX)
-"""What the crop follows where there is no mask: the subject if somebody has to look for it, the subject, nothing, or exactly the box
-that is wired in."""
+"""What the crop follows where there is no mask: the subject, but in photos that are not square only; the subject; nothing; or exactly
+the box that is wired in."""
 
 CRAMPED = (
     "There is too little memory to look for the subject{where}, so the middle of the photo is learned: draw the crop, or paint a"
