@@ -77,7 +77,7 @@ SHORTENED = (
 # As a converted file may be: its encoder was never held back, and then the paper's tuning holds it.
 UNHELD = tuple(
     Ablation(
-        f"unheld, lambda {weight:g}" if weight else FREE,
+        f"unheld lambda {weight:g}" if weight else FREE,
         f"that domain by the paper's rates, penalty {weight:g}",
         {**RATES, "regularization": weight},
         UNPENALIZED,
