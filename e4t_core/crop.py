@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 # A smaller side holds nothing that could be recognized.
@@ -117,3 +118,15 @@ def about_corners(size: tuple[int, int], square: Square, step: float) -> list[Sq
         middles = [(y + down * slack, x + right * slack) for down in (-1, 1) for right in (-1, 1)]
         near += [square_at(size, middle, square.side * factor) for middle in middles]
     return [one for one in dict.fromkeys(near) if one != square]
+
+
+def within(square: Square, shares: Iterable[float]) -> list[Square]:
+    """Smaller squares in a square: in its middle, at its sides and in its corners, of these shares of its side."""
+    inner: list[Square] = []
+    for share in shares:
+        side = max(SMALLEST_SIDE, round(share * square.side))
+        slack = square.side - side
+        if slack > 0:
+            steps = (0, slack // 2, slack)
+            inner += [Square(square.top + down, square.left + right, side) for down in steps for right in steps]
+    return list(dict.fromkeys(inner))

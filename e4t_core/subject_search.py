@@ -8,11 +8,12 @@ the largest subject: smaller ones are in the background.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from .crop import Square, about_corners, around, grid, middle_square
+from .crop import Square, about_corners, around, grid, middle_square, within
 
 Care = Literal["look", "check", "confirm"]
 """How closely squares are looked at: on the way, where a subject may be, and where it is framed best."""
@@ -26,6 +27,9 @@ WORTH = 0.13  # score below which no walk begins
 WALK = (0.14, 0.07)  # steps, as shares of a square's side
 CLOSER = (0.08, 0.04)  # the same, by closer looks
 LONGEST_WALK = 5  # moves of each step
+INNER = (0.87, 0.76, 0.66)  # sides of squares inside a frame that may be too large, as shares of its side
+INNER_CHECKED = 3  # of them: those that look best
+TIGHT = 0.15  # of a score, that a frame of half the side may be worse: scores fall slowly as a frame grows, and fast as it shrinks
 SAME_PLACE = 0.5  # of the smaller square: that much lies in the other where both show one subject
 SMALLER = 0.4  # of the largest subject's side: who is smaller is in the background
 FAINT = 0.4  # of the best score: who is seen so much worse is not there
@@ -82,6 +86,7 @@ def search(size: tuple[int, int], smallest: int, look: Look) -> list[Subject]:
         hinted = [square for square in new if checks[square].hints]
         ends = [end for end in _closer(size, hinted, least, look, checks) if checks[end].convinces]
         if ends:
+            ends = _tighter(size, ends, least, look, known, checks)
             found.extend(end for end, sight in zip(ends, look(ends, "confirm"), strict=True) if sight.convinces)
 
     take([middle], smallest)
@@ -102,11 +107,9 @@ def search(size: tuple[int, int], smallest: int, look: Look) -> list[Subject]:
         )
     # In one place the best is taken.
     best: list[Subject] = []
-    for subject in sorted(
-        (Subject(square, checks[square].score) for square in found), key=lambda one: (-one.score, one.square)
-    ):
-        if not _taken(subject.square, [other.square for other in best]):
-            best.append(subject)
+    for square in sorted(found, key=lambda one: (-_frames(one, checks[one])[1], one)):
+        if not _taken(square, [other.square for other in best]):
+            best.append(Subject(square, checks[square].score))
     clearest = max((subject.score for subject in best), default=0.0)
     clear = [subject for subject in best if subject.score >= FAINT * clearest]
     largest = max((subject.square.side for subject in clear), default=0)
@@ -162,7 +165,7 @@ def _walk(
     smallest: int,
     steps: Sequence[float],
     know: Callable[[Iterable[Square]], None],
-    score: Callable[[Square], float],
+    score: Callable[[Square], float | tuple[bool, float]],
 ) -> list[Square]:
     """From each square to the best one near it, all at the same time, so that few looks are needed; each end once."""
     ends = list(starts)
@@ -192,6 +195,33 @@ def _closer(
     size: tuple[int, int], squares: Sequence[Square], smallest: int, look: Look, checks: dict[Square, Sight]
 ) -> list[Square]:
     """From each square to the best one near it, by checks, all at the same time; all were checked."""
-    return _walk(
-        size, squares, smallest, CLOSER, lambda near: _check(near, look, checks), lambda one: checks[one].score
-    )
+
+    def frames(square: Square) -> tuple[bool, float]:
+        return _frames(square, checks[square])
+
+    return _walk(size, squares, smallest, CLOSER, lambda near: _check(near, look, checks), frames)
+
+
+def _frames(square: Square, sight: Sight) -> tuple[bool, float]:
+    """How well a square frames what a check saw in it, to be compared with others of the same place."""
+    return sight.convinces, sight.score - TIGHT * math.log2(square.side)
+
+
+def _tighter(
+    size: tuple[int, int],
+    ends: Sequence[Square],
+    smallest: int,
+    look: Look,
+    known: dict[Square, float],
+    checks: dict[Square, Sight],
+) -> list[Square]:
+    """In place of each frame one inside it, where that is better.
+
+    Scores are nearly level about a frame that is much too large, so that walks end there; they rise close to the subject only.
+    """
+    inside = {end: [one for one in within(end, INNER) if one.side >= smallest] for end in ends}
+    _know((one for squares in inside.values() for one in squares), look, known)
+    best = {end: sorted(squares, key=lambda one: (-known[one], one))[:INNER_CHECKED] for end, squares in inside.items()}
+    _check((one for squares in best.values() for one in squares), look, checks)
+    starts = [max([end, *best[end]], key=lambda one: _frames(one, checks[one])) for end in ends]
+    return _closer(size, starts, smallest, look, checks)

@@ -4,7 +4,7 @@ import random
 import pytest
 import torch
 
-from e4t_core.crop import Square, about_corners, around, grid, middle_square, square_around, square_at
+from e4t_core.crop import Square, about_corners, around, grid, middle_square, square_around, square_at, within
 
 SIZES = [(100, 100), (384, 512), (512, 384), (9, 400), (8, 8), (101, 67)]
 
@@ -109,3 +109,13 @@ def test_a_frame_that_is_too_large_becomes_smaller_without_leaving_its_corner() 
     near = about_corners((384, 512), Square(80, 200, 114), 0.14)
     corners = [(80, 200), (80, 214), (94, 200), (94, 214)]
     assert all(Square(top, left, 100) in near for top, left in corners)
+
+
+def test_smaller_squares_lie_in_the_square_in_its_middle_at_its_sides_and_in_its_corners() -> None:
+    square = Square(10, 20, 100)
+    inner = within(square, (0.8, 0.5))
+    assert {one.side for one in inner} == {80, 50} and len(inner) == 18
+    assert all(square.common(one) == one.side**2 for one in inner)
+    assert {(10, 20), (30, 40), (20, 30), (10, 30)} <= {(one.top, one.left) for one in inner if one.side == 80}
+    assert within(square, (1.0,)) == []
+    assert len(within(Square(0, 0, 9), (0.99, 0.9, 0.1))) == 4, "none is too small, and none comes twice"

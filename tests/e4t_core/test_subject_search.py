@@ -118,6 +118,21 @@ def test_the_middle_does_where_nobody_stands_better_and_only_there() -> None:
     assert found.overlap(beside) > 0.9 and found != known
 
 
+@pytest.mark.parametrize("subject", [Square(55, 114, 188), Square(100, 250, 160), Square(70, 60, 210)])
+def test_a_frame_that_is_too_large_is_left_for_a_tight_one_that_no_walk_reaches(subject: Square) -> None:
+    """Scores are level about the frame that is half as large again, and rise close to the subject only."""
+    loose = Square(
+        *(max(0, round(edge - subject.side / 4)) for edge in (subject.top, subject.left)), 3 * subject.side // 2
+    )
+
+    def look(squares: Sequence[Square], care: Care) -> list[Sight]:
+        scores = [max(0.5 * square.overlap(loose), square.overlap(subject) ** 3) for square in squares]
+        return [Sight(score, hints=score > 0.2, convinces=score > 0.35) for score in scores]
+
+    (found,) = search(SIZE, 32, look)
+    assert found.square.overlap(subject) > 0.9
+
+
 @pytest.mark.parametrize("subject", [Square(0, 0, 128), Square(6, 10, 112)])
 def test_a_subject_that_fills_a_square_photo_is_all_of_it_and_ends_the_search(subject: Square) -> None:
     scene = Scene((128, 128), subject)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+from hypernetwork_file import write_hypernetwork
 from in_browser import PATIENCE, load, needs_browser, new_page, open_workflow, ran, shipped_workflow
 from PIL import Image, ImageOps
 from stock_files import write_controlnet, write_face_finder, write_lora
@@ -67,6 +68,7 @@ def desk(server: Server, browser: Browser, faults: list[str]) -> Iterator[Page]:
     write_lora(models / "loras" / "mini_style.safetensors", server.base / CHECKPOINT)
     write_controlnet(models / "controlnet" / "mini_edges.safetensors", server.base / CHECKPOINT)
     write_face_finder(models / "detection" / "mediapipe_face_fp32.safetensors")
+    write_hypernetwork(models / "e4t_domains" / "mini_hypernetwork.safetensors")
     with Image.open(server.base / PHOTO) as photo:
         for name in ("mini_photo_2", "mini_same_person_2", "mini_same_person_3", "mini_drawing"):
             ImageOps.mirror(photo.convert("RGB")).save(photos / f"{name}.png")
@@ -104,18 +106,18 @@ def opened(page: Page, name: str, nodes_2: bool | None = None) -> None:
     )
 
 
-def quicken(page: Page) -> None:
-    """Sets the widgets of QUICK."""
+def set_widgets(page: Page, values: dict[str, dict[str, Any]]) -> None:
+    """Sets widgets of all nodes of a type."""
     page.evaluate(
-        "quick => { for (const node of window.app.graph.nodes) for (const widget of node.widgets ?? [])"
-        " if (widget.name in (quick[node.type] ?? {})) widget.value = quick[node.type][widget.name] }",
-        QUICK,
+        "values => { for (const node of window.app.graph.nodes) for (const widget of node.widgets ?? [])"
+        " if (widget.name in (values[node.type] ?? {})) widget.value = values[node.type][widget.name] }",
+        values,
     )
 
 
 def run(client: Client, page: Page) -> dict[str, Any]:
     """What became of the workflow in the page, run quickly."""
-    quicken(page)
+    set_widgets(page, QUICK)
     return ran(client, page, set(json.loads(client.get("/history"))))
 
 
@@ -205,6 +207,23 @@ def test_a_photo_is_learned_drawn_and_kept_without_a_domain_file(
     assert said and (server.base / "models" / "embeddings" / "e4t" / said[1]).is_file()
 
 
+def test_a_word_is_known_at_once_and_kept_as_a_recipe(desk: Page, client: Client, server: Server) -> None:
+    opened(desk, "hypernetwork")
+    recognized = server.said().count(RECOGNIZED)
+    # Not quickened: no step is taken.
+    set_widgets(desk, {"KSampler": QUICK["KSampler"], "EmptyLatentImage": QUICK["EmptyLatentImage"]})
+    entry = ran(client, desk, set(json.loads(client.get("/history"))))
+    assert len(pictures(client, entry)) == 1 and server.said().count(RECOGNIZED) == recognized + 1
+    told = {
+        content["class_type"]: entry["outputs"][node]["text"]
+        for node, content in entry["prompt"][2].items()
+        if content["class_type"].startswith("E4T") and "text" in entry["outputs"].get(node, {})
+    }
+    assert told["E4THyperNetwork"][0].startswith("S* is the encoder's first answer (0 steps: nothing is tuned)")
+    (kept,) = re.findall(r"^Saved as (my_hypernetwork\S*\.safetensors) \(", told["E4TSaveConcept"][0])
+    assert (server.base / "models" / "embeddings" / "e4t" / kept).stat().st_size < 200_000
+
+
 def test_a_concept_is_drawn_with_a_lora_and_a_controlnet(desk: Page, client: Client) -> None:
     opened(desk, "lora_controlnet")
     (with_both,) = pictures(client, run(client, desk))
@@ -242,7 +261,7 @@ def test_two_exported_people_are_drawn_by_stock_nodes(desk: Page, client: Client
 
 def test_an_app_takes_a_photo_and_gives_pictures(desk: Page, client: Client) -> None:
     opened(desk, "photo_to_pictures")
-    quicken(desk)
+    set_widgets(desk, QUICK)
     labels = desk.get_by_test_id("builder-widget-label")
     labels.first.wait_for()
     assert labels.all_inner_texts() == ["Photo", "Prompt (S* is the person)", "Pictures", "Seed"]
