@@ -32,9 +32,7 @@ from torch import Tensor
 from commands.progress import Progress
 from e4t_core.crop import Square, middle_square
 from e4t_core.methods.e4t.clip_backbone import ClipBackbone
-from e4t_core.methods.e4t.redrawing import Redrawing
-from e4t_core.methods.e4t.word_model import WordModel
-from e4t_core.subject_search import search
+from e4t_core.methods.e4t.subject_finding import find_subjects
 from miniworld.domains import load_backbone, narrow_domain
 from miniworld.heldout import concept_photo
 from miniworld.models import load_judges, load_unet
@@ -84,23 +82,15 @@ class Cropper:
     def __init__(self, domain: str) -> None:
         self.domain, self.base, self.backbone = narrow_domain(WEIGHTS[domain]), load_base(), load_backbone()
         self.unet = TrainingUNet(load_unet())
-        weights, offsets = self.unet.parameters(), self.domain.offsets.fixed()
-        self.lent = {name: offsets.apply(name, weights[name]) for name in self.domain.offsets.names}
 
     def crop(self, photo: Tensor) -> Cropped:
         """What is learned of a photo ``(3, H, W)``."""
         photos, crops = (host.pack(f"nodes.host.learning.{name}") for name in ("photos", "crops"))
-        finding = host.pack("nodes.host.learning.subject_finder")
         info, view = self.domain.info, _View(photo, self.base, self.backbone)
         found: list[Any] = []
 
         def find(whole: Any) -> Any:
-            size = finding.coarse_size(info.image_size)
-            with self.unet.using(self.lent):
-                words = WordModel.of(
-                    self.unet, self.base.text, self.domain.encoder, info.word, info.scale, info.templates
-                )
-                found.extend(search(whole.size, round(finding.SMALLEST * size), Redrawing(words, view)))
+            found.extend(find_subjects(self.domain, self.unet, self.base.text, view, whole.size, info.image_size))
             return found
 
         read = photos.read_photos(photo.movedim(0, -1)[None], None, info.image_size)

@@ -6,8 +6,13 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+import torch
+from torch import Tensor
+
 # A smaller side holds nothing that could be recognized.
 SMALLEST_SIDE = 8
+CROP_MARGIN = 0.25
+"""Room around a mask's box, as a share of its longer side, where no domain says it."""
 
 
 @dataclass(frozen=True, order=True)
@@ -59,6 +64,13 @@ def square_at(size: tuple[int, int], middle: tuple[float, float], side: float) -
         for at, end in zip(middle, (height, width), strict=True)
     )
     return Square(top, left, whole)
+
+
+def mask_box(mask: Tensor) -> tuple[int, int, int, int]:
+    """(top, left, bottom, right) of where a mask ``(H, W)``, not all 0, is above half of its highest value."""
+    high = mask > 0.5 * mask.max()
+    rows, columns = (torch.nonzero(high.any(dim=dim)) for dim in (1, 0))
+    return int(rows[0]), int(columns[0]), int(rows[-1]) + 1, int(columns[-1]) + 1
 
 
 def square_around(size: tuple[int, int], box: tuple[int, int, int, int], margin: float) -> Square:

@@ -34,6 +34,7 @@ SAME_PLACE = 0.5  # of the smaller square: that much lies in the other where bot
 SMALLER = 0.4  # of the largest subject's side: who is smaller is in the background
 FAINT = 0.4  # of the best score: who is seen so much worse is not there
 PORTRAIT = 1.1  # longer by shorter side up to which a photo may be a portrait as it is
+CENTERED = 0.65  # overlap of a portrait's middle square with what was found from which on it stays as it came in
 AS_LARGE = 0.83  # of the largest square's side: found sides are good to about that much
 
 
@@ -132,6 +133,12 @@ def chosen(subjects: Sequence[Subject], which: int) -> Subject | None:
     largest = max((subject.square.side for subject in subjects), default=0)
     as_large = [subject for subject in subjects if subject.square.side >= AS_LARGE * largest]
     return max(as_large, key=lambda subject: (subject.score, subject.square.side), default=None)
+
+
+def framed(size: tuple[int, int], subject: Subject) -> Square:
+    """The square that is learned of a subject: its own, but all of a portrait that shows it nearly as it is."""
+    middle = middle_square(size)
+    return middle if is_portrait(size) and subject.square.overlap(middle) >= CENTERED else subject.square
 
 
 def _taken(square: Square, others: Iterable[Square]) -> bool:

@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 
 from comfy_api.latest import io
 
+from ..e4t_core.crop import CROP_MARGIN
 from ..e4t_core.methods.registered import node_id
 from ..e4t_core.sibling import Sibling
 from .host.learning.masks import AUTO
@@ -26,8 +27,6 @@ from .learned import (
     validate_trigger,
 )
 from .widgets import inputs_of
-
-CROP_MARGIN = 0.25
 
 
 class LearnPhoto(io.ComfyNode):

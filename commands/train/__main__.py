@@ -18,6 +18,7 @@ Learns the photos in a folder (of ONE person or thing) by a method, and writes a
   python -m commands.train e4t --photos anna/ --domain faces.safetensors --base v1-5.safetensors --out anna.safetensors
   python -m commands.train hypernetwork --photos anna/ --domain hyper.safetensors --base v1-5.safetensors --out anna.safetensors
 
+What a mask marks is learned; of a photo without one the subject that the domain finds, or the middle (--crop).
 --set changes a method's settings; its help page lists them (web/docs). Prior pictures (DreamBooth) are drawn once and kept.
 """
 

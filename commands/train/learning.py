@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from commands.concept.places import absolute, output_places
 from commands.console import size as bytes_shown
 from commands.progress import Progress
 from e4t_core.concept import Concept
+from e4t_core.crop import CROP_MARGIN
 from e4t_core.files.concept_info import BODIES, EXACT, RECIPE, RECOVERABLE
 from e4t_core.files.concept_saving import About, save_concept
 from e4t_core.files.domain_file import load_domain
@@ -39,7 +39,8 @@ from e4t_core.training import train
 from e4t_core.trigger import check_trigger
 from e4t_core.version import VERSION
 
-from .photos import read_photos
+from .crops import AUTO, CROPS, MIDDLE, SUBJECT, finder, squares
+from .photos import cut, read_photos
 
 log = logging.getLogger(__name__)
 
@@ -62,6 +63,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--backbone", type=absolute, metavar="FILE", help="the image backbone, where the domain file does not hold it"
     )
     parser.add_argument("--masks", type=absolute, metavar="FOLDER", help="pictures of the photos' names, white = learn")
+    parser.add_argument(
+        "--crop",
+        choices=CROPS,
+        default=AUTO,
+        help="what the square follows that is learned of a photo without a mask; auto: the domain's subject, but in photos that are"
+        " not square only (default: %(default)s)",
+    )
     parser.add_argument(
         "--class-word", default="face", help="what the photos show (default: %(default)s); a domain has its own"
     )
@@ -93,17 +101,24 @@ def run(options: argparse.Namespace) -> None:
     domain = _domain(options)
     kind = METHODS[options.method]
     settings = _settings(kind.Settings() if domain is None else _preset(kind, domain), options.set)
+    follows = _follows(options.crop, domain)
     size = options.size or (SIZE if domain is None else domain.info.image_size)
     if size % 64 or not 64 <= size <= 2048:
         raise ValueError(f"--size {size} must be a multiple of 64 from 64 to 2048.")
-    images, masks = read_photos(options.photos, size, options.masks)
+    photos = read_photos(options.photos, options.masks)
     places = output_places(options.out.parent)
     device = torch.device(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    backbone = None if domain is None else _backbone(domain, options, device)
     base, coder = _base(options.base, device)
     method: Method = kind(options.class_word.strip() if domain is None else domain)
+    margin = CROP_MARGIN if domain is None else domain.info.crop_margin
+    find = None if domain is None or backbone is None else finder(domain, base, coder.encode, backbone, size)
+    with _computing(base):
+        found = squares(photos, follows, margin, find)
+    images, masks = cut(photos, found, size)
     with torch.no_grad():
         latents = torch.cat([coder.encode(image[None].to(device)) for image in images]).float().cpu()
-        features = None if domain is None else _features(domain, images, options, device)
+        features = None if backbone is None else backbone.cls_features(images.to(device)).float().cpu()
     method = _with_prior(method, settings, base, (latents.shape[2], latents.shape[3]), options)
     concept = _learned(method, base, Photos(latents, features, masks), settings, options)
     concept = dataclasses.replace(concept, base_name=options.base.name)
@@ -170,7 +185,18 @@ def _base(path: Path, device: torch.device) -> tuple[BaseModel, Any]:
     return BaseModel(loaded.unet, loaded.text, fingerprint(loaded.unet.parameters())), loaded.vae
 
 
-def _features(domain: Domain, images: Tensor, options: argparse.Namespace, device: torch.device) -> Tensor:
+def _follows(crop: str, domain: Domain | None) -> str:
+    """What the crop follows, where the domain can look for its subject or cannot."""
+    if domain is None:
+        if crop == SUBJECT:
+            raise ValueError(f"--crop {SUBJECT} needs a domain that knows the subject: leave it out, or give --masks.")
+        return MIDDLE
+    # A domain of styles learns all of a picture.
+    preset = domain.info.preset
+    return MIDDLE if crop == AUTO and not (preset.use_mask and preset.find_subject) else crop
+
+
+def _backbone(domain: Domain, options: argparse.Namespace, device: torch.device) -> ClipBackbone:
     info, state = domain.info.backbone, domain.backbone_state
     if state is None and options.backbone is None:
         source = backbone_source(info)
@@ -179,7 +205,7 @@ def _features(domain: Domain, images: Tensor, options: argparse.Namespace, devic
             f"{f' (it can be had from {source})' if source else ''}."
         )
     weights = read_backbone_weights(options.backbone, info) if state is None else state
-    return ClipBackbone(info, weights, device).cls_features(images.to(device)).float().cpu()
+    return ClipBackbone(info, weights, device)
 
 
 def _with_prior(

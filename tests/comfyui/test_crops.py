@@ -7,16 +7,15 @@ import math
 
 import pytest
 import torch
-from e4t_pack.nodes.host.learning import crops
 from e4t_pack.nodes.host.learning.boxes import boxes_of
 from e4t_pack.nodes.host.learning.crops import AUTO, BOX, CROPS, MIDDLE, SUBJECT, CropChoice, choose
 from e4t_pack.nodes.host.learning.numbered import CHOSEN, overview
 from e4t_pack.nodes.host.learning.photos import PhotoError, cut, read_photos
-from e4t_pack.nodes.host.learning.subject_finder import coarse_size
 from world import photo
 
 from e4t_core.crop import Square, middle_square, square_around
-from e4t_core.subject_search import Subject
+from e4t_core.methods.e4t.subject_finding import coarse_size
+from e4t_core.subject_search import CENTERED, Subject
 
 SIZE = (200, 300)
 LEFT, RIGHT = Subject(Square(40, 20, 100), 1.0), Subject(Square(60, 170, 120), 2.0)
@@ -63,14 +62,14 @@ def test_where_nothing_is_found_the_middle_is_learned_and_it_is_said():
 def test_a_portrait_is_learned_as_it_came_in():
     square = (200, 200)
     near, off = Subject(Square(10, 8, 185), 1.0), Subject(Square(0, 0, 140), 1.0)
-    assert near.square.overlap(middle_square(square)) > crops.CENTERED and near.square != middle_square(square)
+    assert near.square.overlap(middle_square(square)) > CENTERED and near.square != middle_square(square)
     assert made(whole(size=square), find=lambda _: (near,)).squares == (middle_square(square),)
     assert made(whole(size=square), find=lambda _: (off,)).squares == (off.square,)
 
 
 def test_in_other_photos_the_square_that_was_found_is_learned():
     near = Subject(Square(10, 60, 185), 1.0)
-    assert near.square.overlap(middle_square(SIZE)) > crops.CENTERED
+    assert near.square.overlap(middle_square(SIZE)) > CENTERED
     assert made(whole(), find=lambda _: (near,)).squares == (near.square,)
 
 
@@ -269,12 +268,12 @@ def test_the_photo_is_searched_once(run, monkeypatch):
 @pytest.fixture
 def out_of_memory(monkeypatch):
     """How many squares may be looked at together: more than that do not fit. Gives how many were tried."""
-    from e4t_pack.nodes.host.learning import subject_finder
+    from e4t_pack.e4t_core.methods.e4t.redrawing import Redrawing
 
     tried = []
 
     def place(most):
-        original = subject_finder.Redrawing.__call__
+        original = Redrawing.__call__
 
         def looked(self, squares, care):
             if tried[-1:] != [self.at_once]:
@@ -283,7 +282,7 @@ def out_of_memory(monkeypatch):
                 raise torch.OutOfMemoryError("out of memory")
             return original(self, squares, care)
 
-        monkeypatch.setattr(subject_finder.Redrawing, "__call__", looked)
+        monkeypatch.setattr(Redrawing, "__call__", looked)
         return tried
 
     return place

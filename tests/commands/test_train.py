@@ -20,7 +20,9 @@ from small_base import make_base
 from commands.base.diffusers_base import load_base
 from commands.train import learning
 from commands.train.__main__ import main
-from commands.train.photos import read_photos
+from commands.train.crops import AUTO, CROPS, MIDDLE, SUBJECT, squares
+from commands.train.photos import Photo, cut, read_photos
+from e4t_core.crop import Square
 from e4t_core.files.concept_file import load_concept
 from e4t_core.files.domain_file import save_domain
 from e4t_core.files.file_errors import FileError
@@ -28,6 +30,7 @@ from e4t_core.methods.e4t.offset_forms import make_offsets
 from e4t_core.methods.e4t.weight_offsets import HYPERNETWORK
 from e4t_core.methods.registered import SIBLINGS
 from e4t_core.prior import PriorSibling, draw_prior
+from e4t_core.subject_search import Subject
 from e4t_core.weight_changes import LowRank, full_differences
 
 QUICK = ("--size", "64", "--set", "steps=2", "--set", "batch=2")
@@ -137,31 +140,94 @@ def test_a_hypernetwork_s_domain_gives_a_concept_at_once_and_tunes_it_if_told_to
     assert "use E4T Personalize, or a domain that was trained with" in capsys.readouterr().err
 
 
+def learned_from(folder: Path, size: int, masks: Path | None = None) -> tuple[torch.Tensor, torch.Tensor | None]:
+    photos = read_photos(folder, masks)
+    return cut(photos, squares(photos, MIDDLE, 0.25, None), size)
+
+
 def test_masks_are_read_by_their_photos_names(photos: Path, tmp_path: Path) -> None:
-    assert read_photos(photos, 64)[1] is None
+    assert learned_from(photos, 64)[1] is None
     painted = tmp_path / "masks"
     painted.mkdir()
     half = np.zeros((90, 70), np.uint8)
     half[:45] = 255
-    Image.fromarray(half).save(painted / "b.png")
-    images, masks = read_photos(photos, 64, painted)
+    # Of another size than its photo: it is scaled.
+    Image.fromarray(half).resize((35, 45)).save(painted / "b.png")
+    images, masks = learned_from(photos, 64, painted)
     assert images.shape == (2, 3, 64, 64) and masks is not None and masks.shape == (2, 1, 64, 64)
-    assert masks[0].min() == 1 and masks[1, 0, :30].min() == 1 and masks[1, 0, 34:].max() == 0
+    # Its box is the upper half, so the crop is the upper square.
+    assert masks[0].min() == 1 and masks[1, 0, :38].min() == 1 and masks[1, 0, 45:].max() == 0
+    assert read_photos(photos, painted)[1].usual_square(0.25) == Square(0, 0, 70)
     Image.fromarray(half).save(painted / "c.png")
     with pytest.raises(FileError, match="c.png is a mask of no photo"):
-        read_photos(photos, 64, painted)
+        read_photos(photos, painted)
+
+
+def test_a_mask_off_center_moves_the_crop_there(tmp_path: Path) -> None:
+    pixels = np.zeros((100, 300, 3), np.uint8)
+    pixels[30:70, 240:280] = 200
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    (tmp_path / "masks").mkdir()
+    Image.fromarray(pixels[..., 0]).save(tmp_path / "masks" / "a.png")
+    images, masks = learned_from(tmp_path, 64, tmp_path / "masks")
+    assert masks is not None and masks[0, 0, 12:52, 12:52].min() > 0.7 and images[0, :, 24:40, 24:40].min() > 0.7
 
 
 def test_what_is_transparent_is_not_learned(tmp_path: Path) -> None:
     pixels = np.full((64, 64, 4), 200, np.uint8)
     pixels[:, :32, 3] = 0
     Image.fromarray(pixels).save(tmp_path / "a.png")
-    _, masks = read_photos(tmp_path, 64)
+    _, masks = learned_from(tmp_path, 64)
     assert masks is not None and masks[0, 0, :, :32].max() == 0 and masks[0, 0, :, 32:].min() > 0
     pixels[..., 3] = 0
     Image.fromarray(pixels).save(tmp_path / "a.png")
     with pytest.raises(FileError, match="leaves nothing"):
-        read_photos(tmp_path, 64)
+        read_photos(tmp_path)
+
+
+def test_a_photo_that_is_not_square_is_cropped_where_its_subject_is_found(
+    photos: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    Image.new("RGB", (80, 80), "red").save(photos / "c.png")
+    read = read_photos(photos)
+    asked: list[str] = []
+
+    def find(photo: Photo) -> list[Subject] | None:
+        asked.append(photo.file.name)
+        return {"a.png": [Subject(Square(0, 0, 50), 0.5), Subject(Square(20, 10, 60), 0.6)], "b.jpg": []}.get(
+            photo.file.name, [Subject(Square(4, 4, 70), 0.5)]
+        )
+
+    middle, whole = Square(10, 0, 70), Square(0, 0, 80)
+    assert squares(read, AUTO, 0.25, find) == [Square(20, 10, 60), middle, whole] and asked == ["a.png", "b.jpg"]
+    assert "2 subjects were found; the largest is learned" in caplog.text
+    assert "b.jpg: no subject was found, so its middle is learned" in caplog.text
+    # A portrait stays as it came in, though the search frames it a little closer.
+    assert squares(read, SUBJECT, 0.25, find)[2] == whole and asked[2:] == ["a.png", "b.jpg", "c.png"]
+    assert squares(read, MIDDLE, 0.25, find) == [middle, middle, whole] and len(asked) == 5
+    assert squares(read, AUTO, 0.25, lambda photo: None) == [middle, middle, whole]
+    assert "too little memory to look for the subject" in caplog.text
+
+
+def test_a_domain_looks_for_its_subject_on_the_base_that_diffusers_read(
+    concept_world: Any, photos: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A random domain finds nobody in noise, and says so; then it learns the middle, as it does where it is told to."""
+    domain, tower = (tmp_path / f"{name}.safetensors" for name in ("faces", "tower"))
+    made = concept_world.domain()
+    subject = dataclasses.replace(made.info.preset, use_mask=True, find_subject=True)
+    save_domain(domain, dataclasses.replace(made, info=dataclasses.replace(made.info, preset=subject)))
+    save_file({name: value.contiguous() for name, value in concept_world.tower.state_dict().items()}, tower)
+    quick = ("--domain", str(domain), "--backbone", str(tower), "--size", "64", "--set", "steps=0")
+    concepts = {}
+    for crop in CROPS:
+        out = tmp_path / f"{crop}.safetensors"
+        assert learn("e4t", concept_world.folder / "base", photos, out, "--crop", crop, quick=quick) == 0
+        concepts[crop] = load_concept(out, [tmp_path])[0].embedding
+        said = "no subject was found" in caplog.text
+        assert said == (crop != MIDDLE)
+        caplog.clear()
+    assert torch.equal(concepts[AUTO], concepts[MIDDLE]) and torch.equal(concepts[SUBJECT], concepts[MIDDLE])
 
 
 @pytest.mark.parametrize(
@@ -174,6 +240,7 @@ def test_what_is_transparent_is_not_learned(tmp_path: Path) -> None:
         ("lora", ("--trigger", "a word"), "choose a word"),
         ("lora", ("--class-word", "facelessness"), "facelessness"),
         ("lora", ("--domain", "x.safetensors"), "has no domain: leave --domain out"),
+        ("lora", ("--crop", "subject"), "--crop subject needs a domain"),
         ("e4t", (), "needs --domain"),
         ("hypernetwork", (), "needs --domain"),
     ],

@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ....e4t_core.crop import Square, middle_square, square_around
-from ....e4t_core.subject_search import Subject, chosen, is_portrait
+from ....e4t_core.crop import Square, square_around
+from ....e4t_core.subject_search import Subject, chosen, framed, is_portrait
 from .boxes import boxes_of
 from .drawn_square import square_of
 from .photos import Photo, PhotoError, Photos, named, note, usual_square
@@ -23,8 +23,6 @@ CRAMPED = (
 )
 UNUSED = "The mask decides the crop, so the square that was drawn is not used{where}."
 
-# A middle square that shows a subject's square nearly as it is stays: a centered portrait is learned as it came in.
-CENTERED = 0.65
 # Of the side that is learned from: a smaller crop has to be enlarged so far that little is left to see.
 TINY = 0.5
 
@@ -135,13 +133,7 @@ def choose(
             squares.append(own)
             continue
         # A person or a box says exactly where; what was found is good to some pixels.
-        centered = (
-            drawn is None
-            and boxes is None
-            and is_portrait(photo.size)
-            and best.square.overlap(middle_square(photo.size)) >= CENTERED
-        )
-        squares.append(middle_square(photo.size) if centered else best.square)
+        squares.append(framed(photo.size, best) if drawn is None and boxes is None else best.square)
         if len(subjects) > 1:
             candidates[index] = Candidates(tuple(one.square for one in subjects), subjects.index(best))
         if squares[-1].side < TINY * size:

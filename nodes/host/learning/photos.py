@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ....e4t_core.crop import SMALLEST_SIDE, Square, middle_square, square_around
+from ....e4t_core.crop import SMALLEST_SIDE, Square, mask_box, middle_square, square_around
 from ....e4t_core.methods.e4t.photo_fit import shows_nothing
 from . import masks as meaning
 from .masks import AUTO, LEARN_HERE, LEAVE_OUT
@@ -56,11 +56,7 @@ class Photo:
 
     def box(self) -> tuple[int, int, int, int] | None:
         """The mask's (top, left, bottom, right), where it is above half of its highest value; none without a mask."""
-        if self.mask is None:
-            return None
-        high = self.mask > 0.5 * self.mask.max()
-        rows, columns = (torch.nonzero(high.any(dim=dim)) for dim in (1, 0))
-        return int(rows[0]), int(columns[0]), int(rows[-1]) + 1, int(columns[-1]) + 1
+        return None if self.mask is None else mask_box(self.mask)
 
 
 @dataclass(frozen=True, eq=False)

@@ -8,11 +8,10 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from ....e4t_core.crop import Square, middle_square
-from ....e4t_core.methods.e4t.method import check_fits
-from ....e4t_core.methods.e4t.redrawing import AT_ONCE, Redrawing
-from ....e4t_core.methods.e4t.word_model import WordModel
-from ....e4t_core.subject_search import Subject, search
+from ....e4t_core.crop import Square
+from ....e4t_core.methods.e4t.redrawing import AT_ONCE
+from ....e4t_core.methods.e4t.subject_finding import coarse_size, find_subjects
+from ....e4t_core.subject_search import Subject
 from ..networks.backbone import image_features
 from ..networks.base_model import ComfyUNet
 from ..networks.compute_type import bfloat16_products, compute_type, uses_autocast
@@ -21,11 +20,6 @@ from .photos import Photo, resize
 from .request import LoadedDomain, Request
 
 logger = logging.getLogger(__name__)
-
-# Squares are looked at in half the size that is learned from, but not smaller than networks see anything in.
-COARSE, LEAST_SIZE = 0.5, 128
-# Of the size that they are looked at in: a smaller square would be enlarged to nothing but blur.
-SMALLEST = 0.25
 
 
 class Finder:
@@ -54,7 +48,7 @@ class Finder:
     def _find(self, picture: Tensor, at_once: int) -> list[Subject]:
         request = self._request
         assert request.loaded is not None
-        domain, size = request.loaded.domain, coarse_size(request.image_size)
+        domain = request.loaded.domain
         if self._networks is None:
             # The search holds copies of its own; so does tuning.
             unload(request.model, request.clip.patcher)
@@ -62,29 +56,10 @@ class Finder:
             rounded = device.type != "cpu" and uses_autocast(device)
             self._networks = ComfyUNet(request.model, compute_type(device)), ComfyTextEncoder(request.clip, rounded)
         unet, text = self._networks
-        view = _View(request, request.loaded, picture, size, unet.device)
+        view = _View(request, request.loaded, picture, coarse_size(request.image_size), unet.device)
         photo_size = (picture.shape[-2], picture.shape[-1])
-        middle = view.clip_features([middle_square(photo_size)])
-        check_fits(domain, unet, text, middle)
-        offsets = domain.offsets.fixed(middle.cpu())
-        weights = unet.parameters()
-        lent = {name: offsets.apply(name, weights[name].float().cpu()) for name in domain.offsets.names}
-        encoder = domain.encoder.blank()
-        # Copies: a domain that was read in inference mode, as nodes read it, cannot be given to a module outside of it.
-        state = {
-            name: value.detach().to(unet.device, torch.float32, copy=True)
-            for name, value in domain.encoder.state_dict().items()
-        }
-        encoder.load_state_dict(state, assign=True)
-        info = domain.info
-        with unet.using(lent), bfloat16_products(unet.device):
-            words = WordModel.of(unet, text, encoder.eval(), info.word, info.scale, info.templates)
-            return search(photo_size, round(SMALLEST * size), Redrawing(words, view, self._on_pass, at_once))
-
-
-def coarse_size(image_size: int) -> int:
-    """Side in pixels that squares are looked at in."""
-    return min(image_size, max(LEAST_SIZE, round(COARSE * image_size) // 64 * 64))
+        with bfloat16_products(unet.device):
+            return find_subjects(domain, unet, text, view, photo_size, request.image_size, self._on_pass, at_once)
 
 
 class _View:
