@@ -2,8 +2,9 @@
 
 The middle of the photo comes first. Then large squares are looked at before small ones, on a coarse grid. From the best of
 each size, apart from each other, squares walk to where they frame best, first by looks, then, where a check hints at a subject, by
-checks. Where the best square convinces, nothing more is looked for in its place. The search ends at a share of the size of
-the largest subject: smaller ones are in the background.
+checks. A walk may end in a frame that is too large, because scores are nearly level there: so squares inside it are tried, too, and of
+two that frame about as well the smaller one is taken. Where the best square convinces, nothing more is looked for in its place. The
+search ends at a share of the size of the largest subject: smaller ones are in the background.
 """
 
 from __future__ import annotations
