@@ -37,6 +37,8 @@ pytestmark = needs_browser
 ONLY_IN_THE_PAGE = {"upload", "_meta"}
 SHIPPED = sorted(path.stem for path in WORKFLOWS.glob("*.json"))
 LARGEST_THUMBNAIL = 60_000
+SETTLES = 300
+"""Milliseconds until nodes have their sizes."""
 SIDE = 64
 """Of pictures, in pixels."""
 QUICK: dict[str, dict[str, Any]] = {
@@ -92,10 +94,17 @@ def client(server: Server) -> Client:
     return Client(server.client.host, server.client.port)
 
 
+def draw_nodes(page: Page, nodes_2: bool) -> None:
+    """Draws nodes on the classic canvas, or as Nodes 2.0."""
+    page.evaluate("on => window.app.extensionManager.setting.set('Comfy.VueNodes.Enabled', on)", nodes_2)
+    # Nodes 2.0 measures its nodes once they are drawn.
+    page.wait_for_timeout(SETTLES)
+
+
 def opened(page: Page, name: str, nodes_2: bool | None = None) -> None:
     """Opens a shipped workflow in a page that has started."""
     if nodes_2 is not None:
-        page.evaluate("on => window.app.extensionManager.setting.set('Comfy.VueNodes.Enabled', on)", nodes_2)
+        draw_nodes(page, nodes_2)
     workflow = shipped_workflow(name)
     load(page, workflow, name)
     page.wait_for_function(
@@ -118,7 +127,16 @@ def set_widgets(page: Page, values: dict[str, dict[str, Any]]) -> None:
 def run(client: Client, page: Page) -> dict[str, Any]:
     """What became of the workflow in the page, run quickly."""
     set_widgets(page, QUICK)
-    return ran(client, page, set(json.loads(client.get("/history"))))
+    entry = ran(client, page, set(json.loads(client.get("/history"))))
+    assert_apart(page)
+    return entry
+
+
+def assert_apart(page: Page) -> None:
+    """No node has grown over another by what it says, in either node mode."""
+    for nodes_2 in (True, False):
+        draw_nodes(page, nodes_2)
+        assert overlapping(page) == [], "Nodes 2.0" if nodes_2 else "classic canvas"
 
 
 def pictures(client: Client, entry: dict[str, Any], node_type: str = "SaveImage") -> list[Image.Image]:
@@ -135,8 +153,7 @@ def test_every_workflow_opens_whole_and_says_what_its_api_twin_says(
     for name in SHIPPED:
         faults.clear()
         opened(desk, name, nodes_2)
-        # Nodes 2.0 measures its nodes once they are drawn.
-        desk.wait_for_timeout(300)
+        desk.wait_for_timeout(SETTLES)
         unknown = "node => !node.isSubgraphNode?.() && !window.LiteGraph.registered_node_types[node.type]"
         assert desk.evaluate(f"() => window.app.graph.nodes.filter({unknown}).map(node => node.type)") == [], name
         said = desk.evaluate("async () => (await window.app.graphToPrompt()).output")
@@ -146,13 +163,13 @@ def test_every_workflow_opens_whole_and_says_what_its_api_twin_says(
         assert faults == [], name
 
 
-def overlapping(page: Page) -> list[tuple[str, str]]:
-    """Pairs of nodes of which one covers a part of the other."""
+def overlapping(page: Page) -> list[tuple[str, str, int]]:
+    """Pairs of nodes of which one covers a part of the other, and how many pixels high that is."""
     boxes = page.evaluate(
         "() => window.app.graph.nodes.map(node => [`${node.id}: ${node.title}`, ...node.getBounding()])"
     )
     return [
-        (one[0], other[0])
+        (one[0], other[0], round(min(one[2] + one[4], other[2] + other[4]) - max(one[2], other[2])))
         for number, one in enumerate(boxes)
         for other in boxes[number + 1 :]
         if all(one[i] < other[i] + other[i + 2] and other[i] < one[i] + one[i + 2] for i in (1, 2))
@@ -213,6 +230,7 @@ def test_a_word_is_known_at_once_and_kept_as_a_recipe(desk: Page, client: Client
     # Not quickened: no step is taken.
     set_widgets(desk, {"KSampler": QUICK["KSampler"], "EmptyLatentImage": QUICK["EmptyLatentImage"]})
     entry = ran(client, desk, set(json.loads(client.get("/history"))))
+    assert_apart(desk)
     assert len(pictures(client, entry)) == 1 and server.said().count(RECOGNIZED) == recognized + 1
     told = {
         content["class_type"]: entry["outputs"][node]["text"]
@@ -297,7 +315,9 @@ def test_the_blueprint_is_found_by_its_name_and_learns(desk: Page, client: Clien
         "   subgraph.connect(slot, graph.getNodeById(link.target_id), link.target_slot) }"
         " graph.remove(old); graph.remove(of('E4TLoadDomain')) }"
     )
-    entry = run(client, desk)
+    # The page puts the node where there is no room for it.
+    set_widgets(desk, QUICK)
+    entry = ran(client, desk, set(json.loads(client.get("/history"))))
     learning = [node for node, content in entry["prompt"][2].items() if content["class_type"] == "E4TPersonalize"]
     assert [":" in node for node in learning] == [True] and len(pictures(client, entry)) == 1
     assert faults == []
