@@ -24,6 +24,7 @@ from ...weight_changes import Scaled
 from . import photo_fit, subject
 from .domain import Domain
 from .domain_info import check_base
+from .held_word import HeldWord
 from .prior import Prior
 from .settings import TuningSettings
 from .tuned_weights import TunedWeights
@@ -100,6 +101,7 @@ class E4TRun:
         self.finds_subject = settings.use_mask and settings.find_subject and photos.masks is None and settings.steps > 0
         self.asks_domain = domain.info.fit_threshold is not None and settings.steps > 0
         self.notes: tuple[str, ...] = ()
+        self.held = HeldWord(settings)
         info = domain.info
         encoder = _filled(domain.encoder.blank(), domain.encoder, device, settings.train_encoder)
         state_device = plan.state_device(device)
@@ -166,6 +168,7 @@ class E4TRun:
             self.settings.stop_feature_gradient,
             separate=separate,
         )
+        self.held.see(sample.numbers, parts)
         losses = parts.per_sample(self.settings.regularization)
         if self.prior is not None:
             prior, rows = self.prior.losses(sample.numbers, separate)
@@ -213,7 +216,7 @@ class E4TRun:
             prediction=self.base.unet.prediction,
             domain_name=info.name,
             domain_fingerprint=self.domain.fingerprint,
-            notes=self.notes,
+            notes=(*self.notes, *self.held.told()),
         )
 
     def _fingerprint(self, static: Tensor, base_fingerprint: str) -> str:
