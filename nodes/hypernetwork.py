@@ -7,11 +7,13 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..e4t_core.methods.e4t.hypernetwork import HyperNetwork, HyperNetworkSettings, check_form
+from ..e4t_core.settings import settings_of
 from .host.learning.crops import AUTO as AUTO_CROP
 from .host.learning.crops import CropChoice
 from .host.learning.masks import AUTO
 from .host.learning.previews import AUTO as AUTO_PREVIEWS
 from .host.learning.request import LoadedDomain, Request
+from .host.learning.settings_choice import SettingsChoice
 from .learned import (
     LEARNED_OUTPUTS,
     crop_inputs,
@@ -22,8 +24,11 @@ from .learned import (
     trigger_and_seed_inputs,
     validate_trigger,
 )
-from .sockets import DomainIO
+from .sockets import DomainIO, SettingsIO
 from .widgets import inputs_of
+
+# All but the steps, which decide whether there is an answer at once.
+BY_SETTINGS = tuple(name for name in settings_of(HyperNetworkSettings) if name != "steps")
 
 
 class LearnHyperNetwork(io.ComfyNode):
@@ -43,8 +48,11 @@ class LearnHyperNetwork(io.ComfyNode):
                 *photo_inputs()[:3],
                 DomainIO.Input("domain", tooltip="From Load E4T Domain: one that was trained as a HyperNetwork."),
                 *photo_inputs()[3:],
+                SettingsIO.Input(
+                    "settings", optional=True, tooltip="Unconnected: the domain's preset, but for the steps."
+                ),
                 *trigger_and_seed_inputs(),
-                *inputs_of(HyperNetworkSettings),
+                *inputs_of(HyperNetworkSettings, leave_out=BY_SETTINGS),
                 mask_input(),
                 *crop_inputs(),
                 preview_input(),
@@ -67,17 +75,18 @@ class LearnHyperNetwork(io.ComfyNode):
         image: Any,
         trigger: str = "S*",
         seed: int = 0,
+        steps: int = HyperNetworkSettings().steps,
         mask: Any = None,
+        settings: SettingsChoice | None = None,
         mask_means: str = AUTO,
         crop: str = AUTO_CROP,
         which: int = 0,
         boxes: Any = None,
         preview_every: int = AUTO_PREVIEWS,
-        **values: Any,
     ) -> io.NodeOutput:
         # Before any work: the photo's features alone take a while.
         check_form(domain.domain)
-        info = domain.domain.info
+        choice, info = settings or SettingsChoice(), domain.domain.info
         request = Request(
             model,
             clip,
@@ -86,11 +95,13 @@ class LearnHyperNetwork(io.ComfyNode):
             mask,
             trigger,
             HyperNetwork(domain.domain),
-            HyperNetworkSettings(**values),
+            HyperNetworkSettings.of(choice.of(info.preset), steps),
             seed,
             info.image_size,
             info.crop_margin,
             loaded=domain,
+            sampling=choice.sampling,
+            notes=choice.notes(info.preset),
             mask_means=mask_means,
             crop=CropChoice(crop, which, boxes),
             preview_every=preview_every,

@@ -154,7 +154,7 @@ def _preset(kind: Any, domain: Domain) -> TuningSettings:
     preset = domain.info.preset
     if kind is not HyperNetwork:
         return preset
-    return HyperNetworkSettings(**{**dataclasses.asdict(preset), "steps": HyperNetworkSettings().steps})
+    return HyperNetworkSettings.of(preset)
 
 
 def _settings(preset: Any, changes: list[str]) -> Any:

@@ -7,12 +7,14 @@ import dataclasses
 import pytest
 import torch
 from e4t_pack.nodes.host.learning.request import LoadedDomain
+from e4t_pack.nodes.host.learning.settings_choice import SettingsChoice
 from e4t_pack.nodes.hypernetwork import LearnHyperNetwork
 from kept_by_nodes import apply, content, load, save
 from personalized import draw
 from world import QUICK, ComfyUNet, make_domain, photo
 
 from e4t_core.files.domain_file import save_domain
+from e4t_core.loop_settings import SamplingSettings
 from e4t_core.weight_changes import full_differences, shared_factors
 
 
@@ -55,8 +57,8 @@ def test_at_once_it_is_what_the_domain_says_of_the_photo_and_nothing_is_tuned(ba
 
 
 def test_with_steps_it_is_tuned_and_kept_as_e4t_is(base, hyper, places):
-    quick = {"steps": 1, "batch": 2, "micro_batch": 2, "train_unet": False, "find_subject": False}
-    _, _, concept, losses = learn(base, hyper, **quick)
+    quick = SettingsChoice("", {"batch": 2, "micro_batch": 2, "train_unet": False, "find_subject": False})
+    _, _, concept, losses = learn(base, hyper, steps=1, settings=quick)
     assert len(losses["loss"]) == 1
     save_domain(places.domains / "hyper.safetensors", hyper)
     at_once = learn(base, hyper)[2]
@@ -71,3 +73,14 @@ def test_with_steps_it_is_tuned_and_kept_as_e4t_is(base, hyper, places):
 def test_a_domain_of_another_form_is_refused_in_a_sentence(base, domain):
     with pytest.raises(ValueError, match=r"'faces' has the same weight offsets for every photo \('network'\)"):
         learn(base, domain)
+
+
+def test_the_domains_preset_counts_but_for_the_steps_which_are_the_nodes(base, hyper):
+    preset = dataclasses.replace(hyper.info.preset, learning_rate=3e-5, steps=7, train_unet=False, find_subject=False)
+    other = dataclasses.replace(hyper, info=dataclasses.replace(hyper.info, preset=preset))
+    settings = learn(base, other)[2].settings
+    assert (settings.steps, settings.learning_rate, settings.train_unet) == (0, 3e-5, False)
+    choice = SettingsChoice("", {"steps": 4, "batch": 2}, SamplingSettings(refine_every=2))
+    concept = learn(base, other, steps=1, settings=choice)[2]
+    assert (concept.settings.steps, concept.settings.batch, concept.settings.learning_rate) == (1, 2, 3e-5)
+    assert concept.sampling.refine_every == 2

@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 
 from e4t_core.loop_settings import SamplingSettings
-from e4t_core.methods.e4t.hypernetwork import HyperNetworkSettings
 from e4t_core.methods.e4t.settings import PRESETS, TuningSettings
 from e4t_core.methods.registered import SIBLINGS, node_id
 from e4t_core.settings import settings_of, shown, table
@@ -26,7 +25,6 @@ def between(page: str, mark: str) -> str:
     [
         ("E4TSettings", "settings", table(TuningSettings, PRESETS)),
         ("E4TSettings", "sampling", table(SamplingSettings)),
-        ("E4THyperNetwork", "settings", table(HyperNetworkSettings)),
         *((node_id(kind), "settings", table(kind.Settings)) for kind in SIBLINGS),
     ],
 )

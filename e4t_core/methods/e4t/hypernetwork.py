@@ -6,7 +6,7 @@ any tuning: with 0 steps the concept is what it says at once, which is the paper
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 from ...memory_plan import FAST, MemoryPlan
 from ...photos import Photos
@@ -36,6 +36,11 @@ class HyperNetworkSettings(TuningSettings):
         least=0,
         most=100_000,
     )
+
+    @classmethod
+    def of(cls, preset: TuningSettings, steps: int = 0) -> HyperNetworkSettings:
+        """A domain's preset with other steps."""
+        return cls(**{**asdict(preset), "steps": steps})
 
 
 class HyperNetwork(E4T):
