@@ -55,6 +55,11 @@ SHIPPED = (
     Ablation("UNet only", "encoder and offsets are not tuned", {"train_encoder": False, "train_offsets": False}),
     Ablation("no lambda", "tuned without the penalty on the word", {"regularization": 0.0}),
     Ablation("paper's lambda", "tuned with the paper's penalty on the word", {"regularization": PAPER}),
+    Ablation(
+        "paper's lambda limited",
+        "the same, but at most a tenth of the loss",
+        {"regularization": PAPER, "regularization_limit": 0.1},
+    ),
     Ablation("no find_subject", "all of the photo is learned", {"find_subject": False}),
     Ablation("encoder rate 1", "the encoder learns at the full rate, as in the paper", {"encoder_rate": 1.0}),
     Ablation(
@@ -85,6 +90,16 @@ UNHELD = tuple(
         FREE if weight else UNHELD_ARM,
     )
     for weight in (0.0, 0.001, 0.01, PAPER)
+) + tuple(
+    Ablation(
+        f"unheld limit {limit:g}",
+        f"the paper's penalty on that domain's word, at most {limit:g} of the loss",
+        {**RATES, "regularization": PAPER, "regularization_limit": limit},
+        UNPENALIZED,
+        UNHELD_ARM,
+        FREE,
+    )
+    for limit in (0.03, 0.1, 0.3, 1.0)
 )
 FROZEN = tuple(
     Ablation(f"frozen at {percent} %", "the word stays from then on (figure 6)", {"end_percent": percent / 100})

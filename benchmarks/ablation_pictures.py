@@ -24,6 +24,7 @@ from .ablation_arms import Ablation
 from .ablation_domains import FOLDER, STEPS, Unfinished, domain_file, loaded, pretrain
 from .arms import SAMPLING, WEIGHTS, Drawer, Subject, load_subjects
 from .noted_words import noted_words
+from .picture_cache import that_count
 
 DOMAIN = "face"
 KIND = FileKind("Pictures")
@@ -98,7 +99,7 @@ class Painter:
         decides = [
             host.weights_fingerprint("base", "text", "vae", "backbone", WEIGHTS[DOMAIN]),
             drawer.domain(DOMAIN).domain.fingerprint,
-            asdict(drawer.settings()) | drawer.drawn,
+            that_count(drawer.settings()) | drawer.drawn,
             asdict(SAMPLING),
         ]
         key = hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:12]

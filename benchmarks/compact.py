@@ -47,7 +47,7 @@ from .compact_forms import EXACT, FORMS, Form, changed, sd15_always, sd15_bytes,
 from .compact_plot import plot
 from .compact_probes import probe_rows
 from .compact_report import BYTES_GATE, IDENTITY_GATE, PROMPT_GATE, Result, markdown, results
-from .picture_cache import cached
+from .picture_cache import cached, that_count
 from .prompts import targets
 from .quality import kept_visibility
 from .quality_report import ArmScores
@@ -68,7 +68,7 @@ class Painter:
         self.people = load_subjects(SPLIT, identities, DOMAIN)
         self.drawer = Drawer(1, {}, DOMAIN)
         weights = host.weights_fingerprint("base", "text", "vae", "backbone", WEIGHTS[DOMAIN])
-        decides = json.dumps([weights, asdict(self.drawer.settings()), asdict(SAMPLING)])
+        decides = json.dumps([weights, that_count(self.drawer.settings()), asdict(SAMPLING)])
         self.folder = ROOT / hashlib.sha256(decides.encode()).hexdigest()[:12]
         self._studio: Studio | None = None
 

@@ -127,7 +127,7 @@ class Painter:
 
     def path(self, person: Subject, arm: Arm) -> Path:
         """Where an arm's pictures of a person lie: named by all that decides them but the code."""
-        settings = arm.settings and {**arm.settings.learned_with(), "steps": 0}
+        settings = arm.settings and {**arm.settings.for_photos(arm.photos).learned_with(), "steps": 0}
         wanted = [prompt.text for prompt in self.prompts(person)]
         file = hashlib.sha256(Path(arm.domain_file).read_bytes()).hexdigest() if arm.domain_file else ""
         decides = repr([arm.method or arm.name, settings, arm.points, arm.photos, file, wanted, self.asked, SAMPLING])

@@ -43,7 +43,7 @@ from miniworld.training_unet import TrainingUNet
 from . import host
 from .arms import WEIGHTS, WORD, Drawer, Subject, load_subjects, personalize
 from .crop_scenes import KINDS, NOBODY, Photographed, photograph
-from .picture_cache import cached
+from .picture_cache import cached, that_count
 from .prompts import targets
 from .report import gate, table
 from .scoring import Visibility, named
@@ -241,7 +241,7 @@ def pictures_from(drawer: Drawer, domain: str, person: Subject, photo: Tensor, s
     """Someone's pictures, learned from a square of a photo, ``(prompts, 3, 128, 128)``: from their file in runs/crop, or now."""
     box = box_of(square)
     decides = json.dumps([
-        host.weights_fingerprint("base", "text", "vae", "backbone", WEIGHTS[domain]), asdict(drawer.settings()),
+        host.weights_fingerprint("base", "text", "vae", "backbone", WEIGHTS[domain]), that_count(drawer.settings()),
         asdict(host.SECOND_ORDER), box, person.number, [prompt.text for prompt in person.prompts],
     ])  # fmt: skip
     key = hashlib.sha256(decides.encode() + photo.numpy().tobytes()).hexdigest()[:16]

@@ -24,7 +24,7 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +46,7 @@ from .compact_concepts import Studio, Tuned
 from .front_arms import ARMS, Arm
 from .front_fast import FastPainter
 from .front_prompts import Asked, asked
-from .picture_cache import cached
+from .picture_cache import cached, that_count
 from .prompts import seed_of
 from .report import table
 from .scoring import Target, Visibility, chance_corrected, named, prompt_classes, ratio, unnamed
@@ -76,7 +76,9 @@ class Painter:
         """All pictures of an individual in an arm, ``(16, 3, 128, 128)``."""
         # How many there are decides whose concept stands beside the last one's.
         other = (number + 1) % len(self.people)
-        key = hashlib.sha256(repr((replace(arm, name=""), PRESET, self.asked[number], other)).encode()).hexdigest()[:12]
+        key = hashlib.sha256(
+            repr((replace(arm, name=""), that_count(PRESET), self.asked[number], other)).encode()
+        ).hexdigest()[:12]
         return cached(self._folder / key / f"{number:02d}.safetensors", lambda: self._draw(number, arm))
 
     def _studio(self, arm: Arm) -> tuple[Studio, Drawer, Path]:
@@ -84,7 +86,7 @@ class Painter:
         if key not in self._studios:
             self._studios[key] = Studio(Drawer(1, arm.settings, DOMAIN), DOMAIN)
         studio = self._studios[key]
-        decides = json.dumps(asdict(studio.drawer.settings()), sort_keys=True)
+        decides = json.dumps(that_count(studio.drawer.settings()), sort_keys=True)
         return studio, studio.drawer, self._folder / f"tuned-{hashlib.sha256(decides.encode()).hexdigest()[:12]}"
 
     def _draw(self, number: int, arm: Arm) -> Tensor:

@@ -36,6 +36,7 @@ ARMS = (
     *(Arm(f"word {s:g}", {"word_strength": s}, needs_trigger=True) for s in (0.5, 0.6, 0.7, 0.8, 1.0)),
     *(Arm(f"late {share:g}", late=share) for share in (0.2, 0.3, 0.4)),
     Arm("by trigger", needs_trigger=True),
+    *(Arm(f"high noise {power:g}", WHOLE | {"high_noise": power}, needs_trigger=True) for power in (0.0, 1.0)),
     *(Arm(f"prior {weight:g}", WHOLE | {"prior": weight}, needs_trigger=True) for weight in (2.0, 4.0, 30.0)),
     *(Arm(f"prior 4 in {n} steps", WHOLE | {"prior": 4.0, "steps": n}, needs_trigger=True) for n in (20, 30)),
 )

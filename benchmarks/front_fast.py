@@ -34,7 +34,7 @@ from miniworld.text_encoder import pad_tokens
 
 from .arms import SAMPLING, Subject
 from .host import GUIDANCE, noise, weights_fingerprint
-from .picture_cache import cached
+from .picture_cache import cached, that_count
 from .prompts import seed_of
 
 if TYPE_CHECKING:
@@ -83,7 +83,9 @@ class FastPainter:
         """All pictures of an individual in an arm, ``(16, 3, 128, 128)``."""
         # How many there are decides whose concept stands beside the last one's.
         other = (number + 1) % len(self.people)
-        key = hashlib.sha256(repr((replace(arm, name=""), PRESET, self.asked[number], other)).encode()).hexdigest()[:12]
+        key = hashlib.sha256(
+            repr((replace(arm, name=""), that_count(PRESET), self.asked[number], other)).encode()
+        ).hexdigest()[:12]
         path = self._folder / f"pictures-{key}" / f"{number:02d}.safetensors"
         return cached(path, lambda: self._draw(number, arm))
 
@@ -129,7 +131,7 @@ class FastPainter:
         settings = replace(PRESET, **{"learning_rate": RATE * PRESET.learning_rate, **arm.settings})
         # It is learned the same however much of its word is kept.
         learned = replace(settings, word_strength=1.0)
-        key = hashlib.sha256(repr(learned).encode()).hexdigest()[:12]
+        key = hashlib.sha256(repr(that_count(learned)).encode()).hexdigest()[:12]
         path = self._folder / f"tuned-{key}" / f"{number:02d}.safetensors"
         kept = path, settings.kept_of_word
         if kept not in self._concepts:

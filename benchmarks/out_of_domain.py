@@ -30,7 +30,7 @@ from .ablation_domains import Unfinished
 from .ablation_pictures import DOMAIN, Painter
 from .arms import SAMPLING, WORD, personalize
 from .photo_fit import Judge
-from .picture_cache import cached
+from .picture_cache import cached, that_count
 from .picture_sheet import sheet
 from .prompts import seed_of
 from .report import table
@@ -92,7 +92,7 @@ def drawn(painter: Painter, photo: Tensor, number: int) -> Tensor:
     """
     drawer = painter.drawer(ARMS[FULL])
     decides = json.dumps([
-        host.weights_fingerprint("base", "text", "vae", "backbone", "faces"), asdict(drawer.settings()), asdict(SAMPLING),
+        host.weights_fingerprint("base", "text", "vae", "backbone", "faces"), that_count(drawer.settings()), asdict(SAMPLING),
         PROMPTS, number,
     ])  # fmt: skip
     key = hashlib.sha256(decides.encode() + photo.numpy().tobytes()).hexdigest()[:16]

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file
@@ -11,6 +13,14 @@ from torch import Tensor
 
 from e4t_core.files.checked_file import write_tensors
 from e4t_core.files.file_errors import FileKind
+from e4t_core.methods.e4t.settings import TuningSettings
+
+
+def that_count(settings: TuningSettings) -> dict[str, Any]:
+    """The settings of one photo by name, without those that do nothing as the others are: what names pictures, so that a setting
+    which is new and off leaves their names as they were."""
+    settings = settings.for_photos(1)
+    return {name: value for name, value in asdict(settings).items() if name not in settings.idle()}
 
 
 def cached(path: Path, draw: Callable[[], Tensor]) -> Tensor:

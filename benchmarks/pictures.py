@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import multiprocessing
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +13,13 @@ import torch
 from torch import Tensor
 
 from commands.progress import Progress
+from e4t_core.methods.e4t.settings import TuningSettings
+from e4t_core.settings import settings_of
 from miniworld.presets import PRESETS
 
 from . import host
 from .arms import LEARNED, SAMPLING, UNMASKED, WEIGHTS, Drawer, Subject, load_subjects
-from .picture_cache import cached
+from .picture_cache import cached, that_count
 
 
 def picture_folder(split: str, arm: str, changes: dict[str, Any], domain: str = "face") -> Path:
@@ -26,7 +28,11 @@ def picture_folder(split: str, arm: str, changes: dict[str, Any], domain: str = 
     if arm in LEARNED:
         crossed = arm == "crossed"
         weights += [w for of, w in WEIGHTS.items() if (of == domain) != crossed] + ["backbone"]
-    settings = asdict(PRESETS[WEIGHTS[domain]]) | changes if arm in LEARNED else {}
+    settings: dict[str, Any] = {}
+    if arm in LEARNED:
+        # What is changed of drawing is no setting of tuning.
+        tuned = {name: value for name, value in changes.items() if name in settings_of(TuningSettings)}
+        settings = that_count(replace(PRESETS[WEIGHTS[domain]], **tuned)) | changes
     # Only read where no mask is given; switched off, all is as it was before there was this setting.
     if arm not in UNMASKED or not settings["find_subject"]:
         settings.pop("find_subject", None)

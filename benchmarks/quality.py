@@ -109,6 +109,7 @@ def main() -> int:
     parser.add_argument("--no-find-subject", action="store_true", help="without a mask, learn all of the photo")
     parser.add_argument("--encoder-rate", type=float, help="the encoder's share of the learning rate")
     parser.add_argument("--word-strength", type=float, help="how much of the tuned word is kept")
+    parser.add_argument("--high-noise", type=float, help="how much more often high noise levels are learned")
     parser.add_argument("--feature-gradient", action=argparse.BooleanOptionalAction, help="through the feature pass")
     parser.add_argument("--memory", choices=tuple(PLANS), help="the memory plan to learn with")
     parser.add_argument("--micro-batch", type=int, help="to learn with, in place of the preset's")
@@ -136,6 +137,7 @@ def main() -> int:
             ("train_unet", False if options.no_unet else None),
             ("encoder_rate", options.encoder_rate),
             ("word_strength", options.word_strength),
+            ("high_noise", options.high_noise),
             ("memory", options.memory),
             ("micro_batch", options.micro_batch),
             (AS_A_CARD, options.bfloat16 or None),

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -55,11 +55,12 @@ def draw_samples(
     templates: int = 1,
     timesteps: int = 1000,
     stream: str = "tuning",
+    level: Callable[[float], float] = float,
 ) -> DiffusionSample:
     """Draw the samples with these global indices; sample i is the same whatever it is drawn together with.
 
     Timesteps are stratified: the k-th sample of an effective batch takes its timestep from the k-th of ``batch``
-    equal parts of [0, T), so that every batch covers the schedule. Photos take turns if a batch can hold them all, and
+    parts of [0, T), equal ones unless ``level`` says otherwise, so that every batch covers the schedule. Photos take turns if a batch can hold them all, and
     which one begins changes from step to step, so that none is tied to a part of the schedule; else they are drawn evenly.
 
     Args:
@@ -69,13 +70,14 @@ def draw_samples(
         batch: size of the EFFECTIVE batch.
         photos, templates, timesteps: how many there are to choose from.
         stream: name of the purpose, to keep two uses of one seed apart.
+        level: rising from 0 to 1 as its argument does; the timestep is this of where a sample is in its batch, times T.
     """
     steps, noise, chosen_templates, chosen_photos = [], [], [], []
     numbers = tuple(indices)
     for index in numbers:
         generator = _generator(f"{stream}/{seed}/{index}")
         within = float(torch.rand((), generator=generator, dtype=torch.float64))
-        steps.append(min(int((index % batch + within) / batch * timesteps), timesteps - 1))
+        steps.append(min(int(level((index % batch + within) / batch) * timesteps), timesteps - 1))
         chosen_templates.append(int(torch.randint(templates, (), generator=generator)))
         drawn = int(torch.randint(photos, (), generator=generator))
         if photos <= batch:

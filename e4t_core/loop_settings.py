@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .memory_plan import PLANS
 from .settings import check_settings, setting
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 
 @dataclass(frozen=True)
@@ -82,9 +85,17 @@ class LoopSettings:
         if self.learning_rate == 0 and self.steps > 0:
             raise ValueError("Setting learning_rate = 0 would train nothing: raise it, or set steps to 0.")
 
+    def for_photos(self, count: int) -> Self:
+        """These for so many photos, 1 or more: as they count, where some depend on it."""
+        return self
+
     def rate(self, step: int) -> float:
         """The learning rate's share, 0-1, in optimizer step ``step`` of 0..steps-1."""
         return min(1.0, 2 * (self.steps - step) / self.steps) if self.rate_decay else 1.0
+
+    def level(self, share: float) -> float:
+        """The noise level, as a share of the schedule, of a sample that is so far into its batch, both 0-1."""
+        return share
 
     def learned_with(self) -> dict[str, Any]:
         """All values by name that decide what is learned, for keys and fingerprints; memory changes it by rounding only."""

@@ -66,6 +66,7 @@ def train(
         TuningError: the photos do not fit the method, or the loss is not finite from the start.
         ValueError: what the method's ``start`` raises.
     """
+    settings = settings.for_photos(len(photos))
     plan = dataclasses.replace(plan, micro_batch=plan.micro_batch or settings.micro_batch).within(settings.batch)
     with torch.inference_mode(False), torch.enable_grad():
         run = method.start(base, photos, settings, seed, trigger, plan)
@@ -205,6 +206,7 @@ class _Loop:
             photos=len(self.run.photos),
             templates=len(self.run.templates),
             timesteps=self.run.base.unet.schedule.timesteps,
+            level=settings.level,
         )
         return sample.to(latents.device)
 

@@ -3,6 +3,7 @@ import torch
 from tiny import CLIP_WIDTH, LAYERS, TinyText, TinyUNet, tiny_domain
 
 from e4t_core.diffusion import DiffusionSample, draw_samples, inner_masks, mask_weights
+from e4t_core.methods.e4t.settings import TuningSettings
 from e4t_core.methods.e4t.word_model import LossParts, WordModel
 
 
@@ -41,6 +42,21 @@ def test_a_batch_covers_the_schedule() -> None:
     for step in range(3):
         timesteps = draw(range(step * 16, step * 16 + 16)).timesteps
         assert [int(t) * 16 // 1000 for t in timesteps] == list(range(16))
+
+
+@pytest.mark.parametrize("power", [0.5, 1.0, 3.0])
+def test_high_noise_is_learned_more_often_by_a_power_of_the_timestep(power: float) -> None:
+    settings = TuningSettings(high_noise=power)
+    timesteps = draw(range(1600), level=settings.level).timesteps
+    for step in range(3):
+        # The k-th sample lies where k to k + 1 of 16 parts of the density t ** power lie, whose integral is (t / T) ** (power + 1).
+        parts = (timesteps[step * 16 : step * 16 + 16] / 1000) ** (power + 1) * 16
+        assert all(k - 0.05 <= part <= k + 1 for k, part in enumerate(parts.tolist()))
+    share = float((timesteps < 500).float().mean())
+    assert share == pytest.approx(0.5 ** (power + 1), abs=0.02)
+    plain = draw(range(32))
+    assert torch.equal(draw(range(32), level=TuningSettings().level).timesteps, plain.timesteps)
+    assert torch.equal(draw(range(32), level=settings.level).noise, plain.noise)
 
 
 def test_photos_take_turns_and_large_sets_are_drawn_from() -> None:
@@ -102,6 +118,24 @@ def test_the_loss_is_prediction_error_plus_the_mean_squared_length_of_the_offset
     expected = (predicted - noise).square().mean(dim=(1, 2, 3))
     assert torch.allclose(parts.diffusion, expected, atol=1e-6)
     assert float(parts.total(0.1)) == pytest.approx(float(expected.mean()) + 5.5, rel=1e-6)
+
+
+def test_a_limit_gives_a_sample_whose_penalty_is_too_large_a_smaller_lambda() -> None:
+    diffusion = torch.tensor([2.0, 0.02, 0.0, 0.0], dtype=torch.float64)
+    offset = torch.tensor([3.0, 4.0, 5.0, 0.0], dtype=torch.float64)
+    leaves = [diffusion.requires_grad_(), offset.requires_grad_()]
+    weight, limit = 0.1, 0.25
+    # One by one, in words: the penalty counts as it is up to a quarter of the loss, and beyond that with the lambda that makes it so.
+    smaller = [weight, min(weight, limit * 0.02 / 4.0), 0.0, weight]
+    expected = sum(d + one * e for d, e, one in zip(diffusion.tolist(), offset.tolist(), smaller, strict=True))
+    made = LossParts(*leaves).per_sample(weight, limit)
+    assert made.detach().sum().item() == pytest.approx(expected, rel=1e-12) and made[1].item() == pytest.approx(0.025)
+    by_loss, by_offset = torch.autograd.grad(made.sum(), leaves)
+    # That lambda is a number: the limit asks nothing of the loss itself.
+    assert by_loss.tolist() == [1.0] * 4 and by_offset.tolist() == pytest.approx(smaller, rel=1e-12)
+    plain = LossParts(*leaves)
+    assert torch.equal(plain.per_sample(weight, 0.0), plain.per_sample(weight))
+    assert torch.equal(plain.per_sample(weight, 1e3)[:2], plain.per_sample(weight)[:2])
 
 
 def test_a_v_prediction_base_has_the_v_target() -> None:

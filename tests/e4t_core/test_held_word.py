@@ -1,4 +1,4 @@
-"""The person is told where the penalty on the word takes the word away, and of a lambda that does not."""
+"""The person is told where the penalty on the word takes the word away, and of a limit that keeps it."""
 
 from __future__ import annotations
 
@@ -25,12 +25,11 @@ def seen(settings, *lengths: float, diffusion: float = 0.05) -> tuple[str, ...]:
     return held.told()
 
 
-def test_a_word_that_the_penalty_shortened_is_told_with_a_lambda_that_would_not() -> None:
+def test_a_word_that_the_penalty_shortened_is_told_with_a_limit_that_would_not() -> None:
     (told,) = seen(STRONG, 10.0, 7.0, 5.0)
-    # 0.1 · 100 of 0.05; a tenth of the loss is 0.1 · 0.05 / 100.
-    assert (
-        "0.50 times as long" in told and "regularization (0.1) was 200 times" in told and told.endswith("to 0.00005.")
-    )
+    # 0.1 · 100 of 0.05.
+    assert "0.50 times as long" in told and "regularization (0.1) was 200 times" in told
+    assert told.endswith("set regularization_limit to 0.1.")
 
 
 @pytest.mark.parametrize(
@@ -42,8 +41,9 @@ def test_a_word_that_the_penalty_shortened_is_told_with_a_lambda_that_would_not(
         (dataclasses.replace(STRONG, steps=1), (10.0,), 0.05),
         (dataclasses.replace(STRONG, steps=0), (), 0.05),
         (STRONG, (0.0, 0.0, 0.0), 0.05),
+        (dataclasses.replace(STRONG, regularization_limit=0.1), (10.0, 7.0, 5.0), 0.05),
     ],
-    ids=["still long", "a small penalty", "encoder not tuned", "one step", "no step", "no word"],
+    ids=["still long", "a small penalty", "encoder not tuned", "one step", "no step", "no word", "limited"],
 )
 def test_otherwise_nothing_is_told(settings, lengths: tuple[float, ...], diffusion: float) -> None:
     assert seen(settings, *lengths, diffusion=diffusion) == ()
@@ -52,6 +52,7 @@ def test_otherwise_nothing_is_told(settings, lengths: tuple[float, ...], diffusi
 def test_a_tuning_tells_it_whatever_its_micro_batch() -> None:
     strong = dataclasses.replace(SMOOTH, steps=6, regularization=30.0, learning_rate=0.02)
     told = [run(dataclasses.replace(strong, micro_batch=size)).notes for size in (8, 2)]
-    assert len(told[0]) == 1 and "lower regularization to" in told[0][0]
+    assert len(told[0]) == 1 and "set regularization_limit to" in told[0][0]
     assert re.sub(r"\d", "", told[0][0]) == re.sub(r"\d", "", told[1][0])
     assert run(dataclasses.replace(strong, regularization=1e-6)).notes == ()
+    assert run(dataclasses.replace(strong, regularization_limit=0.1)).notes == ()

@@ -21,7 +21,8 @@ def test_a_written_out_training_loop_gives_the_same_concept() -> None:
     """The reference: whole batches, the paper's naive four-layer offsets, ordinary trainable weights."""
     unet, text, photos = TinyUNet(), TinyText(), tiny_photos(2, masks=True)
     domain = tiny_domain(unet)
-    concept = tune(unet, text, domain, photos, SMOOTH, 7)
+    # As many steps as for one photo.
+    concept = tune(unet, text, domain, photos, dataclasses.replace(SMOOTH, more_steps=0.0), 7)
 
     encoder, offsets = tiny_domain(unet).encoder, tiny_domain(unet).offsets
     weights = {name: value.clone().requires_grad_() for name, value in unet.parameters().items()}
@@ -223,6 +224,12 @@ def test_the_feature_pass_has_gradients_unless_they_are_stopped() -> None:
     plain = run()
     assert stopped.losses[0] == pytest.approx(plain.losses[0], rel=1e-6), "the first step's loss is the same"
     assert not identical(stopped, plain)
+
+
+def test_high_noise_is_learned_from_other_samples() -> None:
+    high = dataclasses.replace(SMOOTH, high_noise=1.0)
+    assert not identical(run(high), run()) and run(high).fingerprint != run().fingerprint
+    assert "high_noise" in high.learned_with() and "high_noise" not in SMOOTH.learned_with()
 
 
 def test_every_photo_counts() -> None:

@@ -50,7 +50,8 @@ class Domain:
         described = dataclasses.asdict(self.info)
         # It says which photos to expect, and changes nothing that is learned.
         del described["fit_threshold"]
-        for name in self.info.preset.idle():
+        # Nor does this of one photo; concepts older than the setting must find their domain.
+        for name in {*self.info.preset.idle(), "more_steps"}:
             del described["preset"][name]
         return fingerprint(tensors, json.dumps(_numbers_as_float(described), sort_keys=True))
 

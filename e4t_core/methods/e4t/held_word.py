@@ -26,13 +26,15 @@ class HeldWord:
 
     def __init__(self, settings: TuningSettings) -> None:
         self._settings = settings
-        self._seen: dict[int, list[tuple[Tensor, Tensor]]] = {0: [], settings.steps - 1: []}
+        self._seen: dict[int, list[tuple[Tensor, Tensor, Tensor]]] = {0: [], settings.steps - 1: []}
 
     def see(self, numbers: Sequence[int], parts: LossParts) -> None:
         """Notes the parts of samples with these global numbers, all of one step."""
         step = numbers[0] // self._settings.batch
         if step in self._seen:
-            self._seen[step].append((parts.diffusion.detach().sum(), parts.offset.detach().sum()))
+            settings, diffusion, offset = self._settings, parts.diffusion.detach(), parts.offset.detach()
+            counted = parts.per_sample(settings.regularization, settings.regularization_limit).detach() - diffusion
+            self._seen[step].append((diffusion.sum(), offset.sum(), counted.sum()))
 
     def told(self) -> tuple[str, ...]:
         """What the person should know: nothing, or that the penalty shortened the word, and which lambda would not."""
@@ -45,13 +47,12 @@ class HeldWord:
         )
         if not (first and last and first[0] > 0 and first[1] > 0):
             return ()
-        share, left = settings.regularization * first[1] / first[0], math.sqrt(last[1] / first[1])
+        share, left = first[2] / first[0], math.sqrt(last[1] / first[1])
         if not (share > 1 and left < SHRUNK):
             return ()
-        lower = BEARABLE * first[0] / first[1]
         told = (
             f"Tuning made the word {left:.2f} times as long as the domain says, because regularization"
-            f" ({settings.regularization:g}) was {share:.0f} times the rest of the loss: if the likeness is too small, lower"
-            f" regularization to {lower:.{max(0, -math.floor(math.log10(lower)))}f}."
+            f" ({settings.regularization:g}) was {share:.0f} times the rest of the loss: if the likeness is too small, set"
+            f" regularization_limit to {BEARABLE:g}."
         )
         return (told,)

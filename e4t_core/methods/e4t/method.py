@@ -169,7 +169,7 @@ class E4TRun:
             separate=separate,
         )
         self.held.see(sample.numbers, parts)
-        losses = parts.per_sample(self.settings.regularization)
+        losses = parts.per_sample(self.settings.regularization, self.settings.regularization_limit)
         if self.prior is not None:
             prior, rows = self.prior.losses(sample.numbers, separate)
             losses = losses.index_add(

@@ -31,9 +31,21 @@ class LossParts:
     diffusion: Tensor
     offset: Tensor
 
-    def per_sample(self, regularization: float) -> Tensor:
-        """``diffusion + lambda · ||E||²``, ``(B,)``."""
-        return self.diffusion + regularization * self.offset
+    def per_sample(self, regularization: float, limit: float = 0.0) -> Tensor:
+        """``diffusion + lambda · ||E||²``, ``(B,)``.
+
+        Args:
+            regularization: lambda.
+            limit: the most that each sample's penalty may be, as a share of its diffusion loss: a larger one gets a smaller
+                lambda. 0: no limit.
+        """
+        penalty = regularization * self.offset
+        return self.diffusion + (self.within(penalty, limit) * penalty if limit else penalty)
+
+    def within(self, penalty: Tensor, limit: float) -> Tensor:
+        """What to multiply each sample's penalty ``(B,)`` by so that it is within the limit: 0-1, without gradients."""
+        allowed = limit * self.diffusion.detach()
+        return torch.where(penalty.detach() > allowed, allowed / penalty.detach(), 1.0)
 
     def total(self, regularization: float) -> Tensor:
         """``mean(diffusion) + lambda · mean(||E||²)``."""
