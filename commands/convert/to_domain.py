@@ -13,7 +13,7 @@ from e4t_core.methods.e4t.clip_backbone import build_vision_tower
 from e4t_core.methods.e4t.concept_encoder import OffsetEncoder
 from e4t_core.methods.e4t.domain import Domain
 from e4t_core.methods.e4t.domain_info import PATCH_TOKENS, BackboneInfo, DomainInfo
-from e4t_core.methods.e4t.settings import PRESETS
+from e4t_core.methods.e4t.settings import PRESETS, for_new_domain
 from e4t_core.methods.e4t.weight_offsets import Offsets
 from e4t_core.templates import NEUTRAL, STYLE, templates_of
 
@@ -100,7 +100,7 @@ def to_domain(source: MkshingDirectory, options: Options = Options()) -> tuple[D
             backbone=backbone,
             scale=config.scale,
             templates=templates,
-            preset=PRESETS[preset],
+            preset=for_new_domain(preset),
             image_size=config.resolution,
             v_size=source.offsets.v_size,
             training={

@@ -17,7 +17,7 @@ from commands.convert.conversion import VOCABULARY
 from commands.convert.mkshing_directory import read_directory
 from commands.convert.to_domain import Options, to_domain
 from e4t_core.files.domain_file import load_domain, save_domain
-from e4t_core.methods.e4t.settings import FACE
+from e4t_core.methods.e4t.settings import for_new_domain
 from e4t_core.templates import NEUTRAL, STYLE
 
 pytest.importorskip("open_clip")
@@ -26,7 +26,12 @@ pytest.importorskip("open_clip")
 def test_the_description_follows_the_directory(published: Directory, tmp_path: Path) -> None:
     info = published.domain(tmp_path / "a.safetensors", "--name", "people", "--license", "MIT").info
     assert (info.name, info.word, info.scale, info.license) == ("people", "face", SCALE, "MIT")
-    assert (info.base_family, info.prediction, info.templates, info.preset) == ("sd1", "epsilon", NEUTRAL, FACE)
+    assert (info.base_family, info.prediction, info.templates, info.preset) == (
+        "sd1",
+        "epsilon",
+        NEUTRAL,
+        for_new_domain("face"),
+    )
     assert (info.image_size, info.step, info.context_width, info.feature_width) == (64, 30000, CONTEXT, 32)
     assert info.projections == published.unet.attention_projections()
     assert info.training["placeholder_token"] == "*s" and info.training["converted_from"] == "mkshing/e4t-diffusion"

@@ -108,7 +108,8 @@ def test_a_domain_s_concept_is_learned_too(concept_world: Any, photos: Path, tmp
     assert "does not hold its image backbone: name that by --backbone FILE" in capsys.readouterr().err
     assert learn("e4t", base, photos, out, "--backbone", str(tower), quick=quick) == 0
     concept, _ = load_concept(out, [tmp_path])
-    assert concept.method == "e4t" and concept.predictor is not None and len(concept.losses) == 1
+    # Two photos take half as many steps more.
+    assert concept.method == "e4t" and concept.predictor is not None and len(concept.losses) == 2
 
 
 def test_a_hypernetwork_s_domain_gives_a_concept_at_once_and_tunes_it_if_told_to(
@@ -129,11 +130,11 @@ def test_a_hypernetwork_s_domain_gives_a_concept_at_once_and_tunes_it_if_told_to
     concepts = [load_concept(path, [tmp_path])[0] for path in (once, tuned)]
     assert [(one.method, one.settings.steps, len(one.losses)) for one in concepts] == [
         ("hypernetwork", 0, 0),
-        ("hypernetwork", 1, 1),
+        ("hypernetwork", 2, 2),
     ]
     # All else is as the domain's preset says.
     assert dataclasses.asdict(concepts[0].settings) == {
-        **dataclasses.asdict(of_photos.info.preset), "steps": 0, "use_mask": False,
+        **dataclasses.asdict(of_photos.info.preset), "steps": 0, "more_steps": 0.0, "use_mask": False,
     }  # fmt: skip
     assert not torch.equal(concepts[0].embedding, concepts[1].embedding)
     assert learn("hypernetwork", base, photos, once, quick=("--domain", str(plain))) == 1

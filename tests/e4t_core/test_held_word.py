@@ -29,7 +29,7 @@ def test_a_word_that_the_penalty_shortened_is_told_with_a_limit_that_would_not()
     (told,) = seen(STRONG, 10.0, 7.0, 5.0)
     # 0.1 · 100 of 0.05.
     assert "0.50 times as long" in told and "regularization (0.1) was 200 times" in told
-    assert told.endswith("set regularization_limit to 0.1.")
+    assert told.endswith("set regularization_limit to 0.03.")
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from e4t_core.files.domain_file import save_domain
 from e4t_core.methods.e4t.concept_encoder import ConceptEncoder
 from e4t_core.methods.e4t.domain import Domain
 from e4t_core.methods.e4t.domain_info import BackboneInfo, DomainInfo
-from e4t_core.methods.e4t.settings import PRESETS
+from e4t_core.methods.e4t.settings import for_new_domain
 from e4t_core.methods.e4t.weight_offsets import Offsets
 
 from .encoder_and_offsets import EncoderAndOffsets
@@ -82,7 +82,7 @@ def domain_info(
         backbone=replace(backbone, weights_inside=config.backbone.kind == "python"),
         scale=domain.scale,
         templates=domain.templates,
-        preset=PRESETS[domain.preset],
+        preset=for_new_domain(domain.preset),
         image_size=domain.image_size,
         crop_margin=domain.crop_margin,
         v_size=offsets.v_size,

@@ -12,13 +12,11 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from .settings import TuningSettings
+from .settings import BEARABLE, TuningSettings
 from .word_model import LossParts
 
 SHRUNK = 0.7
 """Length of the word's offset in the last step, as a share of the first step's, from which on down the person is told."""
-BEARABLE = 0.1
-"""Share of the diffusion loss that is advised: 1.6 cost likeness, 0 did not, and nothing between was measured."""
 
 
 class HeldWord:
