@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from .memory_plan import PLANS
 from .settings import check_settings, setting
-
-if TYPE_CHECKING:
-    from typing_extensions import Self
 
 
 @dataclass(frozen=True)
@@ -85,7 +82,7 @@ class LoopSettings:
         if self.learning_rate == 0 and self.steps > 0:
             raise ValueError("Setting learning_rate = 0 would train nothing: raise it, or set steps to 0.")
 
-    def for_photos(self, count: int) -> Self:
+    def for_photos(self, count: int) -> LoopSettings:
         """These for so many photos, 1 or more: as they count, where some depend on it."""
         return self
 

@@ -119,13 +119,14 @@ class ConceptInfo:
         self.sampling_settings()
 
     def loop_settings(self) -> LoopSettings:
-        """The settings of its method.
+        """The settings of its method, as they counted.
 
         Raises:
             ValueError: one of them is unknown or out of range.
         """
         found: LoopSettings = from_json(SETTINGS[self.method], dict(self.settings))
-        return found
+        # The steps are those that it took, also in a file that is older than what gives several photos more of them.
+        return found.for_photos(1)
 
     def sampling_settings(self) -> SamplingSettings:
         """How it is drawn.

@@ -106,6 +106,20 @@ def test_an_exact_concept_comes_back_bit_for_bit(concept: Concept, tmp_path: Pat
     assert equal(tensors_of(load_concept(again.path, [folders.weights])[0]), tensors_of(concept))
 
 
+def test_a_recipe_of_several_photos_takes_the_steps_that_it_took_whatever_its_age(tmp_path: Path) -> None:
+    made = e4t(tiny_photos(3))
+    folders = places(tmp_path)
+    _, info = load_concept(save_concept(folders, "anna", made, "recipe", TITLED).path, [folders.weights])
+    old = {
+        name: value
+        for name, value in info.settings.items()
+        if name not in ("more_steps", "high_noise", "regularization_limit")
+    }
+    for settings in (info.settings, old):
+        read = dataclasses.replace(info, settings=settings).loop_settings()
+        assert read == made.settings and read.for_photos(3).steps == len(made.losses)
+
+
 def test_a_recipe_comes_back_bit_for_bit_and_is_yet_to_learn(concept: Concept, tmp_path: Path) -> None:
     folders = places(tmp_path)
     if concept.recipe is None:

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ...loop_settings import LoopSettings
 from ...settings import setting
-
-if TYPE_CHECKING:
-    from typing_extensions import Self
 
 
 @dataclass(frozen=True)
@@ -128,7 +125,7 @@ class TuningSettings(LoopSettings):
             *(() if self.regularization_limit > 0 and self.regularization > 0 else ("regularization_limit",)),
         )
 
-    def for_photos(self, count: int) -> Self:
+    def for_photos(self, count: int) -> TuningSettings:
         more = self.more_steps * (count - 1)
         if not more or not self.steps:
             return replace(self, more_steps=0.0)
