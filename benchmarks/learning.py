@@ -18,6 +18,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -30,12 +31,14 @@ from . import host
 from .compare import PROMPTS
 from .compare_arms import PRESET_STEPS, Arm, e4t_arm, read_log
 from .compare_pictures import Painter
+from .picture_sheet import sheet
 from .quality_report import ArmScores
 from .report import table
 from .statistics import Interval, bootstrap, weighted_ratio
 
 ROOT = host.ROOT / "runs" / "learning"
 PLAIN = "one photo"
+ON_SHEET, SHOWN = 4, (0, 3)
 
 
 @dataclass(frozen=True)
@@ -132,6 +135,9 @@ def main() -> None:
     parser.add_argument("--split", choices=("validation", "held-out"), default="validation")
     parser.add_argument("--identities", type=int, default=8)
     parser.add_argument("--arms", help="separated by semicolons; default: all")
+    parser.add_argument(
+        "--sheet", type=Path, metavar="FILE", help="draws the first four there, two prompts for each arm"
+    )
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
@@ -150,6 +156,13 @@ def main() -> None:
             seconds[name] += drawn.seconds / options.identities
     print(f"{options.identities} {options.split} faces\n")
     print("\n\n".join(tables(painter.scores(pictures, painter.people), seconds)))
+    if options.sheet:
+        some = painter.people[:ON_SHEET]
+        rows = [[p.photo, *(pictures[name][p.number][prompt] for name in chosen for prompt in SHOWN)] for p in some]
+        titles = [
+            ", ".join(["the first photo", *(p.prompts[prompt].text.format("S*") for prompt in SHOWN)]) for p in some
+        ]
+        sheet(rows, ["", *(title for name in chosen for title in (name, ""))], titles, options.sheet)
 
 
 if __name__ == "__main__":
