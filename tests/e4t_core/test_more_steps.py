@@ -15,7 +15,10 @@ from e4t_core.methods.lora import LoRA
 FEW = dataclasses.replace(SMOOTH, steps=2, more_steps=0.5)
 
 
-@pytest.mark.parametrize(("photos", "steps", "decays"), [(1, 15, False), (2, 22, True), (3, 30, True), (5, 45, True)])
+@pytest.mark.parametrize(
+    ("photos", "steps", "decays"),
+    [(1, 15, False), (2, 22, True), (3, 30, True), (5, 45, True), (10, 82, True), (500, 82, True)],
+)
 def test_each_further_photo_adds_half_of_the_steps_of_one(photos: int, steps: int, decays: bool) -> None:
     found = FACE.for_photos(photos)
     assert (found.steps, found.rate_decay, found.more_steps) == (steps, decays, 0.0)

@@ -8,6 +8,9 @@ from typing import Any
 from ...loop_settings import LoopSettings
 from ...settings import setting
 
+COUNTED = 10
+"""Photos that take more steps, at most: a folder of a hundred is to be learned in minutes, too."""
+
 
 @dataclass(frozen=True)
 class TuningSettings(LoopSettings):
@@ -21,7 +24,7 @@ class TuningSettings(LoopSettings):
     more_steps: float = setting(
         0.5,
         "For each photo after the first, so many times the steps more, and a learning rate that falls to zero over the second half of"
-        " them. 0.5: five photos take three times the steps of one. 0: any number of photos takes the same.",
+        " them. 0.5: five photos take three times the steps of one. 0: any number of photos takes the same. At most ten photos count.",
         least=0,
         most=10,
         step=0.1,
@@ -126,7 +129,7 @@ class TuningSettings(LoopSettings):
         )
 
     def for_photos(self, count: int) -> TuningSettings:
-        more = self.more_steps * (count - 1)
+        more = self.more_steps * (min(count, COUNTED) - 1)
         if not more or not self.steps:
             return replace(self, more_steps=0.0)
         return replace(self, more_steps=0.0, rate_decay=True, steps=round(self.steps * (1 + more)))
