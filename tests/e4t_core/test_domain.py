@@ -100,6 +100,18 @@ def test_the_fingerprint_follows_weights_and_description(domain: Domain) -> None
     assert one.fingerprint == same.fingerprint
 
 
+def test_a_domain_that_is_converted_anew_is_found_by_the_concepts_of_the_old_file(domain: Domain) -> None:
+    """What newer domain files say of tuning besides is in their concepts, too."""
+    plain = dataclasses.replace(domain.info.preset, more_steps=0.0, regularization_limit=0.0)
+    newer = dataclasses.replace(plain, more_steps=0.5, regularization_limit=0.03)
+    learned = dataclasses.replace(plain, learning_rate=3e-5)
+    found = [
+        dataclasses.replace(domain, info=dataclasses.replace(domain.info, preset=preset)).fingerprint
+        for preset in (plain, newer, learned)
+    ]
+    assert found[0] == found[1] != found[2]
+
+
 def test_a_missing_file_is_named_with_its_folder_and_the_ways_to_one(tmp_path: Path) -> None:
     with pytest.raises(
         DomainFileError, match="convert a published checkpoint, pre-train one, or try the mini world"

@@ -50,8 +50,8 @@ class Domain:
         described = dataclasses.asdict(self.info)
         # It says which photos to expect, and changes nothing that is learned.
         del described["fit_threshold"]
-        # Nor does this of one photo; concepts older than the setting must find their domain.
-        for name in {*self.info.preset.idle(), "more_steps"}:
+        # A concept says itself how it was tuned, and one that is older than these must find its domain, converted anew or not.
+        for name in {*self.info.preset.idle(), "more_steps", "regularization_limit"}:
             del described["preset"][name]
         return fingerprint(tensors, json.dumps(_numbers_as_float(described), sort_keys=True))
 
