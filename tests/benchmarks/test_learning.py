@@ -2,27 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 from benchmarks.compare_pictures import Painter
 from benchmarks.learning import MEASURES, PLAIN, LowNoise, arms, difference, tables
 from e4t_core.diffusion import draw_samples
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 ARMS = arms()
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.mark.parametrize("name", [name for name in ARMS if name != PLAIN])
