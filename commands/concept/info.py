@@ -14,6 +14,7 @@ from e4t_core.files.checked_file import read_header
 from e4t_core.files.concept_file import CONCEPT, WEIGHTS, read_concept_info, weights_path
 from e4t_core.files.concept_info import EXACT, RECIPE, RECOVERABLE, WORD, ConceptInfo
 from e4t_core.files.file_errors import FileError, shortened
+from e4t_core.loop_settings import LoopSettings
 from e4t_core.settings import settings_of, shown
 
 from .places import absolute, weights_folder
@@ -186,8 +187,10 @@ def run(options: argparse.Namespace) -> int:
 
 
 def changed(settings: object) -> dict[str, Any]:
-    """The settings that are not their defaults, by name."""
-    found = {name: (getattr(settings, name), about.default) for name, about in settings_of(type(settings)).items()}
+    """The settings that are not their defaults, by name; of tuning, those that count once the photos are known."""
+    usual = type(settings)()
+    usual = usual.for_photos(1) if isinstance(usual, LoopSettings) else usual
+    found = {name: (getattr(settings, name), getattr(usual, name)) for name in settings_of(type(settings))}
     return {name: value for name, (value, default) in found.items() if value != default}
 
 
