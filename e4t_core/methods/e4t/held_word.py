@@ -35,7 +35,7 @@ class HeldWord:
             self._seen[step].append((diffusion.sum(), offset.sum(), counted.sum()))
 
     def told(self) -> tuple[str, ...]:
-        """What the person should know: nothing, or that the penalty shortened the word, and which lambda would not."""
+        """What the person should know: nothing, or that the penalty shortened the word, and the limit that keeps it."""
         settings = self._settings
         if settings.steps < 2 or not settings.train_encoder:
             return ()
